@@ -1,0 +1,1 @@
+"""The control socket: HTTP on a unix socket in the runtime directory."""

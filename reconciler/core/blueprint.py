@@ -1,0 +1,119 @@
+"""What one container is made from, in the engine's neutral terms, and the hash that names it.
+
+The hash covers what is baked into a container, and only where it differs from the default: a later
+release with more fields hashes an old spec to the same value, so an upgrade recreates nothing. A
+release that must hash differently adds a version beside the old one, and keeps the old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from reconciler.core import naming
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reconciler.core.model import Desired, Identity
+    from reconciler.core.spec import SandboxSpec
+
+HASH_VERSION: Final = "1"
+# What changes no container: how it is watched, and what happens around it.
+_NOT_BAKED: Final = frozenset({"health", "restart", "on_change", "stop_timeout", "pull"})
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the settings put into every container of this instance."""
+
+    instance: str
+    prefix: str
+    publish_address: str
+    webhook_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """One container, ready to be made. ``ports`` maps container ports to host ports."""
+
+    name: str
+    labels: Mapping[str, str]
+    spec: SandboxSpec
+    env: Mapping[str, str] = field(repr=False)
+    ports: Mapping[int, int]
+    publish_address: str
+    volume: str | None
+
+
+def spec_hash(spec: SandboxSpec, around: Surroundings, env_file_digest: str | None) -> str:
+    """The name of all that goes into a container: ``1:`` and 32 hex digits."""
+    baked: dict[str, Any] = spec.model_dump(
+        mode="json",
+        exclude_defaults=True,
+        exclude=set(_NOT_BAKED),
+    )
+    if "workspace" in baked:
+        baked["workspace"].pop("retain", None)
+    baked["ports"] = [[port.name, port.container_port] for port in spec.ports]
+    baked["around"] = [around.publish_address, around.webhook_url, env_file_digest]
+    text = json.dumps(baked, sort_keys=True, separators=(",", ":"))
+    return f"{HASH_VERSION}:{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def same_spec(made_from: str, desired: str) -> bool:
+    """Whether a container's hash agrees. One of a version that we do not know is left as it is."""
+    return made_from == desired or made_from.partition(":")[0] != HASH_VERSION
+
+
+def labels(instance: str, sandbox: str) -> dict[str, str]:
+    """Who owns an object, and for which sandbox."""
+    return {naming.LABEL_INSTANCE: instance, naming.LABEL_SANDBOX: sandbox}
+
+
+def environment(
+    desired: Desired,
+    identity: Identity,
+    around: Surroundings,
+    env_file: Mapping[str, str],
+) -> dict[str, str]:
+    """What the sandbox sees: env file, then env, then what is ours. Ports are container ports."""
+    spec = desired.spec
+    webhook = {naming.WEBHOOK_VARIABLE: around.webhook_url} if around.webhook_url else {}
+    ports = {port.name: str(port.container_port) for port in spec.ports}
+    ours = {naming.SESSION_KEY_VARIABLE: identity.session_key}
+    return {**webhook, **ports, **env_file, **spec.env, **ours}
+
+
+def blueprint(
+    desired: Desired,
+    name: str,
+    around: Surroundings,
+    env_file: Mapping[str, str],
+) -> Blueprint:
+    """The container called ``name`` for a record whose hash and identity are known."""
+    assert desired.identity is not None
+    assert desired.spec_hash is not None
+    spec = desired.spec
+    return Blueprint(
+        name=name,
+        labels={
+            **labels(around.instance, desired.name),
+            naming.LABEL_SPEC: desired.spec_name,
+            naming.LABEL_SPEC_HASH: desired.spec_hash,
+        },
+        spec=spec,
+        env=environment(desired, desired.identity, around, env_file),
+        ports=published(spec, desired.identity),
+        publish_address=around.publish_address,
+        volume=naming.volume_name(around.prefix, desired.name) if spec.workspace else None,
+    )
+
+
+def published(spec: SandboxSpec, identity: Identity) -> dict[int, int]:
+    """Container ports that are published, and the host ports leased for them."""
+    if spec.network.mode in {"host", "none"}:
+        return {}
+    return {p.container_port: identity.ports[p.container_port] for p in spec.ports}

@@ -1,0 +1,105 @@
+"""The errors that this project raises, all of them.
+
+ReconcilerError
+ ├── SettingsError            a setting is wrong: says which, and what would be right
+ ├── ManifestError            the desired file is wrong: carries every diagnostic
+ ├── LockedError              another daemon holds the state directory
+ ├── StoreError               the database cannot be read or written
+ └── EngineError              the engine did not do what was asked
+      ├── EngineUnavailable   it could not be asked: nothing is known about the outcome
+      │    └── EngineTimeout  it did not answer in time: the outcome is unknown
+      ├── NotFound            the object is not there
+      ├── ImageNotFound       the image is not on this engine
+      ├── PullFailed          the registry or the engine refused the image
+      ├── NameTaken           another container bears the name
+      ├── PortTaken           another socket holds a host port
+      ├── Busy                the engine is still at work on the object: ask again soon
+      └── Refused             the engine understood, and will not: a bad mount, a bad option
+
+Messages say what to do. None carries a secret.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ReconcilerError(Exception):
+    """Root of the tree: what a user may be shown, without a traceback."""
+
+
+class SettingsError(ReconcilerError):
+    """A flag, a variable or a line of the settings file is wrong."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Diagnostic:
+    """One complaint about the desired file. Lines and columns count from 1."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.message}"
+
+
+class ManifestError(ReconcilerError):
+    """The desired file cannot be used; ``diagnostics`` holds all that is wrong with it."""
+
+    def __init__(self, diagnostics: tuple[Diagnostic, ...]) -> None:
+        super().__init__("\n".join(map(str, diagnostics)))
+        self.diagnostics = diagnostics
+
+
+class LockedError(ReconcilerError):
+    """Another daemon works on this state directory."""
+
+
+class StoreError(ReconcilerError):
+    """The database cannot be opened, read or written."""
+
+
+class EngineError(ReconcilerError):
+    """The engine did not do what was asked."""
+
+
+class EngineUnavailable(EngineError):
+    """The engine could not be asked. What it was asked may or may not have happened."""
+
+
+class EngineTimeout(EngineUnavailable):
+    """The engine did not answer in time. What it was asked may still happen."""
+
+
+class NotFound(EngineError):
+    """The container or volume is not there."""
+
+
+class ImageNotFound(EngineError):
+    """The image is not on this engine."""
+
+
+class PullFailed(EngineError):
+    """The image could not be pulled."""
+
+
+class NameTaken(EngineError):
+    """A container that is not ours to touch bears the name."""
+
+
+class PortTaken(EngineError):
+    """A host port is held by somebody else. ``port`` is it, where the engine said which."""
+
+    def __init__(self, message: str, port: int | None = None) -> None:
+        super().__init__(message)
+        self.port = port
+
+
+class Busy(EngineError):
+    """The engine is still at work on the object; ask again soon."""
+
+
+class Refused(EngineError):
+    """The engine understood the request and will not do it: asking again will not help."""

@@ -1,0 +1,294 @@
+"""The nouns of the loop: what is desired, what is observed, what is remembered, what is done.
+
+All are frozen values. Times are seconds since the epoch (UTC), durations are seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reconciler.core.spec import DesiredState, SandboxSpec
+
+_NO_PORTS: Mapping[int, int] = MappingProxyType({})
+
+
+class Phase(StrEnum):
+    """What the engine says of a container, in the engine's own words."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    RESTARTING = "restarting"
+    REMOVING = "removing"
+    EXITED = "exited"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One container of ours, as the engine described it in one answer.
+
+    ``started_at`` is None for one that was never started. ``ports`` maps container ports to the
+    host ports that it was made with, whatever its phase. ``volumes`` are the names of its named volumes.
+    """
+
+    id: str
+    name: str
+    sandbox: str
+    spec: str
+    spec_hash: str
+    phase: Phase
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    exit_code: int = 0
+    oom_killed: bool = False
+    error: str = ""
+    ports: Mapping[int, int] = _NO_PORTS
+    volumes: frozenset[str] = frozenset()
+    image: str = ""
+    image_id: str = ""
+    session_key: str | None = field(default=None, repr=False)
+
+    @property
+    def live(self) -> bool:
+        """It has processes: running, paused or about to."""
+        return self.phase in {Phase.RUNNING, Phase.PAUSED, Phase.RESTARTING}
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """One named volume of ours. ``retain`` is what its label says, as text, or empty."""
+
+    name: str
+    sandbox: str
+    created_at: float
+    retain: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """All that the engine has under one key."""
+
+    containers: tuple[Container, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a sandbox keeps over restarts and recreations: its key and its host ports.
+
+    ``ports`` maps container ports to leased host ports.
+    """
+
+    session_key: str = field(repr=False)
+    ports: Mapping[int, int] = _NO_PORTS
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """One record, ready to be compared with what is there.
+
+    ``spec_hash`` is None while it cannot be known (``problem`` says why, for instance an env file
+    that cannot be read); then nothing is made or replaced. ``identity`` is None until it is leased.
+    """
+
+    name: str
+    state: DesiredState
+    spec_name: str
+    spec: SandboxSpec
+    spec_hash: str | None
+    identity: Identity | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a container ended. ``log_tail`` holds its last lines, secrets struck out."""
+
+    container_id: str
+    finished_at: float
+    exit_code: int
+    oom_killed: bool
+    error: str = ""
+    log_tail: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """For a person: ``exit code 137, out of memory``."""
+        parts = [f"exit code {self.exit_code}"]
+        if self.oom_killed:
+            parts.append("out of memory")
+        elif self.exit_code > _SIGNAL_BASE:
+            parts.append(f"signal {self.exit_code - _SIGNAL_BASE}")
+        if self.error:
+            parts.append(self.error)
+        return ", ".join(parts)
+
+
+_SIGNAL_BASE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The last thing that could not be done for a sandbox, and how often in a row.
+
+    ``spec_hash`` is the edit that it belongs to: a newer edit is tried at once.
+    """
+
+    cause: str
+    spec_hash: str | None
+    action: str
+    count: int
+    not_before: float
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What is remembered of a sandbox between passes, and over a daemon's restarts.
+
+    ``restarts`` counts them all; ``streak`` counts those since the last stable time and sets the
+    backoff. ``not_before`` is when the next restart is due.
+    """
+
+    restarts: int = 0
+    streak: int = 0
+    not_before: float = 0.0
+    death: Death | None = None
+    failure: Failure | None = None
+
+
+class ImageState(StrEnum):
+    """What is known of a spec's image. UNKNOWN is taken for present: the create will tell."""
+
+    UNKNOWN = "unknown"
+    ABSENT = "absent"
+    PULLING = "pulling"
+    FRESH = "fresh"
+
+
+class Verdict(StrEnum):
+    """What the probes say of the container that runs now."""
+
+    UNKNOWN = "unknown"
+    GOOD = "good"
+    BAD = "bad"
+    UNHEALTHY = "unhealthy"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The folded probe results of one container. ``reason`` is the last bad probe's."""
+
+    container_id: str = ""
+    verdict: Verdict = Verdict.UNKNOWN
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphans:
+    """Since when what belongs to no record has belonged to none.
+
+    ``containers`` maps ids, ``volumes`` maps names, to seconds since the epoch. ``retain`` maps
+    volume names to seconds, or None for ever.
+    """
+
+    containers: Mapping[str, float] = field(default_factory=dict)
+    volumes: Mapping[str, float] = field(default_factory=dict)
+    retain: Mapping[str, float | None] = field(default_factory=dict)
+
+
+class Fate(StrEnum):
+    """Why a key has no record: it was taken out, or nobody knows it."""
+
+    DELETED = "deleted"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that a decision about one key is made from. ``desired`` None: should not exist."""
+
+    key: str
+    prefix: str
+    desired: Desired | None
+    observed: Observed
+    now: float
+    memory: Memory = Memory()
+    health: Health = Health()
+    image: ImageState = ImageState.UNKNOWN
+    fate: Fate = Fate.UNKNOWN
+    orphans: Orphans = Orphans()
+    gc_grace: float = 300.0
+    may_collect: bool = True
+
+
+class Verb(StrEnum):
+    """The forward steps that the executor knows."""
+
+    PULL = "pull"
+    CREATE_VOLUME = "create-volume"
+    CREATE = "create"
+    START = "start"
+    STOP = "stop"
+    PAUSE = "pause"
+    UNPAUSE = "unpause"
+    RENAME = "rename"
+    REMOVE = "remove"
+    REMOVE_VOLUME = "remove-volume"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One idempotent forward step on the engine, with the cause that a person is told.
+
+    ``target`` is a container's name, a volume's name, or an image. ``container_id`` is set where
+    the step is on a container that exists. ``new_name`` is for a rename. ``restart`` marks a step that
+    begins a restart, which the backoff counts.
+    """
+
+    verb: Verb
+    target: str
+    cause: str
+    container_id: str = ""
+    new_name: str = ""
+    restart: bool = False
+
+    def __str__(self) -> str:
+        moved = f" -> {self.new_name}" if self.new_name else ""
+        return f"{self.verb} {self.target}{moved} ({self.cause})"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The next step, or why there is none. ``wait_until`` None: until something happens."""
+
+    action: Action | None = None
+    wait_until: float | None = None
+    waiting_for: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The ordered actions that take a key to what is desired, as far as can be foreseen."""
+
+    key: str
+    actions: tuple[Action, ...] = ()
+    waiting_for: str = ""
+
+
+class Status(StrEnum):
+    """What users see."""
+
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    STOPPED = "STOPPED"
+    ERROR = "ERROR"
+    MISSING = "MISSING"

@@ -1,0 +1,108 @@
+"""Durations (``500ms 30s 5m 1h 7d``) and sizes (``512m 4g``) as users write them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES: Final = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)")
+_SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,3})?)([bkmgt])b?", re.IGNORECASE)
+
+DURATION_PATTERN: Final = r"^\d{1,9}(\.\d{1,3})?(ms|s|m|h|d)$"
+SIZE_PATTERN: Final = r"^\d{1,15}(\.\d{1,3})?[bkmgtBKMGT][bB]?$"
+FOREVER: Final = "forever"
+
+
+def parse_duration(value: Any) -> float:
+    """Seconds of ``500ms``, ``30s``, ``5m``, ``1h`` or ``7d``; 0 needs no unit.
+
+    Raises:
+        ValueError: it is not a duration.
+    """
+    if _is_zero(value):
+        return 0.0
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("must be a duration such as 500ms, 30s, 5m, 1h or 7d")
+    return round(float(match[1]) * _SECONDS[match[2]], 6)
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest exact text that ``parse_duration`` reads back: 90.0 is ``90s``."""
+    for unit in ("d", "h", "m", "s"):
+        if seconds and seconds % _SECONDS[unit] == 0:
+            return f"{int(seconds / _SECONDS[unit])}{unit}"
+    milliseconds = round(seconds * 1000, 3)
+    return f"{milliseconds:g}ms" if milliseconds else "0s"
+
+
+def parse_size(value: Any) -> int:
+    """Bytes of ``512m`` or ``4g`` (powers of 1024); a whole number is bytes.
+
+    Raises:
+        ValueError: it is not a size.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("must be a size such as 512m or 4g, or a whole number of bytes")
+    return int(float(match[1]) * _BYTES[match[2].lower()])
+
+
+def parse_retain(value: Any) -> float | str:
+    """A duration in seconds, or ``forever``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if value == FOREVER:
+        return FOREVER
+    try:
+        return parse_duration(value)
+    except ValueError:
+        raise ValueError("must be a duration such as 7d, 0 or forever") from None
+
+
+def format_retain(value: float | str) -> str:
+    """The text that ``parse_retain`` reads back."""
+    return value if isinstance(value, str) else format_duration(value)
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == 0
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration, return_type=str),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "pattern": DURATION_PATTERN}, {"const": 0}]},
+    ),
+]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "pattern": SIZE_PATTERN}, {"type": "integer", "minimum": 0}]},
+    ),
+]
+Retain = Annotated[
+    float | Literal["forever"],
+    BeforeValidator(parse_retain),
+    PlainSerializer(format_retain, return_type=str),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": DURATION_PATTERN},
+                {"const": 0},
+                {"const": FOREVER},
+            ],
+        },
+    ),
+]

@@ -1,0 +1,1 @@
+"""What runs containers: the protocol, and Docker behind it."""

@@ -1,0 +1,183 @@
+"""What an engine must be able to do, in this project's own words.
+
+Every method has a timeout of its own and raises only errors of ``reconciler.core.errors``:
+``EngineUnavailable`` where the outcome is unknown, the others where the engine said no. Every
+change is idempotent: what already is so is a success.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from reconciler.core.blueprint import Blueprint
+    from reconciler.core.model import Container, Phase, Volume
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Who the engine is. ``root`` is the folder where it keeps its data, on its own host."""
+
+    name: str
+    version: str
+    api_version: str
+    root: str
+    rootless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One line of a list: enough to see whether an inspection is needed."""
+
+    id: str
+    name: str
+    sandbox: str
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All that bears the instance's label, or nothing: a partial answer raises."""
+
+    containers: tuple[Summary, ...]
+    volumes: tuple[Volume, ...]
+
+
+class EventKind(StrEnum):
+    """What an event is about."""
+
+    CONTAINER = "container"
+    VOLUME = "volume"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEvent:
+    """A hint that something may have changed. ``sandbox`` is empty where the engine does not say.
+
+    ``id`` is a container's id or a volume's name; ``what`` is the engine's own verb (start, die).
+    """
+
+    kind: EventKind
+    id: str
+    what: str
+    sandbox: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """How far a pull is. ``total`` is 0 while it is not known."""
+
+    layers_done: int
+    layers: int
+    bytes_done: int
+    bytes_total: int
+
+
+class Engine(Protocol):
+    """One engine, seen by one instance: it lists and hears only what bears the instance's label."""
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+
+    async def ping(self) -> None:
+        """Return if the engine answers."""
+
+    async def info(self) -> EngineInfo:
+        """Who the engine is."""
+
+    async def list(self) -> Listing:
+        """Containers in every phase, and volumes."""
+
+    async def inspect(self, container_id: str) -> Container | None:
+        """One container by id or name; None where it is not there or is not of this instance."""
+
+    def events(self) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
+        """Events from now on. Entered once the engine has accepted the subscription.
+
+        The iteration ends when the stream does, for whatever reason; nobody reconnects here.
+        """
+
+    async def create_volume(self, name: str, labels: Mapping[str, str]) -> None:
+        """Make the volume.
+
+        Raises:
+            NameTaken: a volume of that name exists and is not of this instance.
+        """
+
+    async def remove_volume(self, name: str) -> None:
+        """Remove the volume, where it is of this instance.
+
+        Raises:
+            Busy: a container still uses it.
+        """
+
+    async def create(self, blueprint: Blueprint) -> str:
+        """Make the container, without starting it, and return its id.
+
+        Where a container of this instance and the same name exists, its id is returned if it bears
+        the same spec hash.
+
+        Raises:
+            ImageNotFound: the image is not there.
+            NameTaken: another container has the name.
+            Refused: the engine will not make it: a mount's source is missing, an option is wrong.
+        """
+
+    async def prepare(self, container_id: str, blueprint: Blueprint) -> None:
+        """Make the workspace belong to the sandbox's user, before the first start."""
+
+    async def start(self, container_id: str) -> None:
+        """Start it.
+
+        Raises:
+            PortTaken: a host port is held by somebody else.
+            Refused: it cannot be started: no such program, no such device.
+        """
+
+    async def stop(self, container_id: str, grace: float) -> None:
+        """Ask it to end, kill it after ``grace`` seconds, return when it has ended."""
+
+    async def pause(self, container_id: str) -> None:
+        """Freeze its processes."""
+
+    async def unpause(self, container_id: str) -> None:
+        """Thaw its processes."""
+
+    async def rename(self, container_id: str, name: str) -> None:
+        """Give it another name.
+
+        Raises:
+            NameTaken: another container has the name.
+        """
+
+    async def remove(self, container_id: str) -> None:
+        """Kill it if it lives and remove it with its anonymous volumes; return when it is gone."""
+
+    async def has_image(self, image: str) -> bool:
+        """Whether a create would find the image."""
+
+    async def pull(self, image: str, progress: Callable[[PullProgress], None]) -> None:
+        """Pull the image with the user's own credentials for its registry.
+
+        Raises:
+            PullFailed: it cannot be had.
+        """
+
+    async def log_tail(self, container_id: str, lines: int) -> Sequence[str]:
+        """The last lines of both streams, each cut at a bound."""
+
+    def follow_logs(self, container_id: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Lines as they come, after the last ten."""
+
+    async def run_in(self, container_id: str, command: Sequence[str], limit: float) -> int:
+        """Run a command in it and return its exit code.
+
+        Raises:
+            EngineTimeout: it did not end within ``limit`` seconds.
+        """

@@ -1,0 +1,208 @@
+"""Settings: flags, then ``RECONCILER_*`` variables, then the settings file, then defaults."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, PlainSerializer, StringConstraints, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from reconciler.core.errors import SettingsError
+from reconciler.core.spec import AbsolutePath, MountSpec, Name, PortSpec
+from reconciler.core.units import Duration, Retain, Size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SYSTEM_STATE: Final = Path("/var/lib/reconciler")
+CONFIG_CANDIDATES: Final = (
+    Path("config/reconciler.yaml"),
+    Path("/etc/reconciler/reconciler.yaml"),
+)
+DESIRED_CANDIDATES: Final = (Path("config/desired.yaml"), Path("/etc/reconciler/desired.yaml"))
+_MAX_CONFIG_BYTES: Final = 1 << 20
+
+
+def parse_port_range(value: Any) -> tuple[int, int]:
+    """``30000-39999`` as its first and last port.
+
+    Raises:
+        ValueError: it is not a range of ports.
+    """
+    if isinstance(value, str):
+        value = value.split("-")
+    try:
+        first, last = (int(part) for part in value)
+    except (TypeError, ValueError):
+        raise ValueError("must be a range of ports such as 30000-39999") from None
+    if not 1 <= first <= last <= 65535:  # noqa: PLR2004 - the ports that exist
+        raise ValueError("must be a range of ports within 1-65535, the lower one first")
+    return first, last
+
+
+PortRange = Annotated[
+    tuple[int, int],
+    NoDecode,
+    BeforeValidator(parse_port_range),
+    PlainSerializer(lambda r: f"{r[0]}-{r[1]}", return_type=str),
+]
+Prefix = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$", max_length=100)]
+
+
+class Settings(BaseSettings):
+    """Every setting. Durations are seconds and sizes bytes once read; a file writes 30s and 4g."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RECONCILER_",
+        env_nested_delimiter="__",
+        extra="ignore",
+        frozen=True,
+    )
+
+    desired: Path = Field(default_factory=lambda: _first_that_exists(DESIRED_CANDIDATES))
+    state_dir: Path = Field(default_factory=lambda: default_state_dir(os.environ))
+    runtime_dir: Path | None = None
+    instance: Name = "default"
+    container_name_prefix: Prefix = "oh-agent-server-"
+
+    port_range: PortRange = (30000, 39999)
+    publish_address: str = "127.0.0.1"
+    container_url_pattern: str = "http://localhost:{port}"
+    host_port: int = Field(default=3000, ge=1, le=65535)
+    webhook_url: str | None = "http://host.docker.internal:{host_port}/api/v1/webhooks"
+    mounts: tuple[MountSpec, ...] = ()
+    exposed_ports: tuple[PortSpec, ...] = ()
+    health_check_path: AbsolutePath | None = None
+
+    docker_host: str | None = Field(default=None, description="null: as Docker's clients find it.")
+    engine_timeout: Duration = 60.0
+    read_timeout: Duration = 15.0
+    pull_timeout: Duration = 3600.0
+    workers: int = Field(default=64, ge=1, le=1000)
+    concurrent_removals: int = Field(default=4, ge=1, le=100)
+    resync_interval: Duration = 60.0
+    rescan_interval: Duration = 10.0
+
+    gc_grace: Duration = 300.0
+    volume_retain: Retain = Field(
+        default=604800.0,
+        description="For a volume that nothing says how long to keep.",
+    )
+    brake_count: int = Field(default=3, ge=0)
+    brake_percent: float = Field(default=30.0, ge=0, le=100)
+    ledger_rows: int = Field(default=100_000, ge=100)
+    disk_min_free: Size = 1 << 30
+
+    log_format: Literal["auto", "json", "console", "journal"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def socket(self) -> Path:
+        """The control socket of the daemon that works on this state directory."""
+        return (self.runtime_dir or self.state_dir) / "control.sock"
+
+    @property
+    def webhook(self) -> str | None:
+        """The webhook URL that sandboxes are given."""
+        return self.webhook_url and self.webhook_url.format(host_port=self.host_port)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is the library's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, variables, file: in this order."""
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _file_values.get())
+
+
+class _FileValues:
+    """The settings file's content, for the one construction that ``load`` makes."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def get(self) -> dict[str, Any]:
+        return self._values
+
+    def put(self, values: dict[str, Any]) -> None:
+        self._values = values
+
+
+_file_values = _FileValues()
+
+
+def load(config: Path | None = None, **flags: Any) -> Settings:
+    """The settings of this process. Flags that are None do not count.
+
+    Raises:
+        SettingsError: the file or a value is wrong; the message names each one.
+    """
+    path = config or _config_path()
+    values = _read(path) if path else {}
+    unknown = sorted(set(values) - set(Settings.model_fields))
+    if unknown:
+        raise SettingsError(f"{path}: no such setting: {', '.join(unknown)}")
+    _file_values.put(values)
+    try:
+        return Settings(**{key: value for key, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from error
+    finally:
+        _file_values.put({})
+
+
+def default_state_dir(environ: Mapping[str, str]) -> Path:
+    """systemd's choice, else the system's folder for root, else the user's own."""
+    if directory := environ.get("STATE_DIRECTORY"):
+        return Path(directory.split(":")[0])
+    if os.geteuid() == 0:
+        return SYSTEM_STATE
+    base = environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "reconciler"
+
+
+def _config_path() -> Path | None:
+    if named := os.environ.get("RECONCILER_CONFIG"):
+        return Path(named)
+    return next((path for path in CONFIG_CANDIDATES if path.is_file()), None)
+
+
+def _first_that_exists(candidates: tuple[Path, ...]) -> Path:
+    return next((path for path in candidates if path.exists()), candidates[-1])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_CONFIG_BYTES)
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: must hold settings as `name: value` lines")
+    return values
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        place = ".".join(map(str, problem["loc"]))
+        lines.append(f"{place or 'settings'}: {problem['msg'].removeprefix('Value error, ')}")
+    return "\n".join(lines)
