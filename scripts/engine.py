@@ -1,0 +1,273 @@
+"""A Docker engine of one's own, beside any other: for `make demo`, the tests and CI.
+
+python3 -m scripts.engine ensure DIR          print the DOCKER_HOST of an engine that answers
+python3 -m scripts.engine stop DIR            end the private engine in DIR and remove it all
+python3 -m scripts.engine ensure-image NAME   make the busybox image, on $DOCKER_HOST
+"""
+
+# ruff: noqa: S603 - the programs are found by name and their arguments are our own
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scripts import bridge, debian, processes
+from scripts.image import ensure_image
+from scripts.unixhttp import DEFAULT_HOST, answers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# The engine's socket is DIR/docker.sock, and a unix socket's path holds 107 bytes.
+_LONGEST_DIRECTORY = 90
+_MNT_DETACH = 2
+_CONTAINERD_TOML = """\
+version = 2
+root = "{0}/containerd-data"
+state = "{0}/containerd"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+address = "{0}/containerd.sock"
+"""
+
+
+class PrivateEngine:
+    """A dockerd and its containerd, with every file, socket, bridge and cgroup of their own.
+
+    It works without iptables: a second dockerd that used them would flush the chains of the
+    first. Ports published on 127.0.0.1 work through Docker's userland proxy; containers reach
+    the host and each other, but not the networks beyond.
+
+    All state is in the directory, so any process can end what another one started.
+    """
+
+    def __init__(
+        self, directory: Path, *, live_restore: bool = False, arguments: Sequence[str] = ()
+    ) -> None:
+        self.directory = directory.absolute()
+        self.live_restore = live_restore
+        self.arguments = arguments
+        self.socket = self.directory / "docker.sock"
+        self.host = f"unix://{self.socket}"
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def pid(self) -> int | None:
+        """The running dockerd's pid."""
+        return self._pid("dockerd")
+
+    def start(self, timeout: float = 60) -> None:
+        """Start what does not run, and return when the engine answers."""
+        if len(str(self.directory)) > _LONGEST_DIRECTORY:
+            raise ValueError(f"{self.directory} is too long for a unix socket below it")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self._pid("containerd") is None:
+            self._start_containerd()
+        if self.pid is None:
+            self._start_dockerd()
+        self._wait(timeout)
+
+    def terminate(self, timeout: float = 60) -> None:
+        """End dockerd as a service manager does. Its containers end too, but for live-restore."""
+        if pid := self.pid:
+            processes.end(pid, timeout)
+        self._reap()
+
+    def kill(self) -> None:
+        """Kill dockerd with SIGKILL. Its containers run on until the next start."""
+        if pid := self.pid:
+            processes.kill(pid)
+        self._reap()
+
+    def restart(self, *, live_restore: bool | None = None) -> None:
+        """End dockerd if it runs, and start it on the same data."""
+        self.terminate()
+        self.live_restore = self.live_restore if live_restore is None else live_restore
+        self.start()
+
+    def destroy(self) -> None:
+        """End everything, whatever state it is in, and leave no trace."""
+        own = self._read_bridge()
+        if own:
+            processes.empty_cgroup(own.name)
+        self.terminate(20)
+        self._end_shims()
+        if containerd := self._pid("containerd"):
+            processes.end(containerd, 10)
+        self._reap()
+        _unmount_below(self.directory)
+        if own:
+            processes.empty_cgroup(own.name)
+            processes.remove_cgroup(own.name)
+            bridge.remove_all(own)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def logs(self, lines: int = 40) -> str:
+        """Return the end of what the engine logged."""
+        try:
+            text = (self.directory / "dockerd.log").read_text(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _start_containerd(self) -> None:
+        config = self.directory / "containerd.toml"
+        config.write_text(_CONTAINERD_TOML.format(self.directory))
+        self._spawn("containerd", "--config", str(config))
+
+    def _start_dockerd(self) -> None:
+        at = self.directory
+        own = self._read_bridge() or self._claim_bridge()
+        (at / "daemon.json").write_text("{}")
+        # A pid file left by SIGKILL keeps dockerd from starting once its number is used again.
+        (at / "docker.pid").unlink(missing_ok=True)
+        self._spawn(
+            "dockerd",
+            f"--config-file={at}/daemon.json",
+            f"--host={self.host}",
+            f"--data-root={at}/data",
+            f"--exec-root={at}/exec",
+            f"--pidfile={at}/docker.pid",
+            f"--containerd={at}/containerd.sock",
+            f"--bridge={own.name}",
+            f"--default-address-pool=base={own.pool},size=26",
+            f"--cgroup-parent=/{own.name}",
+            "--exec-opt=native.cgroupdriver=cgroupfs",
+            "--iptables=false",
+            "--ip-masq=false",
+            "--ip-forward=false",
+            f"--live-restore={str(self.live_restore).lower()}",
+            *self.arguments,
+        )
+
+    def _end_shims(self) -> None:
+        """End what runs on after a SIGKILL of dockerd, and the sockets outside our directory."""
+        for pid in processes.find("containerd-shim", self.directory):
+            processes.kill(pid)
+        for file in self.directory.glob("containerd/*/*/*/address"):
+            with suppress(OSError):
+                Path(file.read_text().removeprefix("unix://")).unlink(missing_ok=True)
+
+    def _spawn(self, program: str, *arguments: str) -> None:
+        with (self.directory / f"{program}.log").open("ab") as log:
+            child = subprocess.Popen(
+                [program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._children[program] = child
+        (self.directory / f"{program}.pid").write_text(str(child.pid))
+
+    def _wait(self, timeout: float) -> None:
+        def settled() -> bool:
+            return answers(self.host, timeout=2) or self.pid is None
+
+        if not processes.wait_for(settled, timeout) or self.pid is None:
+            raise RuntimeError(f"the private engine does not start:\n{self.logs()}")
+
+    def _pid(self, program: str) -> int | None:
+        """Find the process, also one that another process of ours started."""
+        child = self._children.get(program)
+        if child and child.poll() is None:
+            return child.pid
+        try:
+            pid = int((self.directory / f"{program}.pid").read_text())
+        except (OSError, ValueError):
+            return None
+        ours = f"{self.directory}/" in processes.command_line(pid)
+        return pid if ours and processes.alive(pid) else None
+
+    def _reap(self) -> None:
+        for child in self._children.values():
+            child.poll()
+
+    def _claim_bridge(self) -> bridge.Bridge:
+        own = bridge.claim()
+        (self.directory / "bridge.json").write_text(json.dumps(own))
+        return own
+
+    def _read_bridge(self) -> bridge.Bridge | None:
+        try:
+            return bridge.Bridge(*json.loads((self.directory / "bridge.json").read_text()))
+        except (OSError, ValueError):
+            return None
+
+
+def _unmount_below(directory: Path) -> None:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = [line.split()[4].encode().decode("unicode_escape") for line in lines]
+    libc = ctypes.CDLL(None)
+    for point in reversed(points):
+        if point.startswith(f"{directory}/"):
+            libc.umount2(point.encode(), _MNT_DETACH)
+
+
+def ensure(directory: Path) -> str:
+    """Return the DOCKER_HOST of an engine that answers; start a private one if there is none."""
+    if host := _running():
+        return host
+    if not shutil.which("dockerd"):
+        if not debian.can_install():
+            raise RuntimeError("no Docker engine answers, and only root can install docker.io here")
+        debian.install("docker.io", "iptables")
+        # Under systemd the package starts its own service.
+        if processes.wait_for(lambda: answers(DEFAULT_HOST), 5):
+            return DEFAULT_HOST
+    engine = PrivateEngine(directory)
+    try:
+        engine.start()
+    except BaseException:
+        engine.destroy()
+        raise
+    debian.say(f"no Docker engine answered: a private one runs at {engine.host}")
+    return engine.host
+
+
+def _running() -> str | None:
+    given = os.environ.get("DOCKER_HOST")
+    if given and answers(given):
+        return given
+    if given:
+        debian.say(f"DOCKER_HOST={given} does not answer")
+    return DEFAULT_HOST if answers(DEFAULT_HOST) else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command."""
+    parser = argparse.ArgumentParser(prog="scripts.engine", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("ensure", "stop"):
+        commands.add_parser(name).add_argument("directory", type=Path)
+    commands.add_parser("ensure-image").add_argument("name")
+    asked = parser.parse_args(arguments)
+    try:
+        _run(asked)
+    except (RuntimeError, ValueError, OSError, subprocess.CalledProcessError) as error:
+        debian.say(f"error: {error}")
+        return 1
+    return 0
+
+
+def _run(asked: argparse.Namespace) -> None:
+    if asked.command == "ensure":
+        sys.stdout.write(f"{ensure(asked.directory)}\n")
+    elif asked.command == "stop":
+        PrivateEngine(asked.directory).destroy()
+    else:
+        ensure_image(os.environ.get("DOCKER_HOST", DEFAULT_HOST), asked.name)
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        sys.exit(main())
