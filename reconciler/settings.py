@@ -18,7 +18,7 @@ from pydantic_settings import (
 
 from reconciler.core.errors import SettingsError
 from reconciler.core.spec import AbsolutePath, MountSpec, Name, PortSpec
-from reconciler.core.units import Duration, Retain, Size
+from reconciler.core.units import Retain, Size, format_duration, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,6 +55,23 @@ PortRange = Annotated[
     BeforeValidator(parse_port_range),
     PlainSerializer(lambda r: f"{r[0]}-{r[1]}", return_type=str),
 ]
+
+
+def parse_seconds(value: Any) -> float:
+    """A duration; in a setting, a bare number is seconds.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = str(value)
+    return parse_duration(f"{text}s" if text.replace(".", "", 1).isdigit() else value)
+
+
+Seconds = Annotated[
+    float,
+    BeforeValidator(parse_seconds),
+    PlainSerializer(format_duration, return_type=str),
+]
 Prefix = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$", max_length=100)]
 
 
@@ -66,6 +83,7 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         extra="ignore",
         frozen=True,
+        validate_default=False,
     )
 
     desired: Path = Field(default_factory=lambda: _first_that_exists(DESIRED_CANDIDATES))
@@ -84,15 +102,15 @@ class Settings(BaseSettings):
     health_check_path: AbsolutePath | None = None
 
     docker_host: str | None = Field(default=None, description="null: as Docker's clients find it.")
-    engine_timeout: Duration = 60.0
-    read_timeout: Duration = 15.0
-    pull_timeout: Duration = 3600.0
+    engine_timeout: Seconds = 60.0
+    read_timeout: Seconds = 15.0
+    pull_timeout: Seconds = 3600.0
     workers: int = Field(default=64, ge=1, le=1000)
     concurrent_removals: int = Field(default=4, ge=1, le=100)
-    resync_interval: Duration = 60.0
-    rescan_interval: Duration = 10.0
+    resync_interval: Seconds = 60.0
+    rescan_interval: Seconds = 10.0
 
-    gc_grace: Duration = 300.0
+    gc_grace: Seconds = 300.0
     volume_retain: Retain = Field(
         default=604800.0,
         description="For a volume that nothing says how long to keep.",
@@ -165,7 +183,7 @@ def load(config: Path | None = None, **flags: Any) -> Settings:
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
-    """systemd's choice, else the system's folder for root, else the user's own."""
+    """The service manager's choice, else the system's folder for root, else the user's own."""
     if directory := environ.get("STATE_DIRECTORY"):
         return Path(directory.split(":")[0])
     if os.geteuid() == 0:
