@@ -151,11 +151,12 @@ class PrivateEngine:
 
     def _end_shims(self) -> None:
         """End what runs on after a SIGKILL of dockerd, and the sockets outside our directory."""
+        # containerd forgets the addresses as soon as it notices a dead shim.
+        addresses = [file.read_text() for file in self.directory.glob("containerd/*/*/*/address")]
         for pid in processes.find("containerd-shim", self.directory):
             processes.kill(pid)
-        for file in self.directory.glob("containerd/*/*/*/address"):
-            with suppress(OSError):
-                Path(file.read_text().removeprefix("unix://")).unlink(missing_ok=True)
+        for address in addresses:
+            Path(address.removeprefix("unix://")).unlink(missing_ok=True)
 
     def _spawn(self, program: str, *arguments: str) -> None:
         with (self.directory / f"{program}.log").open("ab") as log:
