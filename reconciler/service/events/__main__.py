@@ -1,0 +1,7 @@
+"""Prints docs/events.md."""
+
+import sys
+
+from reconciler.service.events.page import markdown
+
+sys.stdout.write(markdown())
