@@ -35,7 +35,7 @@ class Container:
     """One container of ours, as the engine described it in one answer.
 
     ``started_at`` is None for one that was never started. ``ports`` maps container ports to the
-    host ports that it was made with, whatever its phase. ``volumes`` are the names of its named volumes.
+    host ports that it was made with, whatever its phase. ``volumes`` names its named volumes.
     """
 
     id: str
@@ -54,6 +54,7 @@ class Container:
     volumes: frozenset[str] = frozenset()
     image: str = ""
     image_id: str = ""
+    stop_timeout: float = 10.0
     session_key: str | None = field(default=None, repr=False)
 
     @property
@@ -137,15 +138,16 @@ _SIGNAL_BASE = 128
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The last thing that could not be done for a sandbox, and how often in a row.
+    """A step that could not be done, how often in a row, and when it is due again.
 
     ``spec_hash`` is the edit that it belongs to: a newer edit is tried at once.
     """
 
+    verb: Verb
+    spec_hash: str
     cause: str
-    spec_hash: str | None
-    action: str
     count: int
+    at: float
     not_before: float
 
 
@@ -154,14 +156,22 @@ class Memory:
     """What is remembered of a sandbox between passes, and over a daemon's restarts.
 
     ``restarts`` counts them all; ``streak`` counts those since the last stable time and sets the
-    backoff. ``not_before`` is when the next restart is due.
+    backoff. ``last_exit`` is when the exit happened that was last taken into account, our own stops
+    among them, and ``not_before`` is when the start after it is due. ``failures`` is empty once the
+    sandbox is as desired.
     """
 
     restarts: int = 0
     streak: int = 0
+    last_exit: float = 0.0
     not_before: float = 0.0
     death: Death | None = None
-    failure: Failure | None = None
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def failure(self) -> Failure | None:
+        """The latest failure."""
+        return max(self.failures, key=lambda failure: failure.at, default=None)
 
 
 class ImageState(StrEnum):
@@ -184,10 +194,18 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The folded probe results of one container. ``reason`` is the last bad probe's."""
+    """The folded probe results of one run of a container.
+
+    A run is a container's id and the time it started. ``since`` is when the verdict was reached;
+    ``good`` and ``bad`` count the last results of a kind in a row; ``reason`` is the last bad's.
+    """
 
     container_id: str = ""
+    started_at: float | None = None
     verdict: Verdict = Verdict.UNKNOWN
+    since: float = 0.0
+    good: int = 0
+    bad: int = 0
     reason: str = ""
 
 
@@ -249,8 +267,8 @@ class Action:
     """One idempotent forward step on the engine, with the cause that a person is told.
 
     ``target`` is a container's name, a volume's name, or an image. ``container_id`` is set where
-    the step is on a container that exists. ``new_name`` is for a rename. ``restart`` marks a step that
-    begins a restart, which the backoff counts.
+    the step is on a container that exists. ``new_name`` is for a rename. ``restart`` marks a step
+    that begins a restart, which the backoff counts.
     """
 
     verb: Verb

@@ -1,0 +1,381 @@
+"""The one decision: from all that is known about a key, the next forward step.
+
+One step at a time, so that whatever happened meanwhile, an edit or a crash, is seen before the
+next. Nothing here remembers that a replacement is under way: the names of the containers say how
+far it got, so it is taken up again from any point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core import policy
+from reconciler.core.model import (
+    Action,
+    Decision,
+    Fate,
+    ImageState,
+    Phase,
+    Verb,
+    Verdict,
+)
+from reconciler.core.roles import (
+    drift,
+    has_volume,
+    names_of,
+    replace_cause,
+    roles_of,
+    surplus_volumes,
+    wanted_volume,
+)
+from reconciler.core.spec import DesiredState, PullPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reconciler.core.model import Container, Desired, View
+    from reconciler.core.roles import Names, Roles
+
+_POLL: Final = 1.0
+NOTHING: Final = Decision()
+
+
+def decide(view: View) -> Decision:
+    """The next step for this key, or why there is none."""
+    if view.desired is None:
+        return _gated(view, _unwanted(view))
+    world = _World(view, view.desired, roles_of(view), names_of(view))
+    for rule in _RULES:
+        decision = rule(world)
+        if decision is not None:
+            return _gated(view, decision)
+    return _collect_volumes(view)
+
+
+@dataclass(frozen=True, slots=True)
+class _World:
+    view: View
+    desired: Desired
+    roles: Roles
+    names: Names
+
+    def in_sync(self, container: Container) -> bool:
+        return not drift(self.view, self.desired, container)
+
+    def failed(self, verb: Verb, container: Container) -> bool:
+        return bool(policy.failure_of(self.view.memory, verb, container.spec_hash))
+
+
+# --- what a record asks for -------------------------------------------------------------------
+
+
+def _clear_wreckage(world: _World) -> Decision | None:
+    for container in world.view.observed.containers:
+        if container.phase in {Phase.DEAD, Phase.REMOVING}:
+            return _on(Verb.REMOVE, container, f"the engine says it is {container.phase}")
+    return None
+
+
+def _fill_the_name(world: _World) -> Decision | None:
+    """Nobody bears the sandbox's name: whoever is nearest to what is desired gets it."""
+    roles = world.roles
+    if roles.current is not None:
+        return None
+    heir = _heir(world)
+    if heir is not None:
+        return _on(Verb.RENAME, heir, "it is not under its name", new_name=world.names.current)
+    if roles.successor is not None:
+        return _on(Verb.REMOVE, roles.successor, "it was made for an older edit")
+    return _make(world, world.names.current, "it does not exist")
+
+
+def _heir(world: _World) -> Container | None:
+    roles = world.roles
+    if roles.successor is not None and world.in_sync(roles.successor):
+        return roles.successor
+    if roles.predecessor is not None:
+        return roles.predecessor
+    return max(roles.strays, key=lambda c: (world.in_sync(c), c.live, c.created_at), default=None)
+
+
+def _drop_strays(world: _World) -> Decision | None:
+    for container in world.roles.strays:
+        return _on(Verb.REMOVE, container, f"{world.names.current} has taken its place")
+    return None
+
+
+def _finish_replacement(world: _World) -> Decision | None:
+    """Both old and new are there: keep the new one once it has started, else the old one."""
+    current, predecessor = world.roles.current, world.roles.predecessor
+    if current is None or predecessor is None:
+        return None
+    never_started = current.started_at is None and not current.live
+    if never_started and not world.in_sync(current):
+        return _on(Verb.REMOVE, current, "it was made for an older edit")
+    if never_started and world.failed(Verb.START, current):
+        return _on(Verb.REMOVE, current, "it cannot be started: the one before it comes back")
+    if never_started and world.desired.state is not DesiredState.STOPPED:
+        return _on(Verb.START, current, "it replaces the one before it")
+    return _on(Verb.REMOVE, predecessor, "it was replaced")
+
+
+def _replace(world: _World) -> Decision | None:
+    current, successor = world.roles.current, world.roles.successor
+    assert current is not None
+    cause = replace_cause(world.view, world.desired, current)
+    if successor is None:
+        keep = not cause or _making_must_wait(world)
+        return None if keep else _make(world, world.names.successor, cause)
+    if not cause:
+        return _on(Verb.REMOVE, successor, "no replacement is needed")
+    if not world.in_sync(successor):
+        return _on(Verb.REMOVE, successor, "it was made for an older edit")
+    if current.live:
+        return _wind_down(current, cause)
+    return _on(Verb.RENAME, current, cause, new_name=world.names.predecessor)
+
+
+def _making_must_wait(world: _World) -> bool:
+    """While a replacement cannot be made, the container that is there is kept as desired."""
+    return world.view.image is ImageState.PULLING or _blocked_until(world) > world.view.now
+
+
+def _blocked_until(world: _World) -> float:
+    spec_hash = world.desired.spec_hash
+    making = {Verb.PULL, Verb.CREATE, Verb.CREATE_VOLUME, Verb.START}
+    dues = [
+        f.not_before
+        for f in world.view.memory.failures
+        if f.verb in making and f.spec_hash == spec_hash
+    ]
+    return max(dues, default=0.0)
+
+
+def _make(world: _World, name: str, cause: str) -> Decision:
+    view, desired = world.view, world.desired
+    if desired.problem is not None:
+        return Decision(waiting_for=desired.problem)
+    if view.image is ImageState.PULLING:
+        return Decision(waiting_for=f"pulling {desired.spec.image}")
+    if _needs_pull(view, desired):
+        return Decision(Action(Verb.PULL, desired.spec.image, cause))
+    volume = wanted_volume(view)
+    if volume and not has_volume(view, volume):
+        return Decision(Action(Verb.CREATE_VOLUME, volume, "its workspace does not exist"))
+    return Decision(Action(Verb.CREATE, name, cause))
+
+
+def _needs_pull(view: View, desired: Desired) -> bool:
+    match desired.spec.pull:
+        case PullPolicy.ALWAYS:
+            return view.image is not ImageState.FRESH
+        case PullPolicy.MISSING:
+            return view.image is ImageState.ABSENT
+        case PullPolicy.NEVER:
+            return False
+
+
+# --- the state of the container that is there -------------------------------------------------
+
+
+def _converge_state(world: _World) -> Decision | None:
+    current = world.roles.current
+    assert current is not None
+    if world.desired.state is DesiredState.STOPPED:
+        return _wind_down(current, "stopped is desired") if current.live else None
+    return _STATE_RULES[current.phase](world, current)
+
+
+def _start_new(world: _World, current: Container) -> Decision:
+    return _on(Verb.START, current, f"{world.desired.state} is desired")
+
+
+def _start_again(world: _World, current: Container) -> Decision:
+    memory, restart = world.view.memory, world.desired.spec.restart
+    if current.finished_at == memory.last_exit and memory.not_before == 0.0:
+        return _on(Verb.START, current, f"{world.desired.state} is desired")
+    cause = _death_cause(world, current)
+    accounted = current.finished_at == memory.last_exit
+    due = memory.not_before if accounted else world.view.now
+    due = policy.not_later_than(due, world.view.now, restart.max_backoff)
+    if due > world.view.now:
+        return Decision(wait_until=due, waiting_for=f"its next restart: {cause}")
+    return _on(Verb.START, current, cause, restart=True)
+
+
+def _death_cause(world: _World, current: Container) -> str:
+    death = world.view.memory.death
+    known = death is not None and death.container_id == current.id
+    return f"it ended: {death.reason if known and death else f'exit code {current.exit_code}'}"
+
+
+def _unpause(world: _World, current: Container) -> Decision | None:
+    if world.desired.state is DesiredState.PAUSED:
+        return None
+    return _on(Verb.UNPAUSE, current, "running is desired")
+
+
+def _await_restart(world: _World, _current: Container) -> Decision:
+    return Decision(wait_until=world.view.now + _POLL, waiting_for="the engine restarts it")
+
+
+def _keep_running(world: _World, current: Container) -> Decision | None:
+    verdict = verdict_of(world.view, current)
+    if verdict is Verdict.UNHEALTHY:
+        return _restart_unhealthy(world, current)
+    if world.desired.state is DesiredState.RUNNING:
+        return None
+    if world.desired.spec.health is None or verdict is Verdict.GOOD:
+        return _on(Verb.PAUSE, current, "paused is desired")
+    return Decision(waiting_for="a good probe, then it is paused")
+
+
+def verdict_of(view: View, container: Container) -> Verdict:
+    """What the probes say of this run of the container; those of an earlier run do not count."""
+    health = view.health
+    same_run = (health.container_id, health.started_at) == (container.id, container.started_at)
+    return health.verdict if same_run else Verdict.UNKNOWN
+
+
+def _restart_unhealthy(world: _World, current: Container) -> Decision:
+    view, restart = world.view, world.desired.spec.restart
+    due = policy.unhealthy_restart_due(view.health, view.memory, restart, view.key)
+    due = policy.not_later_than(due, view.now, restart.max_backoff)
+    cause = f"unhealthy: {view.health.reason}"
+    if due > view.now:
+        return Decision(wait_until=due, waiting_for=f"its next restart: {cause}")
+    return _on(Verb.STOP, current, cause, restart=True)
+
+
+_STATE_RULES: Final[dict[Phase, Callable[[_World, Container], Decision | None]]] = {
+    Phase.CREATED: _start_new,
+    Phase.EXITED: _start_again,
+    Phase.PAUSED: _unpause,
+    Phase.RESTARTING: _await_restart,
+    Phase.RUNNING: _keep_running,
+}
+
+
+def _still_to_make(world: _World) -> Decision | None:
+    """The container that is there is as it should be, and waits for its replacement."""
+    current = world.roles.current
+    assert current is not None
+    if not replace_cause(world.view, world.desired, current):
+        return None
+    if world.view.image is ImageState.PULLING:
+        return Decision(waiting_for=f"pulling {world.desired.spec.image}")
+    failure = world.view.memory.failure
+    cause = failure.cause if failure else "a replacement"
+    return Decision(wait_until=_blocked_until(world), waiting_for=cause)
+
+
+_RULES: Final[tuple[Callable[[_World], Decision | None], ...]] = (
+    _clear_wreckage,
+    _fill_the_name,
+    _drop_strays,
+    _finish_replacement,
+    _replace,
+    _converge_state,
+    _still_to_make,
+)
+
+
+# --- what no record asks for ------------------------------------------------------------------
+
+
+def _unwanted(view: View) -> Decision:
+    waits = []
+    for container in view.observed.containers:
+        due = _removal_due(view, container)
+        if due is not None and due <= view.now:
+            return _take_away(view, container)
+        waits.append(due)
+    if view.observed.containers:
+        return _earliest(waits, "the grace of what belongs to no record")
+    return _collect_volumes(view)
+
+
+def _removal_due(view: View, container: Container) -> float | None:
+    if view.fate is Fate.DELETED:
+        return view.now
+    since = view.orphans.containers.get(container.id)
+    if since is None or not view.may_collect:
+        return None
+    return policy.not_later_than(since + view.gc_grace, view.now, view.gc_grace)
+
+
+def _take_away(view: View, container: Container) -> Decision:
+    deleted = view.fate is Fate.DELETED
+    cause = "its record was taken out" if deleted else "it belongs to no record"
+    asked = policy.failure_of(view.memory, Verb.STOP, container.spec_hash)
+    if deleted and container.phase is Phase.RUNNING and asked is None:
+        return _on(Verb.STOP, container, cause)
+    return _on(Verb.REMOVE, container, cause)
+
+
+def _collect_volumes(view: View) -> Decision:
+    """Volumes that nothing asks for go when they have been kept as long as was promised."""
+    in_use = {name for container in view.observed.containers for name in container.volumes}
+    waits = []
+    for volume in surplus_volumes(view):
+        due = _volume_due(view, volume.name)
+        if due is not None and due <= view.now and volume.name not in in_use:
+            action = Action(Verb.REMOVE_VOLUME, volume.name, "it was kept as long as was asked")
+            return _gated(view, Decision(action))
+        waits.append(None if volume.name in in_use else due)
+    return _earliest(waits, "")
+
+
+def _volume_due(view: View, name: str) -> float | None:
+    since = view.orphans.volumes.get(name)
+    retain = view.orphans.retain.get(name)
+    if since is None or retain is None or not view.may_collect:
+        return None
+    return policy.not_later_than(since + retain, view.now, retain)
+
+
+# --- shared -----------------------------------------------------------------------------------
+
+
+def _wind_down(container: Container, cause: str) -> Decision:
+    # A paused container cannot be stopped gracefully on every engine.
+    verb = Verb.UNPAUSE if container.phase is Phase.PAUSED else Verb.STOP
+    return _on(verb, container, cause)
+
+
+def _on(
+    verb: Verb,
+    container: Container,
+    cause: str,
+    *,
+    new_name: str = "",
+    restart: bool = False,
+) -> Decision:
+    return Decision(
+        Action(verb, container.name, cause, container.id, new_name=new_name, restart=restart),
+    )
+
+
+def _earliest(waits: list[float | None], waiting_for: str) -> Decision:
+    dues = [due for due in waits if due is not None]
+    return Decision(wait_until=min(dues), waiting_for=waiting_for) if dues else NOTHING
+
+
+def _gated(view: View, decision: Decision) -> Decision:
+    """A step that failed is not repeated before it is due."""
+    action = decision.action
+    if action is None:
+        return decision
+    failure = policy.failure_of(view.memory, action.verb, concerned_hash(view, action))
+    if failure is None or failure.not_before <= view.now:
+        return decision
+    return Decision(wait_until=failure.not_before, waiting_for=failure.cause)
+
+
+def concerned_hash(view: View, action: Action) -> str:
+    """The edit that a step is for: its container's, or the one that is desired."""
+    for container in view.observed.containers:
+        if container.id == action.container_id:
+            return container.spec_hash
+    return (view.desired.spec_hash or "") if view.desired else ""

@@ -1,0 +1,117 @@
+"""Which container under a key plays which part, and whether it is what the record asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reconciler.core import naming
+from reconciler.core.blueprint import published, same_spec
+from reconciler.core.spec import DesiredState, OnChange
+
+if TYPE_CHECKING:
+    from reconciler.core.model import Container, Desired, View, Volume
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The containers of one record.
+
+    The current one bears the sandbox's name. A successor was made to replace it and never started.
+    A predecessor was replaced, and is kept until its successor has started. Strays are ours by
+    label, and bear a name that nobody expects: somebody renamed them.
+    """
+
+    current: Container | None
+    successor: Container | None
+    predecessor: Container | None
+    strays: tuple[Container, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names under one key."""
+
+    current: str
+    successor: str
+    predecessor: str
+    volume: str
+
+
+def names_of(view: View) -> Names:
+    """The names that the key's objects bear."""
+    return Names(
+        current=naming.container_name(view.prefix, view.key),
+        successor=naming.successor_name(view.prefix, view.key),
+        predecessor=naming.predecessor_name(view.prefix, view.key),
+        volume=naming.volume_name(view.prefix, view.key),
+    )
+
+
+def roles_of(view: View) -> Roles:
+    """Who is who."""
+    names = names_of(view)
+    by_name = {container.name: container for container in view.observed.containers}
+    expected = {names.current, names.successor, names.predecessor}
+    return Roles(
+        current=by_name.get(names.current),
+        successor=by_name.get(names.successor),
+        predecessor=by_name.get(names.predecessor),
+        strays=tuple(c for c in view.observed.containers if c.name not in expected),
+    )
+
+
+def wanted_volume(view: View) -> str | None:
+    """The workspace volume that the record asks for."""
+    wants = view.desired is not None and view.desired.spec.workspace is not None
+    return names_of(view).volume if wants else None
+
+
+def has_volume(view: View, name: str) -> bool:
+    """Whether the engine has that volume under this key."""
+    return any(volume.name == name for volume in view.observed.volumes)
+
+
+def surplus_volumes(view: View) -> tuple[Volume, ...]:
+    """Volumes under the key that nothing asks for."""
+    wanted = wanted_volume(view)
+    return tuple(volume for volume in view.observed.volumes if volume.name != wanted)
+
+
+def drift(view: View, desired: Desired, container: Container) -> str:
+    """Why the container is not what the record asks for; empty where it is."""
+    return spec_drift(desired, container) or _host_drift(view, desired, container)
+
+
+def replace_cause(view: View, desired: Desired, container: Container) -> str:
+    """Why the container is to be replaced now; empty where it is to be kept."""
+    if cause := spec_drift(desired, container):
+        return cause if _may_replace(desired, container) else ""
+    # A container that runs has its ports and its volume, whatever the books say.
+    return "" if container.live else _host_drift(view, desired, container)
+
+
+def spec_drift(desired: Desired, container: Container) -> str:
+    """``the spec changed``, where it did."""
+    known = desired.spec_hash is not None
+    changed = known and not same_spec(container.spec_hash, desired.spec_hash or "")
+    return "the spec changed" if changed else ""
+
+
+def _host_drift(view: View, desired: Desired, container: Container) -> str:
+    if desired.identity and published(desired.spec, desired.identity) != container.ports:
+        return "its host ports changed"
+    volume = wanted_volume(view)
+    if volume and not has_volume(view, volume):
+        return "its workspace volume is gone"
+    return ""
+
+
+def _may_replace(desired: Desired, container: Container) -> bool:
+    match desired.spec.on_change:
+        case OnChange.RECREATE:
+            return True
+        case OnChange.NEXT_START:
+            return not container.live and desired.state is not DesiredState.STOPPED
+        case OnChange.IGNORE:
+            return False
