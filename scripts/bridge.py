@@ -1,6 +1,6 @@
 """A network bridge of its own for each private engine, made through the kernel's ioctls.
 
-The bridge's name is the claim on a number, and the number decides the subnets: the kernel lets
+The bridge's name is the claim on a number, and the number decides the subnet: the kernel lets
 one of any number of concurrent makers have a name, so no lock and no file is needed.
 """
 
@@ -12,40 +12,33 @@ import ipaddress
 import socket
 import struct
 from pathlib import Path
-from typing import NamedTuple
 
 _SIOCBRADDBR, _SIOCBRDELBR = 0x89A0, 0x89A1
 _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8916, 0x891C
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _PREFIX = "rclbr"
-_CONTAINERS = ipaddress.IPv4Network("10.190.0.0/16")
-_NETWORKS = ipaddress.IPv4Network("10.191.0.0/16")
+_SUBNETS = ipaddress.IPv4Network("10.190.0.0/16")
 _BLOCK = 21
 
 
-class Bridge(NamedTuple):
-    """A bridge that exists, and the pool for the networks of the same engine."""
-
-    name: str
-    pool: str
-
-
-def claim() -> Bridge:
-    """Make the first bridge whose name and subnets nobody has."""
-    taken = [route for _, route in _interfaces()]
-    blocks = zip(
-        _CONTAINERS.subnets(new_prefix=_BLOCK), _NETWORKS.subnets(new_prefix=_BLOCK), strict=True
-    )
-    for number, (subnet, pool) in enumerate(blocks):
-        if any(route.overlaps(subnet) or route.overlaps(pool) for route in taken):
+def claim() -> str:
+    """Make the first bridge whose name and subnet nobody has."""
+    taken = _routes()
+    for number, subnet in enumerate(_SUBNETS.subnets(new_prefix=_BLOCK)):
+        if any(route.overlaps(subnet) for route in taken):
             continue
         name = f"{_PREFIX}{number}"
         try:
             _create(name, subnet)
         except FileExistsError:
             continue
-        return Bridge(name, str(pool))
-    raise RuntimeError(f"no free subnet in {_CONTAINERS} and {_NETWORKS} for another engine")
+        return name
+    raise RuntimeError(f"no free subnet in {_SUBNETS} for another engine")
+
+
+def names() -> set[str]:
+    """List the machine's network interfaces."""
+    return {name for _, name in socket.if_nameindex()}
 
 
 def remove(name: str) -> None:
@@ -53,15 +46,6 @@ def remove(name: str) -> None:
     with _control() as control, contextlib.suppress(OSError):
         _set_up(control, name, up=False)
         fcntl.ioctl(control, _SIOCBRDELBR, name.encode() + b"\0")
-
-
-def remove_all(own: Bridge) -> None:
-    """Remove the engine's bridge, and those of the networks that were made in its pool."""
-    pool = ipaddress.IPv4Network(own.pool)
-    for name, route in _interfaces():
-        if route.overlaps(pool) and name.startswith("br-"):
-            remove(name)
-    remove(own.name)
 
 
 def _create(name: str, subnet: ipaddress.IPv4Network) -> None:
@@ -92,10 +76,10 @@ def _set_up(control: socket.socket, name: str, *, up: bool) -> None:
     fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", name.encode(), flags))
 
 
-def _interfaces() -> list[tuple[str, ipaddress.IPv4Network]]:
-    """Read every interface's routes but the default one."""
+def _routes() -> list[ipaddress.IPv4Network]:
+    """Read every route but the default one."""
     rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
-    return [(row[0], _network(row[1], row[7])) for row in rows if row[7] != "00000000"]
+    return [_network(row[1], row[7]) for row in rows if row[7] != "00000000"]
 
 
 def _network(address: str, mask: str) -> ipaddress.IPv4Network:

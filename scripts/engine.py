@@ -5,13 +5,10 @@ python3 -m scripts.engine stop DIR            end the private engine in DIR and 
 python3 -m scripts.engine ensure-image NAME   make the busybox image, on $DOCKER_HOST
 """
 
-# ruff: noqa: S603 - the programs are found by name and their arguments are our own
-
 from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import os
 import shutil
 import subprocess
@@ -30,6 +27,8 @@ if TYPE_CHECKING:
 # The engine's socket is DIR/docker.sock, and a unix socket's path holds 107 bytes.
 _LONGEST_DIRECTORY = 90
 _MNT_DETACH = 2
+# A network's bridge is named by this much of its id.
+_ID = 12
 _CONTAINERD_TOML = """\
 version = 2
 root = "{0}/containerd-data"
@@ -58,7 +57,7 @@ class PrivateEngine:
         self.arguments = arguments
         self.socket = self.directory / "docker.sock"
         self.host = f"unix://{self.socket}"
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._children: set[int] = set()
 
     @property
     def pid(self) -> int | None:
@@ -98,7 +97,7 @@ class PrivateEngine:
         """End everything, whatever state it is in, and leave no trace."""
         own = self._read_bridge()
         if own:
-            processes.empty_cgroup(own.name)
+            processes.empty_cgroup(own)
         self.terminate(20)
         self._end_shims()
         if containerd := self._pid("containerd"):
@@ -106,9 +105,11 @@ class PrivateEngine:
         self._reap()
         _unmount_below(self.directory)
         if own:
-            processes.empty_cgroup(own.name)
-            processes.remove_cgroup(own.name)
-            bridge.remove_all(own)
+            processes.empty_cgroup(own)
+            processes.remove_cgroup(own)
+            for name in self._networks():
+                bridge.remove(name)
+            bridge.remove(own)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def logs(self, lines: int = 40) -> str:
@@ -128,6 +129,7 @@ class PrivateEngine:
         at = self.directory
         own = self._read_bridge() or self._claim_bridge()
         (at / "daemon.json").write_text("{}")
+        # No --default-address-pool: with it, every restart deletes the host's docker0, whoever's.
         # A pid file left by SIGKILL keeps dockerd from starting once its number is used again.
         (at / "docker.pid").unlink(missing_ok=True)
         self._spawn(
@@ -138,9 +140,8 @@ class PrivateEngine:
             f"--exec-root={at}/exec",
             f"--pidfile={at}/docker.pid",
             f"--containerd={at}/containerd.sock",
-            f"--bridge={own.name}",
-            f"--default-address-pool=base={own.pool},size=26",
-            f"--cgroup-parent=/{own.name}",
+            f"--bridge={own}",
+            f"--cgroup-parent=/{own}",
             "--exec-opt=native.cgroupdriver=cgroupfs",
             "--iptables=false",
             "--ip-masq=false",
@@ -159,16 +160,9 @@ class PrivateEngine:
             Path(address.removeprefix("unix://")).unlink(missing_ok=True)
 
     def _spawn(self, program: str, *arguments: str) -> None:
-        with (self.directory / f"{program}.log").open("ab") as log:
-            child = subprocess.Popen(
-                [program, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._children[program] = child
-        (self.directory / f"{program}.pid").write_text(str(child.pid))
+        pid = processes.spawn(program, *arguments, log=self.directory / f"{program}.log")
+        self._children.add(pid)
+        (self.directory / f"{program}.pid").write_text(str(pid))
 
     def _wait(self, timeout: float) -> None:
         def settled() -> bool:
@@ -179,30 +173,37 @@ class PrivateEngine:
 
     def _pid(self, program: str) -> int | None:
         """Find the process, also one that another process of ours started."""
-        child = self._children.get(program)
-        if child and child.poll() is None:
-            return child.pid
+        self._reap()
         try:
             pid = int((self.directory / f"{program}.pid").read_text())
         except (OSError, ValueError):
             return None
-        ours = f"{self.directory}/" in processes.command_line(pid)
+        # A child's command line is empty for a moment after its exec; others may reuse a number.
+        ours = pid in self._children or f"{self.directory}/" in processes.command_line(pid)
         return pid if ours and processes.alive(pid) else None
 
     def _reap(self) -> None:
-        for child in self._children.values():
-            child.poll()
+        self._children = {pid for pid in self._children if not processes.reap(pid)}
 
-    def _claim_bridge(self) -> bridge.Bridge:
+    def _claim_bridge(self) -> str:
         own = bridge.claim()
-        (self.directory / "bridge.json").write_text(json.dumps(own))
+        (self.directory / "bridge").write_text(own)
         return own
 
-    def _read_bridge(self) -> bridge.Bridge | None:
+    def _read_bridge(self) -> str | None:
         try:
-            return bridge.Bridge(*json.loads((self.directory / "bridge.json").read_text()))
-        except (OSError, ValueError):
+            return (self.directory / "bridge").read_text()
+        except OSError:
             return None
+
+    def _networks(self) -> list[str]:
+        """List the bridges of our networks, which are named by ids that only our store holds."""
+        try:
+            store = (self.directory / "data/network/files/local-kv.db").read_bytes()
+        except OSError:
+            return []
+        ids = {name: name.removeprefix("br-") for name in bridge.names() if name.startswith("br-")}
+        return [name for name, own in ids.items() if len(own) == _ID and own.encode() in store]
 
 
 def _unmount_below(directory: Path) -> None:

@@ -27,12 +27,33 @@ def wait_for(condition: Callable[[], bool], timeout: float) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """Tell whether the process runs; a zombie does not."""
+    """Tell whether the process runs; a zombie does not, once its last thread has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
+        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208
     except OSError:
         return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
+    return stat.rpartition(")")[2].split()[0] not in "ZX" or len(threads) > 1
+
+
+def spawn(program: str, *arguments: str, log: Path) -> int:
+    """Start a program that outlives us, in a session of its own."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    files = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    argv = [program, *arguments]
+    return os.posix_spawnp(program, argv, os.environ, file_actions=files, setsid=True)
+
+
+def reap(pid: int) -> bool:
+    """Take the exit status of a child of ours; False while it runs."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def command_line(pid: int) -> str:

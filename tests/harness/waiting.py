@@ -1,0 +1,20 @@
+"""Wait for a condition, never for a length of time."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+_POLL = 0.03
+
+
+def wait_until(
+    predicate: Callable[[], T], timeout: float = 30, explain: Callable[[], str] = str
+) -> T:
+    """Return the predicate's first true value; fail with an explanation when none comes."""
+    end = time.monotonic() + timeout
+    while not (value := predicate()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not so within {timeout} s: {predicate}\n{explain()}")
+        time.sleep(_POLL)
+    return value
