@@ -1,0 +1,160 @@
+"""Makes the memory durable: whatever waits is written in one transaction, and tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from reconciler.core.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from reconciler.store.disk import Change, Disk
+    from reconciler.store.ledger import LedgerEntry, Pending
+    from reconciler.store.shelf import Shelf
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Thread:
+    """The one thread that touches the database: SQLite may block, the event loop may not."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+
+    async def run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Does the work there. A caller that is cancelled leaves it running to its end."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, lambda: work(*args, **kwargs))
+
+    def end(self) -> None:
+        """Lets the thread end after what it has to do."""
+        self._executor.shutdown(wait=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """All that is not yet durable."""
+
+    shelves: Sequence[Shelf[Any]]
+    ledger: Pending
+
+    def __len__(self) -> int:
+        return sum(shelf.dirty() for shelf in self.shelves) + len(self.ledger)
+
+    def take(self) -> tuple[list[Change], tuple[LedgerEntry, ...]]:
+        """One moment of the memory. Ledger entries stay here until they are ``written``."""
+        return [change for shelf in self.shelves for change in shelf.take()], self.ledger.all()
+
+    def put_back(self, changes: Sequence[Change]) -> None:
+        """What could not be written waits again."""
+        for shelf in self.shelves:
+            shelf.put_back(changes)
+
+    def mark_all(self) -> None:
+        """Everything is to be written: the database is a new one."""
+        for shelf in self.shelves:
+            shelf.mark_all()
+
+
+class Flusher:
+    """Writes the backlog whenever it is woken.
+
+    Args:
+        disk: Where to.
+        thread: Where the disk's work is done.
+        backlog: What.
+        on_trouble: Told once when writing begins to fail.
+        on_recovered: Told once when it works again.
+        retry: Seconds between two tries while it fails.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        thread: Thread,
+        backlog: Backlog,
+        *,
+        on_trouble: Callable[[StoreError], None],
+        on_recovered: Callable[[], None],
+        retry: float,
+    ) -> None:
+        self._disk = disk
+        self._thread = thread
+        self._backlog = backlog
+        self._on_trouble = on_trouble
+        self._on_recovered = on_recovered
+        self._retry = retry
+        self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self.trouble: StoreError | None = None
+
+    def wake(self) -> None:
+        """There is something to write."""
+        self._wake.set()
+
+    def start(self) -> None:
+        """Begins to write in the background."""
+        self._task = asyncio.create_task(self._keep_flushing(), name="store-flusher")
+
+    async def stop(self) -> None:
+        """Ends the background task. A write that runs is not waited for."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def flush(self) -> None:
+        """Returns when all that waited at the call is durable.
+
+        Raises:
+            StoreError: it could not be written; it waits on and is tried again.
+        """
+        async with self._writing:
+            if not self._backlog:
+                return
+            try:
+                await self._write()
+            except StoreError as error:
+                self._complain(error)
+                raise
+            self._be_well()
+
+    async def _write(self) -> None:
+        if await self._thread.run(self._disk.begin_anew_where_lost):
+            self._backlog.mark_all()
+        changes, entries = self._backlog.take()
+        try:
+            await self._thread.run(self._disk.write, changes, entries)
+        except BaseException:
+            # Also when the caller is cancelled: to write a row twice does no harm.
+            self._backlog.put_back(changes)
+            raise
+        self._backlog.ledger.written(entries)
+
+    async def _keep_flushing(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self.flush()
+            except StoreError:
+                await asyncio.sleep(self._retry)
+                self._wake.set()
+
+    def _complain(self, error: StoreError) -> None:
+        first, self.trouble = self.trouble is None, error
+        if first:
+            self._on_trouble(error)
+
+    def _be_well(self) -> None:
+        before, self.trouble = self.trouble, None
+        if before is not None:
+            self._on_recovered()

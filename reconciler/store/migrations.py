@@ -1,0 +1,66 @@
+"""The database's shape, as the steps that lead to it. A released step is never changed.
+
+Times are seconds since the epoch. A NULL ``retain`` is for ever. Ports stand in rows of their own,
+so that the database itself refuses to lease one twice.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        """CREATE TABLE record (
+            name TEXT PRIMARY KEY NOT NULL,
+            origin TEXT NOT NULL CHECK (origin IN ('declared', 'api')),
+            spec_name TEXT NOT NULL,
+            state TEXT NOT NULL,
+            spec TEXT NOT NULL,
+            created_at REAL NOT NULL
+        ) WITHOUT ROWID""",
+        """CREATE TABLE tombstone (
+            name TEXT PRIMARY KEY NOT NULL,
+            deleted_at REAL NOT NULL,
+            retain REAL
+        ) WITHOUT ROWID""",
+        """CREATE TABLE identity (
+            name TEXT PRIMARY KEY NOT NULL,
+            session_key TEXT NOT NULL
+        ) WITHOUT ROWID""",
+        """CREATE TABLE lease (
+            host_port INTEGER PRIMARY KEY NOT NULL,
+            sandbox TEXT NOT NULL REFERENCES identity (name) ON DELETE CASCADE,
+            container_port INTEGER NOT NULL,
+            UNIQUE (sandbox, container_port)
+        )""",
+        """CREATE TABLE memory (
+            name TEXT PRIMARY KEY NOT NULL,
+            body TEXT NOT NULL
+        ) WITHOUT ROWID""",
+        """CREATE TABLE orphan_container (
+            id TEXT PRIMARY KEY NOT NULL,
+            sandbox TEXT NOT NULL,
+            since REAL NOT NULL,
+            retain REAL
+        ) WITHOUT ROWID""",
+        """CREATE TABLE orphan_volume (
+            id TEXT PRIMARY KEY NOT NULL,
+            sandbox TEXT NOT NULL,
+            since REAL NOT NULL,
+            retain REAL
+        ) WITHOUT ROWID""",
+        """CREATE TABLE fact (
+            name TEXT PRIMARY KEY NOT NULL,
+            value TEXT NOT NULL
+        ) WITHOUT ROWID""",
+        """CREATE TABLE ledger (
+            id INTEGER PRIMARY KEY NOT NULL,
+            at REAL NOT NULL,
+            event TEXT NOT NULL,
+            sandbox TEXT,
+            cause TEXT NOT NULL,
+            data TEXT NOT NULL
+        )""",
+        "CREATE INDEX ledger_by_sandbox ON ledger (sandbox, id)",
+    ),
+)

@@ -1,0 +1,228 @@
+"""What the daemon knows, in memory: records, identities, restart memory, orphans, the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from reconciler.core.model import Identity, Memory
+from reconciler.store import rows
+from reconciler.store.rows import Changes, Orphan, OrphanKind, Record, Tombstone
+from reconciler.store.shelf import Shelf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from reconciler.store.disk import Rows
+    from reconciler.store.ledger import LedgerEntry, Pending
+
+_DESIRED_KNOWN: Final = "desired-known"
+_NO_MEMORY: Final = Memory()
+
+
+class State:
+    """Reads and changes, for one thread. They take no time and never fail for the disk.
+
+    Args:
+        content: What was loaded, by table name.
+        ledger: Where entries wait until they are durable.
+        touched: Called after every change.
+        clock: Seconds since the epoch.
+
+    Attributes:
+        records: Those that should exist, by name.
+        deleted: Those that were taken out and are not yet gone, by name.
+        held: Names whose record this release cannot read, and why. Their sandboxes are wanted,
+            nobody knows how: they are to be left alone, and never collected.
+        leased: Sandbox names by host port.
+        orphans: What belongs to no record, by kind, then by container id or volume name.
+    """
+
+    def __init__(
+        self,
+        content: Mapping[str, Rows],
+        ledger: Pending,
+        touched: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._ledger, self._touched, self._clock = ledger, touched, clock
+        self._shelves: dict[str, Shelf[Any]] = {
+            table.name: Shelf(table, content[table.name], touched) for table in rows.TABLES
+        }
+        self._records: Shelf[Record] = self._shelves[rows.RECORDS.name]
+        self._tombstones: Shelf[Tombstone] = self._shelves[rows.TOMBSTONES.name]
+        self._identities: Shelf[Identity] = self._shelves[rows.IDENTITIES.name]
+        self._memories: Shelf[Memory] = self._shelves[rows.MEMORIES.name]
+        self._facts: Shelf[str] = self._shelves[rows.FACTS.name]
+        self._orphans: dict[OrphanKind, Shelf[Orphan]] = {
+            "container": self._shelves[rows.ORPHAN_CONTAINERS.name],
+            "volume": self._shelves[rows.ORPHAN_VOLUMES.name],
+        }
+        self._leased = _ports_by_owner(self._identities.values)
+        self.records = self._records.values
+        self.deleted = self._tombstones.values
+        self.held = self._records.unreadable
+        self.leased: Mapping[int, str] = MappingProxyType(self._leased)
+        self.orphans: Mapping[OrphanKind, Mapping[str, Orphan]] = {
+            kind: shelf.values for kind, shelf in self._orphans.items()
+        }
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Rows that this release cannot read, such as ``record alice``, and why.
+
+        They stay in the database as they are until something is put under the same key.
+        """
+        return {
+            f"{table} {key}": why
+            for table, shelf in self._shelves.items()
+            for key, why in shelf.unreadable.items()
+        }
+
+    @property
+    def desired_known(self) -> bool:
+        """Whether a desired file was ever accepted in this database's life."""
+        return _DESIRED_KNOWN in self._facts.values
+
+    def accept(self, records: Mapping[str, Record], removed: Iterable[str]) -> Changes:
+        """Takes in what the desired file declares, as one step that is durable whole or not at all.
+
+        A declared record in neither argument stays as last accepted, and so does ``created_at`` of
+        one that exists. A record that comes back loses its tombstone. Records made through the API
+        are never touched: a declared one of the same name is refused.
+
+        Args:
+            records: Declared records by name, whether new, changed or neither.
+            removed: Names that are declared no more. Unknown ones do no harm.
+        """
+        self._facts.put(_DESIRED_KNOWN, "yes")
+        ours = {name: record for name, record in records.items() if not self._is_of_api(name)}
+        changes = Changes(
+            added=frozenset(name for name in ours if name not in self.records),
+            changed=frozenset(name for name, record in ours.items() if self._is_changed(record)),
+            removed=frozenset(n for n in removed if n not in records and self._is_removable(n)),
+            refused=frozenset(name for name in records if name not in ours),
+        )
+        for name in changes.added | changes.changed:
+            self.put_record(ours[name])
+        for name in changes.removed:
+            self.remove_record(name)
+        return changes
+
+    def put_record(self, record: Record) -> None:
+        """Makes or changes one record. One that comes back loses its tombstone."""
+        self._records.put(record.name, self._aged(record))
+        self._tombstones.drop(record.name)
+
+    def remove_record(self, name: str) -> None:
+        """Takes one record out and leaves a tombstone. Harmless where there is none."""
+        if name not in self.records and name not in self.held:
+            return
+        record = self.records.get(name)
+        retain = record.retain if record else rows.DEFAULT_RETAIN
+        self._records.drop(name)
+        self._tombstones.put(name, Tombstone(name, self._clock(), retain))
+
+    def forget(self, name: str) -> None:
+        """Ends a deletion: drops tombstone, leases and memory. A record that came back stays whole.
+
+        The session key stays, for a record that comes back to its volume, until ``drop_key``.
+        """
+        if name in self.records or name in self.held:
+            return
+        self._tombstones.drop(name)
+        self._memories.drop(name)
+        identity = self.identity(name)
+        if identity is not None:
+            self.put_identity(name, Identity(identity.session_key))
+
+    def drop_key(self, name: str) -> None:
+        """Drops a session key whose sandbox and volume are gone. A record's key stays."""
+        if name in self.records or name in self.held:
+            return
+        self._release(name)
+        self._identities.drop(name)
+
+    def identity(self, name: str) -> Identity | None:
+        """The key and host ports of a sandbox; one that was forgotten has a key and no ports."""
+        return self._identities.values.get(name)
+
+    def put_identity(self, name: str, identity: Identity) -> None:
+        """Sets the key and all leases of a sandbox.
+
+        Raises:
+            ValueError: a host port is named twice, or is leased to another sandbox.
+        """
+        ports = sorted(identity.ports.values())
+        taken = [port for port in ports if self._leased.get(port, name) != name]
+        if taken or len(set(ports)) < len(ports):
+            raise ValueError(f"{name}: host ports are not free: {taken or ports}")
+        self._release(name)
+        self._leased.update(dict.fromkeys(ports, name))
+        frozen = MappingProxyType(dict(identity.ports))
+        self._identities.put(name, Identity(identity.session_key, frozen))
+
+    def memory(self, name: str) -> Memory:
+        """What is remembered of a sandbox; a blank one where nothing is."""
+        return self._memories.values.get(name, _NO_MEMORY)
+
+    def put_memory(self, name: str, memory: Memory) -> None:
+        """Remembers. An equal memory costs nothing."""
+        self._memories.put(name, memory)
+
+    def note_orphan(
+        self, kind: OrphanKind, key: str, sandbox: str, since: float, retain: float | None
+    ) -> Orphan:
+        """Notes what belongs to no record. One that is known keeps its ``since``; returns it."""
+        known = self.orphans[kind].get(key)
+        orphan = Orphan(sandbox, known.since if known else since, retain)
+        self._orphans[kind].put(key, orphan)
+        return orphan
+
+    def drop_orphan(self, kind: OrphanKind, key: str) -> None:
+        """It is gone, or belongs to a record again. Harmless where there is none."""
+        self._orphans[kind].drop(key)
+
+    def fact(self, name: str) -> str | None:
+        """A single remembered text; None: there is none."""
+        return self._facts.values.get(name)
+
+    def put_fact(self, name: str, value: str | None) -> None:
+        """Remembers a single text; None forgets it."""
+        if value is None:
+            self._facts.drop(name)
+        else:
+            self._facts.put(name, value)
+
+    def append(
+        self, event: str, sandbox: str | None, cause: str, data: Mapping[str, Any]
+    ) -> LedgerEntry:
+        """Adds to the ledger. Long texts are clipped; ``data`` must hold no secret."""
+        entry = self._ledger.append(event, sandbox, cause, data)
+        self._touched()
+        return entry
+
+    def _is_of_api(self, name: str) -> bool:
+        known = self.records.get(name)
+        return known is not None and known.origin == "api"
+
+    def _is_removable(self, name: str) -> bool:
+        return (name in self.records or name in self.held) and not self._is_of_api(name)
+
+    def _is_changed(self, record: Record) -> bool:
+        known = self.records.get(record.name)
+        return known is not None and known != self._aged(record)
+
+    def _aged(self, record: Record) -> Record:
+        known = self.records.get(record.name)
+        return replace(record, created_at=known.created_at) if known else record
+
+    def _release(self, name: str) -> None:
+        identity = self.identity(name)
+        for port in identity.ports.values() if identity else ():
+            del self._leased[port]
+
+
+def _ports_by_owner(identities: Mapping[str, Identity]) -> dict[int, str]:
+    return {port: name for name, it in identities.items() for port in it.ports.values()}
