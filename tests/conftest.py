@@ -14,8 +14,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from scripts.engine import PrivateEngine
 from tests.harness import engines
+from tests.harness.daemon import Daemon
 from tests.harness.docker import Docker
 from tests.harness.instance import Instance, instance_on
+from tests.harness.proxy import FaultProxy
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,6 +52,20 @@ def instance(engine: Docker) -> Iterator[Instance]:
     """An identity and a range of ports of the test's own on the shared engine."""
     with instance_on(engine) as own:
         yield own
+
+
+@pytest.fixture
+def daemon(instance: Instance, tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon on the shared engine, not yet started."""
+    with Daemon(instance, tmp_path) as own:
+        yield own
+
+
+@pytest.fixture
+def proxy(engine: Docker) -> Iterator[FaultProxy]:
+    """A proxy to the shared engine; ``proxy.host`` is its address."""
+    with FaultProxy(engine.host) as running:
+        yield running
 
 
 @pytest.fixture
