@@ -125,7 +125,7 @@ class UlimitSpec(Model):
 class ResourcesSpec(Model):
     """What a sandbox may take of the host. null: no limit of its own."""
 
-    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    cpus: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = None
     memory: Size | None = None
     pids: Count | None = None
     shm: Size | None = None

@@ -1,0 +1,89 @@
+"""The desired file, or a folder of them, as records that are ready to be converged.
+
+What cannot be used is reported with file, line and column, all of it in one go, and holds back no
+more than it touches: a record, the records of a spec, or (where it cannot be told what the file
+asks for) the whole load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from reconciler.store.documents import Declarations, gather
+from reconciler.store.records import DeclaredRecord, resolve_records
+from reconciler.store.specs import SpecDefaults, resolve_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reconciler.core.errors import Diagnostic
+
+__all__ = ["DeclaredRecord", "Loaded", "SpecDefaults", "load"]
+
+_NO_RECORDS: Final[Mapping[str, DeclaredRecord]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the desired file says.
+
+    ``records`` are the usable ones by sandbox name, replicas expanded. ``held`` are the keys under
+    ``sandboxes:`` that cannot be used, with the reasons. ``fatal``: a file could not be read or
+    understood as a whole, so nothing is known about what is not said, and ``records`` is empty.
+    ``empty``: a file is empty, all is gone, or no sandbox is declared. ``env_files`` are those that
+    the records name.
+    """
+
+    records: Mapping[str, DeclaredRecord] = field(default_factory=lambda: _NO_RECORDS)
+    held: Mapping[str, tuple[Diagnostic, ...]] = field(default_factory=dict)
+    diagnostics: tuple[Diagnostic, ...] = ()
+    fatal: bool = False
+    empty: bool = False
+    env_files: frozenset[Path] = frozenset()
+
+    def held_because(self, name: str) -> tuple[Diagnostic, ...]:
+        """Why a sandbox that was accepted before must stay as it was; nothing if it need not.
+
+        A held record may have had replicas before, so it holds ``name-1`` and so on too.
+        """
+        if name in self.records:
+            return ()
+        base, _, number = name.rpartition("-")
+        replica_of = self.held.get(base, ()) if number.isdecimal() else ()
+        return self.held.get(name, replica_of)
+
+    def is_held(self, name: str) -> bool:
+        """Whether a sandbox that was accepted before must stay as it was."""
+        return bool(self.held_because(name))
+
+
+def load(path: Path, defaults: SpecDefaults | None = None) -> Loaded:
+    """Read a desired file, or a folder's ``*.yaml`` files in name order. Blocks; never raises.
+
+    A file that is not there is an empty one, with a diagnostic that says so.
+    """
+    declared = gather(path)
+    defaults = defaults or SpecDefaults()
+    specs = resolve_specs(declared, defaults)
+    records, held = resolve_records(declared, specs, defaults)
+    fatal = declared.report.fatal
+    return Loaded(
+        records=_NO_RECORDS if fatal else MappingProxyType(records),
+        held=held,
+        diagnostics=declared.report.all(),
+        fatal=fatal,
+        empty=_is_empty(declared),
+        env_files=_env_files(records),
+    )
+
+
+def _is_empty(declared: Declarations) -> bool:
+    return declared.report.blank or not (declared.sandboxes or declared.report.fatal)
+
+
+def _env_files(records: Mapping[str, DeclaredRecord]) -> frozenset[Path]:
+    named = {record.spec.env_file for record in records.values()}
+    return frozenset(Path(name) for name in named if name is not None)
