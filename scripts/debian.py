@@ -36,3 +36,7 @@ def _apt(*arguments: str) -> None:
         stdout=sys.stderr,
         env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
     )
+
+
+if __name__ == "__main__":
+    install(*sys.argv[1:])

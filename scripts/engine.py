@@ -219,13 +219,9 @@ def ensure(directory: Path) -> str:
     """Return the DOCKER_HOST of an engine that answers; start a private one if there is none."""
     if host := _running():
         return host
-    if not shutil.which("dockerd"):
-        if not debian.can_install():
-            raise RuntimeError("no Docker engine answers, and only root can install docker.io here")
-        debian.install("docker.io", "iptables")
-        # Under systemd the package starts its own service.
-        if processes.wait_for(lambda: answers(DEFAULT_HOST), 5):
-            return DEFAULT_HOST
+    if prepare() and processes.wait_for(lambda: answers(DEFAULT_HOST), 5):
+        # Under systemd the package started its own service.
+        return DEFAULT_HOST
     engine = PrivateEngine(directory)
     try:
         engine.start()
@@ -234,6 +230,16 @@ def ensure(directory: Path) -> str:
         raise
     debian.say(f"no Docker engine answered: a private one runs at {engine.host}")
     return engine.host
+
+
+def prepare() -> bool:
+    """Install Docker unless it is there; True where it was not."""
+    if shutil.which("dockerd"):
+        return False
+    if not debian.can_install():
+        raise RuntimeError("no Docker engine answers, and only root can install docker.io here")
+    debian.install("docker.io", "iptables")
+    return True
 
 
 def _running() -> str | None:
@@ -251,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("ensure", "stop"):
         commands.add_parser(name).add_argument("directory", type=Path)
+    commands.add_parser("prepare")
     commands.add_parser("ensure-image").add_argument("name")
     asked = parser.parse_args(arguments)
     try:
@@ -264,6 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(asked: argparse.Namespace) -> None:
     if asked.command == "ensure":
         sys.stdout.write(f"{ensure(asked.directory)}\n")
+    elif asked.command == "prepare":
+        prepare()
     elif asked.command == "stop":
         PrivateEngine(asked.directory).destroy()
     else:

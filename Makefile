@@ -1,0 +1,65 @@
+# The two commands are `make demo` and `make test`; both do all set-up on a fresh Debian.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := test
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+ifeq ($(PYTHON),)
+$(error Python 3.11 or newer is needed)
+endif
+
+BIN := .venv/bin
+VENV := .venv/complete
+# Each worker drives a real engine; more than two do not make it faster on two cores.
+WORKERS ?= 2
+
+.PHONY: demo demo-clean test core bench lint types layers venv engine clean
+
+demo: venv
+	@$(BIN)/python -m scripts.demo
+
+demo-clean:
+	@$(PYTHON) -m scripts.demo clean
+
+test: lint types layers core engine
+	$(BIN)/python -m pytest --ignore=tests/core -n $(WORKERS)
+
+# The pure core, to the last branch.
+core: venv
+	$(BIN)/python -m pytest tests/core --cov=reconciler.core --cov-branch \
+		--cov-report=term-missing:skip-covered --cov-fail-under=100
+
+bench: venv engine
+	$(BIN)/python -m benchmarks
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venv
+	$(BIN)/mypy
+
+layers: venv
+	$(BIN)/lint-imports
+
+venv: $(VENV)
+
+# Made anew when what it holds has changed, and only then.
+$(VENV): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(PYTHON) -m scripts.debian python3-venv
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# The tests start engines of their own, unless they are given one.
+engine:
+	@[ -n "$$RECONCILER_TEST_DOCKER_HOST" ] || $(PYTHON) -m scripts.engine prepare
+
+clean:
+	rm -rf .venv build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+		.import_linter_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

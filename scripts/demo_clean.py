@@ -1,0 +1,60 @@
+"""Take back everything that the demonstration made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from urllib.parse import quote
+
+from scripts import processes
+from scripts.debian import say
+from scripts.engine import PrivateEngine
+from scripts.image import DEMO_IMAGE
+from scripts.unixhttp import answers, request
+
+INSTANCE = "demo"
+# The names of the files in which the demonstration notes what it uses.
+DIRECTORY, HOST, PID = "directory", "host", "daemon.pid"
+_LABEL = f"io.sandbox-reconciler.instance={INSTANCE}"
+
+
+def clean(home: Path) -> None:
+    """Remove the sandboxes, their volumes, the image, the private engine and the state."""
+    _end_daemon(home)
+    host = _note(home, HOST)
+    directory = _note(home, DIRECTORY)
+    if directory and host == PrivateEngine(Path(directory) / "engine").host:
+        PrivateEngine(Path(directory) / "engine").destroy()
+    elif host and answers(host):
+        _purge(host)
+    elif host:
+        raise RuntimeError(f"{host} does not answer: its sandboxes cannot be removed now")
+    if directory:
+        shutil.rmtree(directory, ignore_errors=True)
+    shutil.rmtree(home, ignore_errors=True)
+    say("the demonstration is taken back")
+
+
+def _end_daemon(home: Path) -> None:
+    text = _note(home, PID)
+    if text.isdigit() and "reconciler" in processes.command_line(int(text)):
+        processes.end(int(text), 30)
+
+
+def _purge(host: str) -> None:
+    own = quote(json.dumps({"label": [_LABEL]}))
+    for row in request(host, "GET", f"/containers/json?all=1&filters={own}").json():
+        request(host, "DELETE", f"/containers/{row['Id']}?force=1&v=1", timeout=60)
+    for volume in request(host, "GET", f"/volumes?filters={own}").json()["Volumes"] or []:
+        request(host, "DELETE", f"/volumes/{volume['Name']}?force=1")
+    for network in request(host, "GET", f"/networks?filters={own}").json():
+        request(host, "DELETE", f"/networks/{network['Id']}")
+    request(host, "DELETE", f"/images/{quote(DEMO_IMAGE)}")
+
+
+def _note(home: Path, name: str) -> str:
+    try:
+        return (home / name).read_text()
+    except OSError:
+        return ""
