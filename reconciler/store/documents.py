@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.core.errors import Diagnostic, ManifestError
 from reconciler.core.naming import NAME_PATTERN
 from reconciler.store.explain import NAME_RULE, did_you_mean
-from reconciler.store.reading import read_text
+from reconciler.store.reading import read_yaml
 from reconciler.store.yaml_marks import Budget, Node, compose
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _counts(file: Path) -> bool:
 
 def _root(file: Path, budget: Budget, report: Report, *, optional: bool) -> Node | None:
     try:
-        composed = compose(read_text(file), str(file), budget)
+        composed = compose(read_yaml(file), str(file), budget)
     except FileNotFoundError:
         message = "a link that leads nowhere" if file.is_symlink() else "no such file or folder"
         report.nothing(file, message)

@@ -1,9 +1,9 @@
 """Env files: ``KEY=value`` lines by Docker's rules.
 
 A line is one variable. Blank lines and lines that begin with ``#`` are skipped, blanks before a
-name are not part of it, and the value is all that follows the first ``=``: quotes, blanks and ``#``
-in it are kept. A name alone, without ``=``, is skipped: Docker's client takes its value from its own
-environment, and a daemon's environment is nobody's business. A later line wins.
+name are not part of it, and the value is all that follows the first ``=``: quotes, blanks and
+``#`` in it are kept. A name alone, without ``=``, is skipped: Docker's client takes its value from
+its own environment, and a daemon's environment is nobody's business. A later line wins.
 """
 
 from __future__ import annotations

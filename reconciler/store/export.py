@@ -34,7 +34,7 @@ def export(records: Iterable[DeclaredRecord], defaults: SpecDefaults = _NO_DEFAU
     sandboxes: Layer = {}
     for name, group in sorted(groups.items()):
         layers = [_explicit(record.spec, defaults) for record in group]
-        specs[name] = _common(layers)
+        specs[name] = _common(layers, defaults)
         for record, layer in zip(group, layers, strict=True):
             sandboxes[record.name] = _said(record, specs[name], layer)
     content = {"version": 1, "specs": specs, "sandboxes": sandboxes}
@@ -49,7 +49,7 @@ def _explicit(spec: SandboxSpec, defaults: SpecDefaults) -> Layer:
     return {**layer, **{key: whole[key] for key in whole if key in filled and key not in layer}}
 
 
-def _common(layers: list[Layer]) -> Layer:
+def _common(layers: list[Layer], defaults: SpecDefaults) -> Layer:
     first = layers[0]
     shared = {
         key: value
@@ -57,7 +57,7 @@ def _common(layers: list[Layer]) -> Layer:
         if all(key in layer and layer[key] == value for layer in layers)
     }
     common = {"image": first["image"], **shared}
-    return common if _is_valid(common) else {"image": first["image"]}
+    return common if _is_valid(defaults.under(common)) else {"image": first["image"]}
 
 
 def _is_valid(layer: Layer) -> bool:

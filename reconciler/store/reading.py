@@ -20,10 +20,25 @@ _OTHER_ENCODINGS: Final = (
     codecs.BOM_UTF16_LE,
     codecs.BOM_UTF16_BE,
 )
-# Not allowed in YAML at all, or (the last three) line breaks for YAML 1.1 and none for YAML 1.2.
+# Not YAML at all, or (U+0085 and the last two) line breaks in YAML 1.1 and none in 1.2.
 _FORBIDDEN: Final = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff\u2028\u2029]",
 )
+
+
+def read_yaml(path: Path) -> str:
+    """The text of a YAML file, without characters that YAML 1.2 forbids or reads otherwise.
+
+    Raises:
+        ManifestError: as ``read_text``, or for such a character.
+        FileNotFoundError: as ``read_text``.
+    """
+    text = read_text(path)
+    if found := _FORBIDDEN.search(text):
+        code = f"U+{ord(found[0]):04X}"
+        message = f"the character {code} may not stand here; in double quotes it can be escaped"
+        raise _at(path, text[: found.start()].encode(), message)
+    return text
 
 
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
@@ -59,14 +74,13 @@ def _read(path: Path, limit: int) -> bytes:
 def _decode(path: Path, raw: bytes) -> str:
     if raw.startswith(_OTHER_ENCODINGS):
         raise _refusal(path, "UTF-16 or UTF-32 text: save the file as UTF-8")
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
-        text = raw.removeprefix(codecs.BOM_UTF8).decode()
+        text = raw.decode()
     except UnicodeDecodeError as error:
-        raise _at(path, error.object[: error.start], "not UTF-8 text") from error
-    if found := _FORBIDDEN.search(text):
-        code = f"U+{ord(found[0]):04X}"
-        message = f"the character {code} may not stand here; in double quotes it can be escaped"
-        raise _at(path, text[: found.start()].encode(), message)
+        raise _at(path, raw[: error.start], "not UTF-8 text") from error
+    if "\0" in text:
+        raise _at(path, raw[: raw.index(b"\0")], "not a text file: it holds a NUL character")
     return text
 
 
