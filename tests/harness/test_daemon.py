@@ -26,6 +26,7 @@ time.sleep(float(os.environ["STAND_IN_SECONDS"]))
 def stand_in(tmp_path: Path) -> Iterator[Daemon]:
     package = tmp_path / "package" / "reconciler"
     package.mkdir(parents=True)
+    (package / "__init__.py").touch()
     (package / "__main__.py").write_text(_STAND_IN)
     instance = Instance("t", "t-", range(20000, 20100), Docker("unix:///nowhere"))
     env = {"PYTHONPATH": str(package.parent), "STAND_IN_SECONDS": "60"}
