@@ -74,6 +74,8 @@ class StateLock:
 def holder(state_dir: Path) -> int | None:
     """The process id of whoever holds the state directory now; None: nobody does.
 
+    0: somebody who has not yet said who.
+
     Raises:
         StoreError: this user may not read the lock file, so it cannot be told.
     """
@@ -87,7 +89,8 @@ def holder(state_dir: Path) -> int | None:
             f"{path}: {error.strerror}; run this as the daemon's user, or as root",
         ) from error
     try:
-        return None if _lock(descriptor, fcntl.LOCK_SH) else _content(descriptor).get("pid")
+        free = _lock(descriptor, fcntl.LOCK_SH)
+        return None if free else int(_content(descriptor).get("pid", 0))
     finally:
         os.close(descriptor)
 
