@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reconciler.core.spec import DesiredState, SandboxSpec
-
-_NO_PORTS: Mapping[int, int] = MappingProxyType({})
 
 
 class Phase(StrEnum):
@@ -50,7 +47,7 @@ class Container:
     exit_code: int = 0
     oom_killed: bool = False
     error: str = ""
-    ports: Mapping[int, int] = _NO_PORTS
+    ports: Mapping[int, int] = field(default_factory=dict)
     volumes: frozenset[str] = frozenset()
     image: str = ""
     image_id: str = ""
@@ -89,7 +86,7 @@ class Identity:
     """
 
     session_key: str = field(repr=False)
-    ports: Mapping[int, int] = _NO_PORTS
+    ports: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

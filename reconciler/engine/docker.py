@@ -1,0 +1,308 @@
+"""Docker as an Engine: what each method asks of it, and which refusals are successes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from reconciler.core import naming
+from reconciler.core.errors import (
+    Busy,
+    EngineTimeout,
+    EngineUnavailable,
+    NameTaken,
+    NotFound,
+)
+from reconciler.engine import docker_codec as codec
+from reconciler.engine import docker_errors as errors
+from reconciler.engine import docker_requests as requests
+from reconciler.engine.docker_client import Client
+from reconciler.engine.docker_config import create_body
+from reconciler.engine.docker_errors import understood
+from reconciler.engine.docker_images import Images
+from reconciler.engine.docker_inside import Inside
+from reconciler.engine.docker_requests import delete, get, post
+from reconciler.engine.docker_stream import Lines, lines_of
+from reconciler.engine.docker_workspace import WorkspaceOwner
+from reconciler.engine.protocol import Listing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from reconciler.core.blueprint import Blueprint
+    from reconciler.core.model import Container
+    from reconciler.engine.docker_errors import Translator
+    from reconciler.engine.protocol import EngineEvent, EngineInfo, PullProgress
+
+_LONGEST_EVENT: Final = 1 << 20
+_GONE_POLL: Final = 0.02
+_EVENT_OVERLAP: Final = 1.0
+
+
+class DockerEngine:
+    """One Docker engine, or one that speaks its API, seen by one instance.
+
+    Reached at first use, and again at the next one where that failed. Changes may take
+    ``call_timeout`` seconds each, questions ``read_timeout``, a whole pull ``pull_timeout``.
+    """
+
+    def __init__(
+        self,
+        *,
+        instance: str,
+        docker_host: str | None = None,
+        call_timeout: float = 60.0,
+        read_timeout: float = 15.0,
+        pull_timeout: float = 3600.0,
+    ) -> None:
+        self._instance = instance
+        self._call_timeout = call_timeout
+        self._read_timeout = read_timeout
+        self._client = Client(docker_host)
+        self._images = Images(self._client, read_timeout, pull_timeout)
+        self._inside = Inside(self._client, read_timeout, call_timeout)
+
+    async def connect(self) -> None:
+        """Find the engine and agree on its API's version; every other method does so too.
+
+        Raises:
+            EngineUnavailable: it does not answer.
+            SettingsError: what names the engine cannot be used.
+        """
+        await self._client.connect(self._read_timeout)
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+        await self._client.close()
+
+    async def ping(self) -> None:
+        """Return if the engine answers."""
+        await self._client.call(get("_ping"), self._read_timeout)
+
+    async def info(self) -> EngineInfo:
+        """Who the engine is."""
+        version = await self._client.call(get("version"), self._read_timeout)
+        about = await self._client.call(get("info"), self._read_timeout)
+        with understood("itself"):
+            return codec.info(version, about)
+
+    # --- what is there ------------------------------------------------------------------------
+
+    async def list(self) -> Listing:
+        """Containers in every phase, and volumes."""
+        containers = await self._ask(requests.containers_of(self._instance))
+        volumes = await self._ask(requests.volumes_of(self._instance))
+        with understood("what it has"):
+            return Listing(tuple(map(codec.summary, containers)), codec.volumes(volumes))
+
+    async def inspect(self, container_id: str) -> Container | None:
+        """One container by id or name; None where it is not there or is not of this instance."""
+        answer = await self._look(container_id)
+        if answer is None:
+            return None
+        with understood("a container"):
+            return codec.container(answer, self._instance)
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[AsyncIterator[EngineEvent]]:
+        """Events from now on; those of the second before may come too."""
+        request = requests.events(time.time() - _EVENT_OVERLAP)
+        async with self._client.stream(request, self._read_timeout) as chunks:
+            yield self._decoded(lines_of(chunks, Lines(_LONGEST_EVENT)))
+
+    async def _decoded(self, lines: AsyncIterator[bytes]) -> AsyncIterator[EngineEvent]:
+        with suppress(EngineUnavailable):
+            async for line in lines:
+                event = codec.event(line, self._instance)
+                if event is not None:
+                    yield event
+
+    # --- volumes ------------------------------------------------------------------------------
+
+    async def create_volume(self, name: str, labels: Mapping[str, str]) -> None:
+        """Make the volume. Docker answers with the one that is there, whoever's it is.
+
+        Raises:
+            NameTaken: a volume of that name exists and is not of this instance.
+        """
+        body = {"Name": name, "Labels": dict(labels)}
+        answer = await self._change(post("volumes/create", body))
+        with understood("a volume"):
+            ours = codec.is_ours(answer["Labels"], self._instance)
+        if not ours:
+            raise NameTaken(
+                f"volume {name} exists and is not of instance {self._instance!r}: remove it"
+            )
+
+    async def remove_volume(self, name: str) -> None:
+        """Remove the volume, where it is of this instance.
+
+        Raises:
+            Busy: a container still uses it.
+        """
+        with suppress(NotFound):
+            answer = await self._ask(get(requests.volume(name)))
+            with understood("a volume"):
+                ours = codec.is_ours(answer["Labels"], self._instance)
+            if ours:
+                await self._change(delete(requests.volume(name)))
+
+    # --- containers ---------------------------------------------------------------------------
+
+    async def create(self, blueprint: Blueprint) -> str:
+        """Make the container, without starting it, and return its id.
+
+        Raises:
+            Busy: the name is still held by a container that is being removed.
+            ImageNotFound: the image is not there.
+            NameTaken: another container has the name.
+            Refused: the engine will not make it: a mount's source is missing, an option is wrong.
+        """
+        request = post("containers/create", create_body(blueprint), name=blueprint.name)
+        try:
+            answer = await self._change(request, errors.on_create)
+        except NameTaken as error:
+            return await self._adopt(blueprint, error)
+        with understood("a new container"):
+            return str(answer["Id"])
+
+    async def _adopt(self, blueprint: Blueprint, error: NameTaken) -> str:
+        """A create that was never heard of left the container that is asked for."""
+        holder = await self._look(blueprint.name)
+        if holder is None:
+            raise Busy(f"the name {blueprint.name} is not free yet") from error
+        with understood("a container"):
+            short, image = holder["Id"][:12], errors.cut(str(holder["Config"]["Image"]))
+            container = codec.container(holder, self._instance)
+        if container is None:
+            raise NameTaken(
+                f"container {short} (image {image}) is called {blueprint.name} and is not of "
+                f"instance {self._instance!r}: remove or rename it"
+            ) from error
+        if container.spec_hash != blueprint.labels[naming.LABEL_SPEC_HASH]:
+            raise NameTaken(
+                f"container {short} is called {blueprint.name} and was made from another spec: "
+                "remove or rename it"
+            ) from error
+        return container.id
+
+    async def prepare(self, container_id: str, blueprint: Blueprint) -> None:
+        """Make the workspace belong to the sandbox's user, before the first start.
+
+        Raises:
+            Refused: the user is not in the image, or the engine does not change the owner.
+        """
+        await WorkspaceOwner(self._client, container_id, self._call_timeout).settle(blueprint)
+
+    async def start(self, container_id: str) -> None:
+        """Start it.
+
+        Raises:
+            PortTaken: a host port is held by somebody else.
+            Refused: it cannot be started: no such program, no such device.
+        """
+        await self._do(container_id, "start", errors.on_start)
+
+    async def stop(self, container_id: str, grace: float) -> None:
+        """Ask it to end, kill it after ``grace`` seconds, return when it has ended."""
+        seconds = math.ceil(grace)
+        request = post(requests.container(container_id, "stop"), t=str(seconds))
+        with suppress(NotFound):
+            await self._client.call(request, seconds + self._call_timeout)
+
+    async def pause(self, container_id: str) -> None:
+        """Freeze its processes."""
+        with suppress(errors.AlreadySo):
+            await self._do(container_id, "pause", errors.on_pause)
+
+    async def unpause(self, container_id: str) -> None:
+        """Thaw its processes."""
+        with suppress(errors.AlreadySo):
+            await self._do(container_id, "unpause", errors.on_unpause)
+
+    async def rename(self, container_id: str, name: str) -> None:
+        """Give it another name.
+
+        Raises:
+            NameTaken: another container has the name.
+        """
+        request = post(requests.container(container_id, "rename"), name=name)
+        with suppress(errors.AlreadySo):
+            await self._change(request, errors.on_rename)
+
+    async def remove(self, container_id: str) -> None:
+        """Kill it if it lives and remove it with its anonymous volumes; return when it is gone.
+
+        Raises:
+            EngineTimeout: the engine is still at it after ``call_timeout`` seconds.
+        """
+        path = f"containers/{container_id}"
+        try:
+            async with asyncio.timeout(self._call_timeout):
+                # Busy: somebody else's removal is under way, which is as good.
+                with suppress(NotFound, Busy):
+                    await self._change(delete(path, force="1", v="1"))
+                # The name is free once the container is gone, a moment after a removal is answered.
+                while await self._look(container_id) is not None:  # noqa: ASYNC110 - only polling tells
+                    await asyncio.sleep(_GONE_POLL)
+        except TimeoutError as error:
+            raise EngineTimeout(
+                f"container {container_id[:12]} is not gone after {self._call_timeout:g} s: see "
+                "whether the engine is overloaded or stuck"
+            ) from error
+
+    # --- images -------------------------------------------------------------------------------
+
+    async def has_image(self, image: str) -> bool:
+        """Whether a create would find the image."""
+        return await self._images.has(image)
+
+    async def pull(self, image: str, progress: Callable[[PullProgress], None]) -> None:
+        """Pull the image with the user's own credentials for its registry.
+
+        Raises:
+            PullFailed: it cannot be had.
+        """
+        await self._images.pull(image, progress)
+
+    # --- inside a container -------------------------------------------------------------------
+
+    async def log_tail(self, container_id: str, lines: int) -> Sequence[str]:
+        """The last lines of both streams, each cut at 4096 bytes."""
+        return await self._inside.log_tail(container_id, lines)
+
+    def follow_logs(self, container_id: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Lines as they come, after the last ten; ends with the container or the connection."""
+        return self._inside.follow_logs(container_id)
+
+    async def run_in(self, container_id: str, command: Sequence[str], limit: float) -> int:
+        """Run a command in it and return its exit code. One that does not end runs on.
+
+        Raises:
+            EngineTimeout: it did not end within ``limit`` seconds.
+        """
+        return await self._inside.run(container_id, command, limit)
+
+    # --- how it is asked ----------------------------------------------------------------------
+
+    async def _look(self, container_id: str) -> dict[str, Any] | None:
+        request = get(requests.container(container_id, "json"))
+        try:
+            answer: dict[str, Any] = await self._ask(request)
+        except NotFound:
+            return None
+        with understood("a container"):
+            return answer if codec.is_asked_for(answer, container_id) else None
+
+    async def _ask(self, request: requests.Request) -> Any:
+        return await self._client.call(request, self._read_timeout)
+
+    async def _change(self, request: requests.Request, say: Translator = errors.common) -> Any:
+        return await self._client.call(request, self._call_timeout, say)
+
+    async def _do(self, container_id: str, verb: str, say: Translator) -> None:
+        await self._change(post(requests.container(container_id, verb)), say)

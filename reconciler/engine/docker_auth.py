@@ -1,0 +1,170 @@
+"""Credentials for an image's registry, from where Docker's own clients keep them.
+
+config.json is read anew for each pull: a `docker login` counts at once. A secret is only ever put
+into the header that the engine is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from reconciler.core.errors import PullFailed
+from reconciler.engine.docker_host import config_folder, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Config = dict[str, Any]
+
+_HELPER: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_TOKEN_USER: Final = "<token>"  # noqa: S105 - how a helper marks a token, not a secret
+_NONE_FOUND: Final = b"credentials not found"
+
+
+async def auth_header(
+    registry: str, index: str, environ: Mapping[str, str], seconds: float
+) -> dict[str, str]:
+    """The header that carries the credentials; empty where there are none.
+
+    ``registry`` is a host, or empty for the engine's default one, whose address ``index`` is. A
+    credential helper may take ``seconds``.
+
+    Raises:
+        PullFailed: a credential helper is missing or fails.
+        SettingsError: config.json cannot be read.
+    """
+    path = config_folder(environ) / "config.json"
+    config: Config = await asyncio.to_thread(read_json, path)
+    server = index if is_default(registry, index) else registry
+    found = await _from_helper(config, server, environ, seconds) or _from_file(config, server)
+    return {"X-Registry-Auth": _encode({**found, "serveraddress": server})} if found else {}
+
+
+def is_default(registry: str, index: str) -> bool:
+    """The host is another name of the engine's default registry."""
+    host = _host(index)
+    return not registry or host == registry or host.endswith(f".{registry}")
+
+
+async def _from_helper(
+    config: Config, server: str, environ: Mapping[str, str], seconds: float
+) -> dict[str, str]:
+    helper = _helper_of(config, server)
+    if not helper:
+        return {}
+    answer = await _ask(helper, server, environ, seconds)
+    if not answer:
+        return {}
+    try:
+        user, secret = str(answer["Username"]), str(answer["Secret"])
+    except KeyError as error:
+        raise _broken(helper, "its answer lacks a name or a secret") from error
+    if user == _TOKEN_USER:
+        return {"identitytoken": secret}
+    return {"username": user, "password": secret}
+
+
+def _helper_of(config: Config, server: str) -> str:
+    helpers = config.get("credHelpers")
+    named = _lookup(helpers, server) if isinstance(helpers, dict) else None
+    helper = named or config.get("credsStore") or ""
+    if helper and not (isinstance(helper, str) and _HELPER.fullmatch(helper)):
+        raise PullFailed("Docker's config.json names a credential helper that no program can have")
+    return str(helper)
+
+
+async def _ask(
+    helper: str, server: str, environ: Mapping[str, str], seconds: float
+) -> dict[str, Any]:
+    """What the helper says, or nothing where it knows no such server."""
+    code, output = await _run(helper, server.encode(), environ, seconds)
+    if code:
+        if _NONE_FOUND in output:
+            return {}
+        raise _broken(helper, f"it ended with {code}")
+    try:
+        answer = json.loads(output)
+    except ValueError as error:
+        raise _broken(helper, "its answer is not JSON") from error
+    return answer if isinstance(answer, dict) else {}
+
+
+async def _run(
+    helper: str, server: bytes, environ: Mapping[str, str], seconds: float
+) -> tuple[int, bytes]:
+    try:
+        process = await asyncio.create_subprocess_exec(
+            f"docker-credential-{helper}",
+            "get",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=dict(environ),
+        )
+    except OSError as error:
+        raise _broken(helper, f"it cannot be run ({error.strerror})") from error
+    try:
+        async with asyncio.timeout(seconds):
+            output, _ = await process.communicate(server)
+    except TimeoutError as error:
+        raise _broken(helper, f"it took longer than {seconds:g} s") from error
+    finally:
+        await _end(process)
+    return process.returncode or 0, output
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def _broken(helper: str, what: str) -> PullFailed:
+    return PullFailed(
+        f"the credential helper docker-credential-{helper} gave nothing: {what}; mend it, or take "
+        "it out of Docker's config.json"
+    )
+
+
+def _from_file(config: Config, server: str) -> dict[str, str]:
+    auths = config.get("auths")
+    entry = _lookup(auths, server) if isinstance(auths, dict) else None
+    if not isinstance(entry, dict):
+        return {}
+    if token := entry.get("identitytoken"):
+        return {"identitytoken": str(token)}
+    user, password = _decode(entry.get("auth")) or (entry.get("username"), entry.get("password"))
+    return {"username": str(user), "password": str(password)} if user else {}
+
+
+def _decode(auth: object) -> tuple[str, str] | None:
+    if not isinstance(auth, str):
+        return None
+    try:
+        user, colon, password = base64.b64decode(auth).decode().partition(":")
+    except (binascii.Error, ValueError):
+        return None
+    return (user, password.rstrip("\0")) if colon else None
+
+
+def _lookup(entries: dict[str, Any], server: str) -> Any:
+    """An entry by the server's very name, else by its host: files hold URLs as well as hosts."""
+    if server in entries:
+        return entries[server]
+    host = _host(server)
+    return next((value for key, value in entries.items() if _host(key) == host), None)
+
+
+def _host(address: str) -> str:
+    return address.partition("://")[2].partition("/")[0] or address.partition("/")[0]
+
+
+def _encode(credentials: dict[str, str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(credentials).encode()).decode()

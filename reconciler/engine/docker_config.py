@@ -1,0 +1,152 @@
+"""A blueprint as the body of Docker's create call. Pure.
+
+Folders of the host are mounted by ``Mounts`` and not by ``Binds``: a source that is missing is then
+an error, and not a new empty folder of root's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from reconciler.core import naming
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reconciler.core.blueprint import Blueprint
+    from reconciler.core.spec import LogSpec, MountSpec, ResourcesSpec, SandboxSpec, SecuritySpec
+
+_OWN_NAMES: Final = frozenset({"host", "none"})
+
+
+def create_body(blueprint: Blueprint) -> dict[str, Any]:
+    """All of the container, as JSON values."""
+    spec = blueprint.spec
+    body: dict[str, Any] = {
+        "Image": spec.image,
+        "Cmd": None if spec.command is None else list(spec.command),
+        "Env": [f"{name}={value}" for name, value in blueprint.env.items()],
+        "Labels": dict(blueprint.labels),
+        "User": spec.user,
+        "WorkingDir": spec.working_dir,
+        "ExposedPorts": {f"{port}/tcp": {} for port in blueprint.ports},
+        "StopTimeout": math.ceil(spec.stop_timeout),
+        "HostConfig": _host_config(blueprint),
+    }
+    return _without_none(body)
+
+
+def volume_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Of a container's labels, those that say whose its volume is."""
+    owner = (naming.LABEL_INSTANCE, naming.LABEL_SANDBOX)
+    return {key: labels[key] for key in owner if key in labels}
+
+
+def _host_config(blueprint: Blueprint) -> dict[str, Any]:
+    spec = blueprint.spec
+    config: dict[str, Any] = {
+        "Init": spec.init,
+        "NetworkMode": spec.network.mode,
+        "ExtraHosts": _extra_hosts(spec),
+        "PortBindings": _port_bindings(blueprint),
+        "Mounts": _mounts(blueprint),
+        "RestartPolicy": {"Name": "no"},
+        "LogConfig": _log(spec.log),
+        **_resources(spec.resources),
+        **_security(spec.security),
+    }
+    return _without_none(config)
+
+
+def _extra_hosts(spec: SandboxSpec) -> list[str] | None:
+    mode = spec.network.mode
+    if mode in _OWN_NAMES or mode.startswith("container:"):
+        return None
+    return [f"{name}:{address}" for name, address in spec.network.extra_hosts.items()]
+
+
+def _port_bindings(blueprint: Blueprint) -> dict[str, list[dict[str, str]]]:
+    address = blueprint.publish_address
+    return {
+        f"{inner}/tcp": [{"HostIp": address, "HostPort": str(outer)}]
+        for inner, outer in blueprint.ports.items()
+    }
+
+
+def _mounts(blueprint: Blueprint) -> list[dict[str, Any]]:
+    workspace = blueprint.spec.workspace
+    mounts = [_bind(mount) for mount in blueprint.spec.mounts]
+    if blueprint.volume is None or workspace is None:
+        return mounts
+    volume = {
+        "Type": "volume",
+        "Source": blueprint.volume,
+        "Target": workspace.path,
+        # Docker makes a volume that is missing: it is then to be known as ours.
+        "VolumeOptions": {"Labels": volume_labels(blueprint.labels)},
+    }
+    return [volume, *mounts]
+
+
+def _bind(mount: MountSpec) -> dict[str, Any]:
+    return {
+        "Type": "bind",
+        "Source": mount.host_path,
+        "Target": mount.container_path,
+        "ReadOnly": mount.mode == "ro",
+    }
+
+
+def _log(log: LogSpec) -> dict[str, Any]:
+    rotation = {"max-size": str(log.max_size), "max-file": str(log.max_files)}
+    return {"Type": "json-file", "Config": rotation if log.max_size else {}}
+
+
+def _resources(resources: ResourcesSpec) -> dict[str, Any]:
+    return {
+        "NanoCpus": None if resources.cpus is None else round(resources.cpus * 1e9),
+        "Memory": resources.memory,
+        "PidsLimit": resources.pids,
+        "ShmSize": resources.shm,
+        "Ulimits": [_ulimit(name, value) for name, value in resources.ulimits.items()] or None,
+        "Devices": [_device(device) for device in resources.devices] or None,
+        "DeviceRequests": _gpus(resources),
+    }
+
+
+def _ulimit(name: str, value: Any) -> dict[str, Any]:
+    soft, hard = (value, value) if isinstance(value, int) else (value.soft, value.hard)
+    return {"Name": name, "Soft": soft, "Hard": hard}
+
+
+def _device(device: str) -> dict[str, str]:
+    """``/dev/a``, ``/dev/a:/dev/b``, ``/dev/a:rw`` or ``/dev/a:/dev/b:rw``."""
+    host, *rest = device.split(":")
+    inside = rest.pop(0) if rest and rest[0].startswith("/") else host
+    rights = rest[0] if rest else "rwm"
+    return {"PathOnHost": host, "PathInContainer": inside, "CgroupPermissions": rights}
+
+
+def _gpus(resources: ResourcesSpec) -> list[dict[str, Any]] | None:
+    gpus = resources.gpus
+    if gpus is None:
+        return None
+    request: dict[str, Any] = {"Capabilities": [["gpu"]]}
+    if isinstance(gpus, tuple):
+        return [{**request, "DeviceIDs": list(gpus)}]
+    return [{**request, "Count": -1 if gpus == "all" else gpus}]
+
+
+def _security(security: SecuritySpec) -> dict[str, Any]:
+    return {
+        "CapAdd": list(security.cap_add) or None,
+        "CapDrop": list(security.cap_drop) or None,
+        "SecurityOpt": ["no-new-privileges"] if security.no_new_privileges else None,
+        "ReadonlyRootfs": security.read_only,
+        "Runtime": security.runtime,
+    }
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

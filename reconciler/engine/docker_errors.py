@@ -1,0 +1,151 @@
+"""What Docker's refusals mean, by status and text: engines of any age word them alike.
+
+A translator takes an HTTP status and the engine's text. Text is cut before it is passed on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core.errors import (
+    Busy,
+    EngineError,
+    EngineUnavailable,
+    ImageNotFound,
+    NameTaken,
+    NotFound,
+    PortTaken,
+    PullFailed,
+    Refused,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Translator = Callable[[int, str], EngineError]
+
+
+class AlreadySo(EngineError):
+    """What was asked for is so already: a success, and never raised beyond this package."""
+
+
+NO_CONNECTION: Final = 900
+BAD_REQUEST: Final = 400
+NOT_FOUND: Final = 404
+CONFLICT: Final = 409
+_GATEWAY: Final = frozenset({502, 503, 504})
+_LONGEST: Final = 256
+
+_PORT: Final = re.compile(
+    r"(?::(?P<port>\d+)(?:/\w+)?\s*(?:failed)?:\s*(?:bind:\s*)?)?"
+    r"(?:port is already allocated|address already in use)"
+)
+_SHORTAGE: Final = re.compile(
+    r"resource temporarily unavailable|deadline exceeded|no space left|too many open files"
+    r"|cannot allocate memory|context canceled|could not find bridge"
+)
+_WILL_NOT: Final = re.compile(
+    r"OCI runtime|shim task|executable file not found|no such file or directory"
+    r"|could not select device driver|gathering device information|unable to find user"
+    r"|permission denied|not a directory|does not exist|unknown runtime|invalid"
+    r"|network \S+ not found|rlimit",
+    re.IGNORECASE,
+)
+
+
+def cut(text: str) -> str:
+    """The engine's text on one line, at most 256 characters of it."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+
+
+def common(status: int, text: str) -> EngineError:
+    """What a refusal means, whatever was asked."""
+    if status == NO_CONNECTION:
+        return EngineUnavailable(
+            f"{cut(text)}: see that the engine runs, and that this user may use its socket"
+        )
+    if status in _GATEWAY:
+        return EngineUnavailable(f"the engine is not ready ({status}): {cut(text)}")
+    if is_other_version(status, text):
+        return EngineUnavailable(f"the engine's version changed: {cut(text)}")
+    return _BY_STATUS.get(status, EngineError)(cut(text))
+
+
+_BY_STATUS: Final[dict[int, type[EngineError]]] = {
+    BAD_REQUEST: Refused,
+    NOT_FOUND: NotFound,
+    CONFLICT: Busy,
+}
+
+
+def is_other_version(status: int, text: str) -> bool:
+    """The engine does not speak the version of the API that was agreed on."""
+    return status == BAD_REQUEST and "client version" in text
+
+
+def on_create(status: int, text: str) -> EngineError:
+    """ImageNotFound, NameTaken or Refused, where it is one of them."""
+    lowered = text.lower()
+    if "no such image" in lowered:
+        return ImageNotFound(f"{cut(text)}: pull it, or correct `image`")
+    if status == CONFLICT and "name" in lowered:
+        return NameTaken(cut(text))
+    if status == NOT_FOUND or _will_not(status, text):
+        return Refused(cut(text))
+    return common(status, text)
+
+
+def on_start(status: int, text: str) -> EngineError:
+    """PortTaken or Refused, where it is one of them."""
+    if taken := _PORT.search(text):
+        port = int(taken["port"]) if taken["port"] else None
+        return PortTaken(f"host port {port or ''} is held by somebody else: {cut(text)}", port)
+    if status == NOT_FOUND and "no such container" not in text.lower():
+        return Refused(cut(text))
+    return Refused(cut(text)) if _will_not(status, text) else common(status, text)
+
+
+def on_pause(status: int, text: str) -> EngineError:
+    """AlreadySo, where it is paused."""
+    return AlreadySo(cut(text)) if "already paused" in text else common(status, text)
+
+
+def on_unpause(status: int, text: str) -> EngineError:
+    """AlreadySo, where it is not paused."""
+    return AlreadySo(cut(text)) if "is not paused" in text else common(status, text)
+
+
+def on_rename(status: int, text: str) -> EngineError:
+    """NameTaken, where another container has the name; AlreadySo, where it is its own."""
+    if "already in use" in text:
+        return NameTaken(f"{cut(text)}: remove or rename that container")
+    if "same name as its current name" in text:
+        return AlreadySo(cut(text))
+    return common(status, text)
+
+
+def on_pull(status: int, text: str) -> EngineError:
+    """PullFailed, unless the engine could not be asked."""
+    error = common(status, text)
+    return error if isinstance(error, EngineUnavailable) else PullFailed(cut(text))
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Turn an answer that lacks what it should hold into an error."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise EngineError(
+            f"the engine's answer about {what} cannot be understood ({type(error).__name__}): "
+            "see that it is a Docker engine and not overloaded"
+        ) from error
+
+
+def _will_not(status: int, text: str) -> bool:
+    known = status not in {NO_CONNECTION, BAD_REQUEST, NOT_FOUND, CONFLICT} | _GATEWAY
+    return known and bool(_WILL_NOT.search(text)) and not _SHORTAGE.search(text)

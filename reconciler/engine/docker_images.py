@@ -1,0 +1,86 @@
+"""Images of one engine: whether one is there, and pulls."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core.errors import NotFound, PullFailed, Refused
+from reconciler.engine import docker_requests as requests
+from reconciler.engine.docker_auth import auth_header
+from reconciler.engine.docker_errors import on_pull, understood
+from reconciler.engine.docker_pull import LONGEST_PULL_LINE, Pull, registry_of, split_reference
+from reconciler.engine.docker_stream import Lines, lines_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from reconciler.engine.docker_client import Client
+    from reconciler.engine.protocol import PullProgress
+
+# An engine is silent while a registry thinks or a disk is slow: for so many questions' time.
+_SILENCE: Final = 4
+
+
+class Images:
+    """``read_timeout`` is how long a question may take, ``pull_timeout`` a whole pull."""
+
+    def __init__(self, client: Client, read_timeout: float, pull_timeout: float) -> None:
+        self._client = client
+        self._read_timeout = read_timeout
+        self._pull_timeout = pull_timeout
+
+    async def has(self, image: str) -> bool:
+        """Whether a create would find the image. A name that cannot be one is not there."""
+        try:
+            await self._client.call(requests.get(requests.image(image)), self._read_timeout)
+        except (NotFound, Refused):
+            return False
+        return True
+
+    async def pull(self, image: str, progress: Callable[[PullProgress], None]) -> None:
+        """Pull; cancelled, the engine ends the pull too.
+
+        Raises:
+            PullFailed: it cannot be had, or not in time.
+        """
+        try:
+            async with asyncio.timeout(self._pull_timeout):
+                await self._pull(image, progress)
+        except TimeoutError as error:
+            raise PullFailed(f"{image}: not pulled within {self._pull_timeout:g} s") from error
+        if not await self.has(image):
+            raise PullFailed(f"{image}: the pull ended, and the image is not there: pull it again")
+
+    async def _pull(self, image: str, progress: Callable[[PullProgress], None]) -> None:
+        repository, tag = split_reference(image)
+        headers = await self._credentials(image)
+        request, pull = requests.pull(repository, tag, headers), Pull(image)
+        silence = self._read_timeout * _SILENCE
+        async with self._client.stream(request, silence, on_pull) as chunks:
+            lines = lines_of(_with_a_pulse(image, chunks, silence), Lines(LONGEST_PULL_LINE))
+            async for line in lines:
+                progress(pull.feed(line))
+
+    async def _credentials(self, image: str) -> dict[str, str]:
+        about = await self._client.call(requests.get("info"), self._read_timeout)
+        with understood("itself"):
+            index = str(about.get("IndexServerAddress") or "")
+        return await auth_header(registry_of(image), index, os.environ, self._read_timeout)
+
+
+async def _with_a_pulse(
+    image: str, chunks: AsyncIterator[bytes], silence: float
+) -> AsyncIterator[bytes]:
+    while True:
+        try:
+            async with asyncio.timeout(silence):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            raise PullFailed(
+                f"{image}: no progress for {silence:g} s: see whether the registry answers"
+            ) from error
+        if chunk is None:
+            return
+        yield chunk

@@ -1,0 +1,92 @@
+"""What goes on inside a container: its log, and commands run in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core.errors import EngineTimeout, EngineUnavailable
+from reconciler.engine import docker_requests as requests
+from reconciler.engine.docker_errors import understood
+from reconciler.engine.docker_stream import lines_of, log_splitter
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from reconciler.engine.docker_client import Client
+
+_FOLLOWED_FROM: Final = 10
+
+
+class Inside:
+    """Both timeouts are in seconds; a whole log's end must come within ``read_timeout``."""
+
+    def __init__(self, client: Client, read_timeout: float, call_timeout: float) -> None:
+        self._client = client
+        self._read_timeout = read_timeout
+        self._call_timeout = call_timeout
+
+    async def log_tail(self, container_id: str, lines: int) -> tuple[str, ...]:
+        """The last lines of both streams."""
+        tail: deque[str] = deque(maxlen=lines)
+        try:
+            async with (
+                asyncio.timeout(self._read_timeout),
+                self._log(container_id, lines, follow=False) as log,
+            ):
+                async for line in log:
+                    tail.append(line)
+        except TimeoutError as error:
+            raise EngineTimeout(f"the log of {container_id[:12]} did not come in time") from error
+        return tuple(tail)
+
+    @asynccontextmanager
+    async def follow_logs(self, container_id: str) -> AsyncIterator[AsyncIterator[str]]:
+        """Lines as they come, after the last ten."""
+        async with self._log(container_id, _FOLLOWED_FROM, follow=True) as log:
+            yield _until_broken(log)
+
+    async def run(self, container_id: str, command: Sequence[str], limit: float) -> int:
+        """The exit code of a command. One that does not end within ``limit`` seconds runs on.
+
+        Raises:
+            EngineTimeout: it did not end in time.
+        """
+        try:
+            async with asyncio.timeout(limit):
+                return await self._exec(container_id, command)
+        except TimeoutError as error:
+            raise EngineTimeout(f"the command did not end within {limit:g} s") from error
+
+    @asynccontextmanager
+    async def _log(
+        self, container_id: str, lines: int, *, follow: bool
+    ) -> AsyncIterator[AsyncIterator[str]]:
+        question = requests.get(requests.container(container_id, "json"))
+        about = await self._client.call(question, self._read_timeout)
+        with understood("a container"):
+            splitter = log_splitter(terminal=bool(about["Config"]["Tty"]))
+        request = requests.logs(container_id, lines, follow=follow)
+        async with self._client.stream(request, self._read_timeout) as chunks:
+            yield (line.decode(errors="replace") async for line in lines_of(chunks, splitter))
+
+    async def _exec(self, container_id: str, command: Sequence[str]) -> int:
+        create = requests.exec_create(container_id, command)
+        made = await self._client.call(create, self._call_timeout)
+        with understood("a command"):
+            exec_id = str(made["Id"])
+        start = requests.exec_start(exec_id)
+        async with self._client.stream(start, self._call_timeout) as output:
+            async for _ in output:
+                pass
+        result = await self._client.call(requests.get(f"exec/{exec_id}/json"), self._read_timeout)
+        with understood("a command's end"):
+            return int(result["ExitCode"])
+
+
+async def _until_broken(lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    with suppress(EngineUnavailable):
+        async for line in lines:
+            yield line

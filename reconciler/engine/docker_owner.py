@@ -1,0 +1,122 @@
+"""Whose a workspace is to be, and the archive that makes it so. Pure.
+
+A new volume belongs to root. Nothing in the engine's API changes that, but an archive put into a
+container that has not started yet sets the owner of what it holds. An entry that names the mount
+point itself by way of its parent (``../workspace``, put at ``/workspace``) reaches the root of the
+volume and nothing beside it, also where the rest of the container is read-only.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import re
+import tarfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core.errors import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ARCHIVE_HEAD: Final = 1 << 16
+ACCOUNTS_BYTES: Final = 1 << 20
+_NUMERIC: Final = re.compile(r"\d{1,10}")
+_MODE: Final = 0o755
+_FIELDS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Numbers of a user and of a group."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The first entry of an archive. ``content`` is empty for what is not a file."""
+
+    owner: Owner
+    link: str
+    content: bytes
+
+
+def is_root(user: str) -> bool:
+    """A container's user that is root, as which a new volume is made."""
+    return user.partition(":")[0] in {"", "0", "root"}
+
+
+def numeric(user: str) -> Owner | None:
+    """The owner that ``uid:gid`` names; None where the container's accounts are needed."""
+    uid, _, gid = user.partition(":")
+    whole = _NUMERIC.fullmatch(uid) and _NUMERIC.fullmatch(gid)
+    return Owner(int(uid), int(gid)) if whole else None
+
+
+def resolve(user: str, passwd: str, group: str) -> Owner:
+    """The owner that ``uid``, ``name``, ``name:group`` or a mix names, as the engine takes it.
+
+    Raises:
+        Refused: the image knows no such user or group.
+    """
+    name, _, wanted = user.partition(":")
+    account = _find(passwd, name)
+    if account is None and not _NUMERIC.fullmatch(name):
+        raise Refused(f"user {name!r} is not in the image's /etc/passwd: correct `user`")
+    uid, gid = (int(account[2]), int(account[3])) if account else (int(name), 0)
+    return Owner(uid, _group(wanted, group) if wanted else gid)
+
+
+def chown_archive(path: str, owner: Owner, now: float) -> bytes:
+    """An archive that, put at the mount point ``path``, gives it to ``owner``."""
+    header = tarfile.TarInfo(posixpath.join("..", posixpath.basename(posixpath.normpath(path))))
+    header.type, header.mode, header.mtime = tarfile.DIRTYPE, _MODE, int(now)
+    header.uid, header.gid = owner.uid, owner.gid
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(header)
+    return buffer.getvalue()
+
+
+def head(archive: bytes) -> Head:
+    """The first entry of an archive, of which only the beginning need be given.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as entries:
+            entry = entries.next()
+            if entry is None:
+                raise ValueError("an empty archive")
+            file = entries.extractfile(entry) if entry.isfile() else None
+            content = file.read(ACCOUNTS_BYTES) if file else b""
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError("not an archive") from error
+    link = entry.linkname if entry.issym() else ""
+    return Head(Owner(entry.uid, entry.gid), link, content)
+
+
+def _group(wanted: str, group: str) -> int:
+    entry = _find(group, wanted)
+    if entry is None and not _NUMERIC.fullmatch(wanted):
+        raise Refused(f"group {wanted!r} is not in the image's /etc/group: correct `user`")
+    return int(entry[2]) if entry else int(wanted)
+
+
+def _find(accounts: str, name: str) -> list[str] | None:
+    """The line of a name or else of a number."""
+    lines = list(_accounts(accounts))
+    by_name = (line for line in lines if line[0] == name)
+    by_number = (line for line in lines if line[2] == name)
+    return next(by_name, None) or next(by_number, None)
+
+
+def _accounts(text: str) -> Iterator[list[str]]:
+    for line in text.splitlines():
+        fields = line.split(":")
+        if len(fields) >= _FIELDS and _NUMERIC.fullmatch(fields[2]):
+            yield fields

@@ -1,0 +1,120 @@
+"""The requests that Docker's API takes, as values. Pure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from reconciler.core import naming
+from reconciler.engine.docker_codec import CONTAINER_EVENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_JSON: Final = {"Content-Type": "application/json"}
+_TAR: Final = {"Content-Type": "application/x-tar"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request. ``path`` has no leading slash, and its parts are quoted."""
+
+    method: str
+    path: str
+    params: Mapping[str, str] | None = None
+    body: bytes | None = None
+    headers: Mapping[str, str] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.method} /{self.path[:80]}"
+
+
+def get(path: str, **params: str) -> Request:
+    """A question."""
+    return Request("GET", path, params)
+
+
+def post(path: str, body: Any = None, **params: str) -> Request:
+    """A change, with a body of JSON where there is one."""
+    content = None if body is None else json.dumps(body).encode()
+    return Request("POST", path, params, content, _JSON)
+
+
+def delete(path: str, **params: str) -> Request:
+    """A removal."""
+    return Request("DELETE", path, params)
+
+
+def container(container_id: str, verb: str) -> str:
+    """The path of one container's verb."""
+    return f"containers/{quote(container_id, safe='')}/{verb}"
+
+
+def volume(name: str) -> str:
+    """The path of one volume."""
+    return f"volumes/{quote(name, safe='')}"
+
+
+def image(name: str) -> str:
+    """The path of one image's description."""
+    return f"images/{quote(name, safe='/:@')}/json"
+
+
+def containers_of(instance: str) -> Request:
+    """An instance's containers, in every phase."""
+    return get("containers/json", all="1", filters=_labelled(instance))
+
+
+def volumes_of(instance: str) -> Request:
+    """An instance's volumes."""
+    return get("volumes", filters=_labelled(instance))
+
+
+def events(since: float) -> Request:
+    """The events of containers and volumes that may change what is observed.
+
+    The engine sends its headers just before it subscribes: ``since`` closes that gap. Labels are no
+    filter, since a volume's events have none.
+    """
+    filters = {"type": ["container", "volume"], "event": CONTAINER_EVENTS}
+    return get("events", since=f"{since:.3f}", filters=json.dumps(filters))
+
+
+def logs(container_id: str, lines: int, *, follow: bool) -> Request:
+    """The end of a container's log, and what comes after it."""
+    path = container(container_id, "logs")
+    return get(path, stdout="1", stderr="1", tail=str(lines), follow=str(int(follow)))
+
+
+def exec_create(container_id: str, command: Sequence[str]) -> Request:
+    """A command to be run in a container."""
+    body = {"Cmd": list(command), "AttachStdout": True, "AttachStderr": True}
+    return post(container(container_id, "exec"), body)
+
+
+def exec_start(exec_id: str) -> Request:
+    """Run it, and give its output until it ends."""
+    return post(f"exec/{exec_id}/start", {"Detach": False, "Tty": False})
+
+
+def pull(repository: str, tag: str, headers: Mapping[str, str]) -> Request:
+    """Pull one image."""
+    params = {"fromImage": repository, "tag": tag}
+    return Request("POST", "images/create", params, None, {**_JSON, **headers})
+
+
+def read_archive(container_id: str, path: str) -> Request:
+    """A file or folder of a container, as an archive."""
+    return Request("GET", container(container_id, "archive"), {"path": path})
+
+
+def put_archive(container_id: str, path: str, archive: bytes) -> Request:
+    """Unpack an archive in a container's folder."""
+    target = container(container_id, "archive")
+    return Request("PUT", target, {"path": path}, archive, _TAR)
+
+
+def _labelled(instance: str) -> str:
+    return json.dumps({"label": [f"{naming.LABEL_INSTANCE}={instance}"]})
