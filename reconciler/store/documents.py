@@ -82,6 +82,11 @@ class Declarations:
     sandboxes: dict[str, Entry] = field(default_factory=dict)
 
 
+def counts(name: str) -> bool:
+    """Whether a file of this name in a folder is a desired file."""
+    return name.endswith(".yaml") and not name.startswith(_SKIPPED)
+
+
 def gather(path: Path) -> Declarations:
     """Read a file, or the ``*.yaml`` files of a folder, and find what they declare."""
     declared = Declarations()
@@ -97,7 +102,7 @@ def _files(path: Path, report: Report) -> list[Path]:
     try:
         if not path.is_dir():
             return [path]
-        found = sorted(file for file in path.iterdir() if _counts(file))
+        found = sorted(file for file in path.iterdir() if counts(file.name))
     except OSError as error:
         report.end(Diagnostic(str(path), 1, 1, f"cannot be read: {error.strerror}"))
         return []
@@ -106,10 +111,6 @@ def _files(path: Path, report: Report) -> list[Path]:
     if len(found) > MAX_FILES:
         report.end(Diagnostic(str(path), 1, 1, f"more than {MAX_FILES} files"))
     return found[:MAX_FILES]
-
-
-def _counts(file: Path) -> bool:
-    return file.suffix == ".yaml" and not file.name.startswith(_SKIPPED)
 
 
 def _root(file: Path, budget: Budget, report: Report, *, optional: bool) -> Node | None:
