@@ -93,7 +93,13 @@ class Flusher:
         self._wake = asyncio.Event()
         self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._under_way = 0
         self.trouble: StoreError | None = None
+
+    @property
+    def pending(self) -> int:
+        """How many rows are not yet durable, those that are being written among them."""
+        return len(self._backlog) + self._under_way
 
     def wake(self) -> None:
         """There is something to write."""
@@ -131,12 +137,15 @@ class Flusher:
         if await self._thread.run(self._disk.begin_anew_where_lost):
             self._backlog.mark_all()
         changes, entries = self._backlog.take()
+        self._under_way = len(changes)
         try:
             await self._thread.run(self._disk.write, changes, entries)
         except BaseException:
             # Also when the caller is cancelled: to write a row twice does no harm.
             self._backlog.put_back(changes)
             raise
+        finally:
+            self._under_way = 0
         self._backlog.ledger.written(entries)
 
     async def _keep_flushing(self) -> None:

@@ -130,6 +130,9 @@ class Store(State):
     async def flush(self) -> None:
         """Returns when every change made before the call is durable.
 
+        Durable is what a kill of this process cannot undo. A power cut may undo the last moments;
+        docs/adr/0001-store.md says what then.
+
         Raises:
             StoreError: the disk refuses; the changes wait on and are tried again.
         """
@@ -172,7 +175,7 @@ class Store(State):
     @property
     def pending(self) -> int:
         """How many rows are not yet durable."""
-        return len(self._backlog)
+        return self._flusher.pending
 
     def _wake(self) -> None:
         self._flusher.wake()
