@@ -26,7 +26,7 @@ from reconciler.engine.docker_images import Images
 from reconciler.engine.docker_inside import Inside
 from reconciler.engine.docker_requests import delete, get, post
 from reconciler.engine.docker_stream import Lines, lines_of
-from reconciler.engine.docker_workspace import WorkspaceOwner
+from reconciler.engine.docker_workspace import Workspaces
 from reconciler.engine.protocol import Listing
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class DockerEngine:
         self._read_timeout = read_timeout
         self._client = Client(docker_host)
         self._images = Images(self._client, read_timeout, pull_timeout)
+        self._workspaces = Workspaces(self._client, call_timeout)
         self._inside = Inside(self._client, read_timeout, call_timeout)
 
     async def connect(self) -> None:
@@ -196,7 +197,7 @@ class DockerEngine:
         Raises:
             Refused: the user is not in the image, or the engine does not change the owner.
         """
-        await WorkspaceOwner(self._client, container_id, self._call_timeout).settle(blueprint)
+        await self._workspaces.settle(container_id, blueprint)
 
     async def start(self, container_id: str) -> None:
         """Start it.

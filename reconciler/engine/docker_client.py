@@ -20,7 +20,7 @@ from reconciler.engine.docker_errors import common, understood
 from reconciler.engine.docker_host import Endpoint, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from reconciler.engine.docker_errors import Translator
     from reconciler.engine.docker_requests import Request
@@ -64,6 +64,14 @@ class Client:
         async with _bounded(seconds, str(request), self._noticing(say)):
             calls, _ = await self._agreed()
             return await _answer(calls, request)
+
+    async def headers(self, request: Request, seconds: float) -> Mapping[str, str]:
+        """The headers of an answer that has nothing else."""
+        async with _bounded(seconds, str(request), self._noticing(common)):
+            calls, _ = await self._agreed()
+            async with _query(calls, request) as response:
+                await response.read()
+                return response.headers
 
     @asynccontextmanager
     async def stream(

@@ -8,7 +8,9 @@ volume and nothing beside it, also where the rest of the container is read-only.
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import posixpath
 import re
 import tarfile
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 ARCHIVE_HEAD: Final = 1 << 16
 ACCOUNTS_BYTES: Final = 1 << 20
 _NUMERIC: Final = re.compile(r"\d{1,10}")
-_MODE: Final = 0o755
+_PERMISSIONS: Final = 0o777
+# Where Go's file modes have what the last three octal digits of Unix's do not hold.
+_SPECIAL: Final = ((1 << 23, 0o4000), (1 << 22, 0o2000), (1 << 20, 0o1000))
 _FIELDS: Final = 4
 
 
@@ -33,6 +37,14 @@ class Owner:
 
     uid: int
     gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a path in a container leads to: permissions, and the target where it is a link."""
+
+    mode: int
+    link: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +82,22 @@ def resolve(user: str, passwd: str, group: str) -> Owner:
     return Owner(uid, _group(wanted, group) if wanted else gid)
 
 
-def chown_archive(path: str, owner: Owner, now: float) -> bytes:
+def place(header: str) -> Place:
+    """What the engine's header about a path says.
+
+    Raises:
+        ValueError: it cannot be read; KeyError: it lacks something.
+    """
+    stat = json.loads(base64.b64decode(header))
+    mode = int(stat["mode"])
+    special = sum(unix for go, unix in _SPECIAL if mode & go)
+    return Place(mode & _PERMISSIONS | special, str(stat["linkTarget"]))
+
+
+def chown_archive(path: str, owner: Owner, mode: int, now: float) -> bytes:
     """An archive that, put at the mount point ``path``, gives it to ``owner``."""
     header = tarfile.TarInfo(posixpath.join("..", posixpath.basename(posixpath.normpath(path))))
-    header.type, header.mode, header.mtime = tarfile.DIRTYPE, _MODE, int(now)
+    header.type, header.mode, header.mtime = tarfile.DIRTYPE, mode, int(now)
     header.uid, header.gid = owner.uid, owner.gid
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -96,8 +120,7 @@ def head(archive: bytes) -> Head:
             content = file.read(ACCOUNTS_BYTES) if file else b""
     except (tarfile.TarError, EOFError) as error:
         raise ValueError("not an archive") from error
-    link = entry.linkname if entry.issym() else ""
-    return Head(Owner(entry.uid, entry.gid), link, content)
+    return Head(Owner(entry.uid, entry.gid), entry.linkname if entry.issym() else "", content)
 
 
 def _group(wanted: str, group: str) -> int:

@@ -110,6 +110,11 @@ def read_archive(container_id: str, path: str) -> Request:
     return Request("GET", container(container_id, "archive"), {"path": path})
 
 
+def stat(container_id: str, path: str) -> Request:
+    """What a path of a container leads to, told in a header."""
+    return Request("HEAD", container(container_id, "archive"), {"path": path})
+
+
 def put_archive(container_id: str, path: str, archive: bytes) -> Request:
     """Unpack an archive in a container's folder."""
     target = container(container_id, "archive")

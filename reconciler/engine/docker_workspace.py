@@ -15,21 +15,26 @@ if TYPE_CHECKING:
     from reconciler.core.blueprint import Blueprint
     from reconciler.core.spec import WorkspaceSpec
     from reconciler.engine.docker_client import Client
-    from reconciler.engine.docker_owner import Head, Owner
+    from reconciler.engine.docker_owner import Head, Owner, Place
 
+_STAT: Final = "X-Docker-Container-Path-Stat"
 _MOST_LINKS: Final = 8
 
 
-class WorkspaceOwner:
-    """Works on one container that was created and not started."""
+class Workspaces:
+    """The workspaces of one engine. To read or write an archive costs it some 50 ms of a core.
 
-    def __init__(self, client: Client, container_id: str, seconds: float) -> None:
+    So the owner is set without a look at the one before, and the outcome is read back until it was
+    right once.
+    """
+
+    def __init__(self, client: Client, seconds: float) -> None:
         self._client = client
-        self._id = container_id
         self._seconds = seconds
+        self._proven = False
 
-    async def settle(self, blueprint: Blueprint) -> None:
-        """Set the owner of the volume's root, where it is another; what is in it stays as it is.
+    async def settle(self, container_id: str, blueprint: Blueprint) -> None:
+        """Set the owner of the volume's root; its mode and what is in it stay as they are.
 
         Raises:
             Refused: the user is not in the image, or the engine does not change the owner.
@@ -37,66 +42,82 @@ class WorkspaceOwner:
         workspace = blueprint.spec.workspace
         if workspace is None or blueprint.volume is None:
             return
-        owner = await self._wanted(workspace, blueprint.spec.user)
+        owner = await self._wanted(container_id, workspace, blueprint.spec.user)
         if owner is not None:
-            await self._give(workspace.path, owner)
+            await self._give(container_id, workspace.path, owner)
 
-    async def _wanted(self, workspace: WorkspaceSpec, user: str | None) -> Owner | None:
-        if workspace.owner is not None:
-            return owners.numeric(workspace.owner) or await self._look_up(workspace.owner)
-        user = user or await self._image_user()
-        if owners.is_root(user):
-            return None
-        return owners.numeric(user) or await self._look_up(user)
+    async def _wanted(
+        self, container_id: str, workspace: WorkspaceSpec, user: str | None
+    ) -> Owner | None:
+        chosen = workspace.owner
+        if chosen is None:
+            chosen = user or await self._image_user(container_id)
+            if owners.is_root(chosen):
+                return None
+        return owners.numeric(chosen) or await self._look_up(container_id, chosen)
 
-    async def _image_user(self) -> str:
-        request = requests.get(requests.container(self._id, "json"))
+    async def _image_user(self, container_id: str) -> str:
+        request = requests.get(requests.container(container_id, "json"))
         answer: Any = await self._client.call(request, self._seconds)
         with understood("a container's user"):
             return str(answer["Config"]["User"])
 
-    async def _look_up(self, user: str) -> Owner:
-        passwd = await self._accounts("/etc/passwd")
-        group = await self._accounts("/etc/group")
+    async def _look_up(self, container_id: str, user: str) -> Owner:
+        passwd = await self._accounts(container_id, "/etc/passwd")
+        group = await self._accounts(container_id, "/etc/group") if ":" in user else ""
         return owners.resolve(user, passwd, group)
 
-    async def _accounts(self, path: str) -> str:
+    async def _accounts(self, container_id: str, path: str) -> str:
         try:
-            _, entry = await self._read(path, owners.ACCOUNTS_BYTES)
+            for _ in range(_MOST_LINKS):
+                entry = await self._head(container_id, path, owners.ACCOUNTS_BYTES)
+                if not entry.link:
+                    return entry.content.decode(errors="replace")
+                path = _target(path, entry.link)
         except NotFound:
             return ""
-        return entry.content.decode(errors="replace")
+        raise Refused(f"{path}: too many links in the image")
 
-    async def _give(self, path: str, owner: Owner) -> None:
-        target, entry = await self._read(path, owners.ARCHIVE_HEAD)
-        if entry.owner == owner:
-            return
-        archive = owners.chown_archive(target, owner, time.time())
-        await self._client.call(requests.put_archive(self._id, target, archive), self._seconds)
-        _, entry = await self._read(target, owners.ARCHIVE_HEAD)
+    async def _give(self, container_id: str, path: str, owner: Owner) -> None:
+        target, place = await self._find(container_id, path)
+        archive = owners.chown_archive(target, owner, place.mode, time.time())
+        request = requests.put_archive(container_id, target, archive)
+        await self._client.call(request, self._seconds)
+        if not self._proven:
+            await self._prove(container_id, target, owner)
+
+    async def _prove(self, container_id: str, path: str, owner: Owner) -> None:
+        entry = await self._head(container_id, path, owners.ARCHIVE_HEAD)
         if entry.owner != owner:
             raise Refused(
                 f"the engine does not give {path} to {owner.uid}:{owner.gid}: set "
                 "`workspace.owner` to the folder's owner in the image"
             )
+        self._proven = True
 
-    async def _read(self, path: str, limit: int) -> tuple[str, Head]:
-        """What is at a path, and where it really is: links at its end are followed."""
+    async def _find(self, container_id: str, path: str) -> tuple[str, Place]:
+        """Where a path ends, links followed, and what is there."""
         for _ in range(_MOST_LINKS):
-            archive = await self._beginning(path, limit)
+            request = requests.stat(container_id, path)
+            headers = await self._client.headers(request, self._seconds)
             with understood(f"{path} in a container"):
-                entry = owners.head(archive)
-            if not entry.link:
-                return path, entry
-            path = posixpath.normpath(posixpath.join(posixpath.dirname(path), entry.link))
+                place = owners.place(headers[_STAT])
+            if not place.link:
+                return path, place
+            path = _target(path, place.link)
         raise Refused(f"{path}: too many links in the image")
 
-    async def _beginning(self, path: str, limit: int) -> bytes:
-        request = requests.read_archive(self._id, path)
+    async def _head(self, container_id: str, path: str, limit: int) -> Head:
+        request = requests.read_archive(container_id, path)
         archive = bytearray()
         async with self._client.stream(request, self._seconds) as chunks:
             async for chunk in chunks:
                 archive += chunk
                 if len(archive) >= limit:
                     break
-        return bytes(archive)
+        with understood(f"{path} in a container"):
+            return owners.head(bytes(archive))
+
+
+def _target(path: str, link: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
