@@ -1,0 +1,268 @@
+"""An Engine in memory: fast, at any scale, with faults and delays on request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from reconciler.core import naming
+from reconciler.core.blueprint import Blueprint
+from reconciler.core.errors import (
+    Busy,
+    EngineTimeout,
+    NameTaken,
+    NotFound,
+    PullFailed,
+)
+from reconciler.core.model import Container, Phase
+from reconciler.engine.protocol import (
+    EngineEvent,
+    EngineInfo,
+    EventKind,
+    Listing,
+    PullProgress,
+    Summary,
+)
+from tests.fakes.host import Box, FakeHost, tagged
+from tests.fakes.shell import run
+
+_FOLLOWED_FROM = 10
+_POLL = 0.01
+
+
+@dataclass(frozen=True)
+class _Fault:
+    error: Exception
+    after: bool
+
+
+class FakeEngine:
+    """One instance's view of a host.
+
+    ``calls`` holds each verb with its target, in the order they began. ``latency`` maps verbs to
+    seconds, spent in ``sleep``. A verb's name is that of the protocol's method.
+    """
+
+    def __init__(
+        self,
+        host: FakeHost | None = None,
+        *,
+        instance: str = "default",
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self.host = host or FakeHost()
+        self.instance = instance
+        self.calls: list[tuple[str, str]] = []
+        self.latency: dict[str, float] = {}
+        self.closed = False
+        self._sleep = sleep
+        self._faults: dict[str, deque[_Fault]] = defaultdict(deque)
+        self._hung: dict[str, asyncio.Event] = {}
+
+    # --- faults on request
+
+    def fail_next(
+        self, verb: str, error: Exception, times: int = 1, *, after: bool = False
+    ) -> None:
+        """Let the next calls of a verb fail; with ``after``, once they have done their work."""
+        self._faults[verb].extend([_Fault(error, after)] * times)
+
+    def hang(self, verb: str) -> None:
+        """Let the calls of a verb wait until ``release``; they do nothing before."""
+        self._hung.setdefault(verb, asyncio.Event())
+
+    def release(self, verb: str) -> None:
+        self._hung.pop(verb).set()
+
+    def count(self, verb: str) -> int:
+        return sum(called == verb for called, _ in self.calls)
+
+    @property
+    def changes(self) -> list[tuple[str, str]]:
+        """The calls that change something, or try to."""
+        asking = {"ping", "info", "list", "inspect", "events", "has_image", "log_tail", "run_in"}
+        return [call for call in self.calls if call[0] not in asking]
+
+    @asynccontextmanager
+    async def _doing(self, verb: str, target: str = "") -> AsyncIterator[None]:
+        self.calls.append((verb, target))
+        if hung := self._hung.get(verb):
+            await hung.wait()
+        await self._sleep(self.latency.get(verb, 0.0))
+        self.host.check_up()
+        faults = self._faults[verb]
+        fault = faults.popleft() if faults else None
+        if fault and not fault.after:
+            raise fault.error
+        yield
+        if fault:
+            raise fault.error
+
+    # --- the protocol
+
+    async def connect(self) -> None:
+        async with self._doing("connect"):
+            pass
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def ping(self) -> None:
+        async with self._doing("ping"):
+            pass
+
+    async def info(self) -> EngineInfo:
+        async with self._doing("info"):
+            return EngineInfo("Fake", "1.0", "1.41", "/")
+
+    async def list(self) -> Listing:
+        async with self._doing("list"):
+            rows = [_summary(box.seen) for box in self.host.boxes.values() if self._ours(box)]
+            return Listing(tuple(rows), tuple(self.host.volumes_of(self.instance)))
+
+    async def inspect(self, container_id: str) -> Container | None:
+        async with self._doing("inspect", container_id):
+            box = self.host.find(container_id)
+            return box.seen if box and self._ours(box) else None
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[AsyncIterator[EngineEvent]]:
+        queue: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
+
+        def hear(
+            kind: EventKind, key: str, what: str, labels: Mapping[str, str], name: str
+        ) -> None:
+            if (event := self._event(kind, key, what, labels, name)) is not None:
+                queue.put_nowait(event)
+
+        async with self._doing("events"):
+            self.host.subscribers[hear] = lambda: queue.put_nowait(None)
+        try:
+            yield _until_none(queue)
+        finally:
+            self.host.subscribers.pop(hear, None)
+
+    def _event(
+        self, kind: EventKind, key: str, what: str, labels: Mapping[str, str], name: str
+    ) -> EngineEvent | None:
+        if kind is EventKind.VOLUME:
+            ours = key.startswith(naming.volume_name("", ""))
+            return EngineEvent(kind, key, what, "", self.host.now()) if ours else None
+        if labels.get(naming.LABEL_INSTANCE) != self.instance:
+            return None
+        sandbox = labels.get(naming.LABEL_SANDBOX) or naming.garbage_key(name)
+        return EngineEvent(kind, key, what, sandbox, self.host.now())
+
+    async def create_volume(self, name: str, labels: Mapping[str, str]) -> None:
+        async with self._doing("create_volume", name):
+            made = self.host.make_volume(name, labels)
+            if made.labels.get(naming.LABEL_INSTANCE) != self.instance:
+                raise NameTaken(f"volume {name} exists and is not of {self.instance}")
+
+    async def remove_volume(self, name: str) -> None:
+        async with self._doing("remove_volume", name):
+            volume = self.host.volumes.get(name)
+            if volume and volume.labels.get(naming.LABEL_INSTANCE) == self.instance:
+                self.host.drop_volume(name)
+
+    async def create(self, blueprint: Blueprint) -> str:
+        async with self._doing("create", blueprint.name):
+            holder = self.host.find(blueprint.name)
+            wanted = blueprint.labels[naming.LABEL_SPEC_HASH]
+            if holder and self._ours(holder) and holder.seen.spec_hash == wanted:
+                return holder.seen.id
+            return self.host.create(blueprint)
+
+    async def prepare(self, container_id: str, blueprint: Blueprint) -> None:
+        async with self._doing("prepare", container_id):
+            self.host.box(container_id)
+            workspace = blueprint.spec.workspace
+            if blueprint.volume and workspace:
+                owner = workspace.owner or blueprint.spec.user
+                self.host.volumes[blueprint.volume].owner = owner
+
+    async def start(self, container_id: str) -> None:
+        async with self._doing("start", container_id):
+            self.host.start(self.host.box(container_id))
+
+    async def stop(self, container_id: str, grace: float) -> None:  # noqa: ARG002
+        async with self._doing("stop", container_id):
+            box = self.host.find(container_id)
+            if box and box.seen.live:
+                self.host.end(box, 0)
+
+    async def pause(self, container_id: str) -> None:
+        async with self._doing("pause", container_id):
+            self.host.pause(self.host.box(container_id))
+
+    async def unpause(self, container_id: str) -> None:
+        async with self._doing("unpause", container_id):
+            self.host.unpause(self.host.box(container_id))
+
+    async def rename(self, container_id: str, name: str) -> None:
+        async with self._doing("rename", container_id):
+            self.host.rename_box(self.host.box(container_id), name)
+
+    async def remove(self, container_id: str) -> None:
+        async with self._doing("remove", container_id):
+            with suppress(NotFound):
+                self.host.drop(self.host.box(container_id))
+
+    async def has_image(self, image: str) -> bool:
+        async with self._doing("has_image", image):
+            return tagged(image) in self.host.images
+
+    async def pull(self, image: str, progress: Callable[[PullProgress], None]) -> None:
+        async with self._doing("pull", image):
+            if tagged(image) not in self.host.registry:
+                raise PullFailed(f"{image}: not found")
+            progress(PullProgress(0, 1, 0, 100))
+            self.host.images.add(tagged(image))
+            progress(PullProgress(1, 1, 100, 100))
+
+    async def log_tail(self, container_id: str, lines: int) -> Sequence[str]:
+        async with self._doing("log_tail", container_id):
+            log = list(self.host.box(container_id).log)
+            return tuple(log[-lines:]) if lines else ()
+
+    @asynccontextmanager
+    async def follow_logs(self, container_id: str) -> AsyncIterator[AsyncIterator[str]]:
+        async with self._doing("follow_logs", container_id):
+            box = self.host.box(container_id)
+        yield self._following(box)
+
+    async def _following(self, box: Box) -> AsyncIterator[str]:
+        seen = max(0, len(box.log) - _FOLLOWED_FROM)
+        while True:
+            for line in list(box.log)[seen:]:
+                seen += 1
+                yield line
+            if not box.seen.live:
+                return
+            await asyncio.sleep(_POLL)
+
+    async def run_in(self, container_id: str, command: Sequence[str], limit: float) -> int:
+        async with self._doing("run_in", container_id):
+            if self.host.box(container_id).seen.phase is not Phase.RUNNING:
+                raise Busy(f"container {container_id} is not running")
+            if command[0].startswith("no-such"):
+                return 126
+            _, code = run(command)
+            if code is None:
+                raise EngineTimeout(f"the command did not end within {limit:g} s")
+            return code
+
+    def _ours(self, box: Box) -> bool:
+        return box.labels.get(naming.LABEL_INSTANCE) == self.instance
+
+
+def _summary(seen: Container) -> Summary:
+    return Summary(seen.id, seen.name, seen.sandbox, seen.phase)
+
+
+async def _until_none(queue: asyncio.Queue[EngineEvent | None]) -> AsyncIterator[EngineEvent]:
+    while (event := await queue.get()) is not None:
+        yield event

@@ -1,0 +1,312 @@
+"""A Docker host in memory: what stands on it, the engine's rules, and changes behind one's back."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from reconciler.core import naming
+from reconciler.core.blueprint import Blueprint
+from reconciler.core.errors import (
+    Busy,
+    EngineUnavailable,
+    ImageNotFound,
+    NameTaken,
+    NotFound,
+    PortTaken,
+    Refused,
+)
+from reconciler.core.model import Container, Phase, Volume
+from reconciler.engine.protocol import EventKind
+from tests.fakes.shell import run
+
+IMAGE = "reconciler-test:latest"
+_KILLED = 137
+_LOG_LINES = 1000
+
+
+@dataclass
+class Box:
+    """One container: what the engine would say of it, and what only the engine knows."""
+
+    seen: Container
+    labels: Mapping[str, str]
+    blueprint: Blueprint | None = None
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=_LOG_LINES))
+
+
+@dataclass
+class FakeVolume:
+    labels: Mapping[str, str]
+    created_at: float
+    owner: str | None = None
+
+
+Subscriber = Callable[[EventKind, str, str, Mapping[str, str], str], None]
+
+
+class FakeHost:
+    """Shared by the engines of several instances, so that there are foreign objects.
+
+    ``images`` are there, ``registry`` can be pulled. ``missing`` are folders that the host lacks.
+    Times come from ``clock``, and no two are the same.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.boxes: dict[str, Box] = {}
+        self.volumes: dict[str, FakeVolume] = {}
+        self.images = {IMAGE}
+        self.registry: set[str] = set()
+        self.missing = {"/nonexistent"}
+        self.networks = {"bridge", "host", "none"}
+        self.runtimes = {None, "runc"}
+        self.taken_ports: set[int] = set()
+        self.down = False
+        self.subscribers: dict[Subscriber, Callable[[], None]] = {}
+        self._clock = clock
+        self._ids = (f"{number:064x}" for number in itertools.count(1))
+        self._last = 0.0
+
+    # --- behind the daemon's back
+
+    def kill(self, name: str, exit_code: int = _KILLED, *, oom: bool = False) -> None:
+        box = self.box(name)
+        if box.seen.live:
+            self.end(box, exit_code, oom=oom)
+
+    def docker_pause(self, name: str) -> None:
+        self.pause(self.box(name))
+
+    def docker_unpause(self, name: str) -> None:
+        self.unpause(self.box(name))
+
+    def docker_stop(self, name: str) -> None:
+        self.kill(name, 0)
+
+    def docker_start(self, name: str) -> None:
+        self.start(self.box(name))
+
+    def rename(self, name: str, new: str) -> None:
+        self.rename_box(self.box(name), new)
+
+    def remove(self, name: str) -> None:
+        self.drop(self.box(name))
+
+    def remove_volume(self, name: str) -> None:
+        self.drop_volume(name)
+
+    def take_port(self, port: int) -> None:
+        self.taken_ports.add(port)
+
+    def free_port(self, port: int) -> None:
+        self.taken_ports.discard(port)
+
+    def add_container(
+        self,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        phase: Phase = Phase.RUNNING,
+        ports: Mapping[int, int] | None = None,
+    ) -> str:
+        """Make a container that no engine of ours asked for, and return its id."""
+        box = self._make(name, labels or {}, ports or {})
+        if phase is not Phase.CREATED:
+            self.start(box)
+        box.seen = replace(box.seen, phase=phase)
+        return box.seen.id
+
+    def add_volume(self, name: str, labels: Mapping[str, str] | None = None) -> None:
+        self.make_volume(name, labels or {})
+
+    def set_phase(self, name: str, phase: Phase) -> None:
+        box = self.box(name)
+        box.seen = replace(box.seen, phase=phase)
+
+    def stop_engine(self) -> None:
+        """The engine goes, its containers end, and every event stream with it."""
+        for box in self.boxes.values():
+            if box.seen.live:
+                self.end(box, 0)
+        self.down = True
+        self.end_streams()
+
+    def start_engine(self) -> None:
+        self.down = False
+
+    def restart_engine(self) -> None:
+        self.stop_engine()
+        self.start_engine()
+
+    def end_streams(self) -> None:
+        for end in self.subscribers.values():
+            end()
+
+    # --- the engine's rules
+
+    def check_up(self) -> None:
+        if self.down:
+            raise EngineUnavailable("the fake engine is down")
+
+    def now(self) -> float:
+        self._last = max(self._clock(), self._last + 1e-6)
+        return self._last
+
+    def box(self, key: str) -> Box:
+        box = self.boxes.get(key) or self._by_name(key)
+        if box is None:
+            raise NotFound(f"no such container: {key}")
+        return box
+
+    def find(self, key: str) -> Box | None:
+        return self.boxes.get(key) or self._by_name(key)
+
+    def create(self, blueprint: Blueprint) -> str:
+        self._check_spec(blueprint)
+        box = self._make(blueprint.name, blueprint.labels, blueprint.ports)
+        volume = blueprint.volume
+        if volume and volume not in self.volumes:
+            self.make_volume(volume, blueprint.labels)
+        box.blueprint = blueprint
+        box.seen = replace(
+            box.seen,
+            volumes=frozenset({volume} if volume else ()),
+            image=blueprint.spec.image,
+            image_id=f"sha256:{blueprint.spec.image}",
+            stop_timeout=blueprint.spec.stop_timeout,
+            session_key=blueprint.env.get(naming.SESSION_KEY_VARIABLE),
+        )
+        return box.seen.id
+
+    def start(self, box: Box) -> None:
+        if box.seen.phase is Phase.PAUSED:
+            raise Busy("cannot start a paused container")
+        if box.seen.live:
+            return
+        self._check_start(box)
+        box.seen = replace(
+            box.seen, phase=Phase.RUNNING, started_at=self.now(), exit_code=0, oom_killed=False
+        )
+        self.emit(box, "start")
+        command = box.blueprint.spec.command if box.blueprint else None
+        lines, code = run(command or ())
+        box.log.extend(lines)
+        if code is not None:
+            self.end(box, code)
+
+    def end(self, box: Box, code: int, *, oom: bool = False) -> None:
+        box.seen = replace(
+            box.seen, phase=Phase.EXITED, finished_at=self.now(), exit_code=code, oom_killed=oom
+        )
+        self.emit(box, "die")
+
+    def pause(self, box: Box) -> None:
+        if box.seen.phase is Phase.PAUSED:
+            return
+        if box.seen.phase is not Phase.RUNNING:
+            raise Busy(f"container {box.seen.id} is not running")
+        box.seen = replace(box.seen, phase=Phase.PAUSED)
+        self.emit(box, "pause")
+
+    def unpause(self, box: Box) -> None:
+        if box.seen.phase is Phase.PAUSED:
+            box.seen = replace(box.seen, phase=Phase.RUNNING)
+            self.emit(box, "unpause")
+
+    def rename_box(self, box: Box, new: str) -> None:
+        if box.seen.name == new:
+            return
+        self._check_name(new)
+        box.seen = replace(box.seen, name=new)
+        self.emit(box, "rename")
+
+    def drop(self, box: Box) -> None:
+        if box.seen.live:
+            self.end(box, _KILLED)
+        del self.boxes[box.seen.id]
+        self.emit(box, "destroy")
+
+    def make_volume(self, name: str, labels: Mapping[str, str]) -> FakeVolume:
+        if name not in self.volumes:
+            self.volumes[name] = FakeVolume(dict(labels), self.now())
+            self._tell(EventKind.VOLUME, name, "create", {}, name)
+        return self.volumes[name]
+
+    def drop_volume(self, name: str) -> None:
+        users = [box.seen.name for box in self.boxes.values() if name in box.seen.volumes]
+        if users:
+            raise Busy(f"volume {name} is in use by {users[0]}")
+        if self.volumes.pop(name, None) is not None:
+            self._tell(EventKind.VOLUME, name, "destroy", {}, name)
+
+    def volumes_of(self, instance: str) -> Iterator[Volume]:
+        for name, volume in self.volumes.items():
+            if volume.labels.get(naming.LABEL_INSTANCE) == instance:
+                sandbox = volume.labels.get(naming.LABEL_SANDBOX) or naming.garbage_key(name)
+                retain = volume.labels.get(naming.LABEL_RETAIN, "")
+                yield Volume(name, sandbox, volume.created_at, retain)
+
+    def emit(self, box: Box, what: str) -> None:
+        self._tell(EventKind.CONTAINER, box.seen.id, what, box.labels, box.seen.name)
+
+    def _tell(
+        self, kind: EventKind, key: str, what: str, labels: Mapping[str, str], name: str
+    ) -> None:
+        for subscriber in list(self.subscribers):
+            subscriber(kind, key, what, labels, name)
+
+    def _make(self, name: str, labels: Mapping[str, str], ports: Mapping[int, int]) -> Box:
+        self._check_name(name)
+        seen = Container(
+            id=next(self._ids),
+            name=name,
+            sandbox=labels.get(naming.LABEL_SANDBOX) or naming.garbage_key(name),
+            spec=labels.get(naming.LABEL_SPEC, ""),
+            spec_hash=labels.get(naming.LABEL_SPEC_HASH, ""),
+            phase=Phase.CREATED,
+            created_at=self.now(),
+            ports=dict(ports),
+        )
+        box = self.boxes[seen.id] = Box(seen, dict(labels))
+        self.emit(box, "create")
+        return box
+
+    def _by_name(self, name: str) -> Box | None:
+        return next((box for box in self.boxes.values() if box.seen.name == name), None)
+
+    def _check_name(self, name: str) -> None:
+        holder = self._by_name(name)
+        if holder is not None:
+            raise NameTaken(f"container {holder.seen.id[:12]} is called {name}")
+
+    def _check_spec(self, blueprint: Blueprint) -> None:
+        spec = blueprint.spec
+        if tagged(spec.image) not in self.images:
+            raise ImageNotFound(f"no such image: {spec.image}")
+        for mount in spec.mounts:
+            if any(mount.host_path.startswith(path) for path in self.missing):
+                raise Refused(f"bind source path does not exist: {mount.host_path}")
+        if spec.security.runtime not in self.runtimes:
+            raise Refused(f"unknown runtime: {spec.security.runtime}")
+
+    def _check_start(self, box: Box) -> None:
+        held = self.taken_ports.union(
+            *(other.seen.ports.values() for other in self.boxes.values() if other.seen.live)
+        )
+        for port in box.seen.ports.values():
+            if port in held:
+                raise PortTaken(f"port {port} is already allocated", port)
+        spec = box.blueprint.spec if box.blueprint else None
+        if spec and spec.network.mode not in self.networks:
+            raise Refused(f"network {spec.network.mode} not found")
+        if spec and spec.command and spec.command[0].startswith("no-such"):
+            raise Refused(f"exec: {spec.command[0]!r}: executable file not found")
+
+
+def tagged(image: str) -> str:
+    """The image's full name: an untagged one is the latest."""
+    last = image.rpartition("/")[2]
+    return image if ":" in last or "@" in last else f"{image}:latest"

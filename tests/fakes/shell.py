@@ -1,0 +1,23 @@
+"""As much of a shell as the fake containers run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def run(command: Sequence[str]) -> tuple[list[str], int | None]:
+    """What ``sh -c "echo ...; exit N"`` prints and ends with; None: it runs on."""
+    if not command:
+        return [], None
+    if command[0] != "sh":
+        return [], {"true": 0, "false": 1}.get(command[0])
+    lines: list[str] = []
+    for step in command[-1].split(";"):
+        word, _, rest = step.strip().partition(" ")
+        if word == "echo":
+            lines.append(rest)
+        elif word == "exit":
+            return lines, int(rest or 0)
+        elif word == "sleep":
+            return lines, None
+    return lines, 0
