@@ -128,10 +128,15 @@ def on_rename(status: int, text: str) -> EngineError:
     return common(status, text)
 
 
-def on_pull(status: int, text: str) -> EngineError:
+def on_pull_of(image: str) -> Translator:
     """PullFailed, unless the engine could not be asked."""
-    error = common(status, text)
-    return error if isinstance(error, EngineUnavailable) else PullFailed(cut(text))
+
+    def on_pull(status: int, text: str) -> EngineError:
+        error = common(status, text)
+        failed = PullFailed(f"{image}: {cut(text)}")
+        return error if isinstance(error, EngineUnavailable) else failed
+
+    return on_pull
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.core.errors import NotFound, PullFailed, Refused
 from reconciler.engine import docker_requests as requests
 from reconciler.engine.docker_auth import auth_header
-from reconciler.engine.docker_errors import on_pull, understood
+from reconciler.engine.docker_errors import on_pull_of, understood
 from reconciler.engine.docker_pull import LONGEST_PULL_LINE, Pull, registry_of, split_reference
 from reconciler.engine.docker_stream import Lines, lines_of
 
@@ -58,7 +58,7 @@ class Images:
         headers = await self._credentials(image)
         request, pull = requests.pull(repository, tag, headers), Pull(image)
         silence = self._read_timeout * _SILENCE
-        async with self._client.stream(request, silence, on_pull) as chunks:
+        async with self._client.stream(request, silence, on_pull_of(image)) as chunks:
             lines = lines_of(_with_a_pulse(image, chunks, silence), Lines(LONGEST_PULL_LINE))
             async for line in lines:
                 progress(pull.feed(line))

@@ -1,0 +1,450 @@
+"""What every engine does alike: one suite, over Docker and over the fake one."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from reconciler.core import naming
+from reconciler.core.blueprint import labels
+from reconciler.core.errors import (
+    Busy,
+    EngineError,
+    EngineTimeout,
+    ImageNotFound,
+    NameTaken,
+    NotFound,
+    PortTaken,
+    PullFailed,
+    Refused,
+)
+from reconciler.core.model import Container, Phase
+from reconciler.engine.protocol import EngineEvent, EventKind
+from tests.engine.worlds import World, blueprint
+
+FOREIGN = {naming.LABEL_INSTANCE: "somebody-else"}
+SLEEP = ["sleep", "60"]
+
+
+async def make(world: World, sandbox: str, **spec: Any) -> str:
+    """Create a sandbox that sleeps."""
+    made = blueprint(world, sandbox, **{"command": SLEEP, "init": True, **spec})
+    return await world.engine.create(made)
+
+
+async def run(world: World, sandbox: str, **spec: Any) -> str:
+    container = await make(world, sandbox, **spec)
+    await world.engine.start(container)
+    return container
+
+
+async def look(world: World, container: str) -> Container:
+    seen = await world.engine.inspect(container)
+    assert seen is not None
+    return seen
+
+
+async def ended(world: World, container: str) -> Container:
+    async with asyncio.timeout(10):
+        while (seen := await look(world, container)).live:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    return seen
+
+
+# --- the engine itself
+
+
+async def test_it_says_who_it_is(world: World) -> None:
+    await world.engine.ping()
+    info = await world.engine.info()
+    assert info.version
+    assert info.root.startswith("/")
+
+
+# --- what is seen
+
+
+async def test_a_new_container_is_seen_as_it_was_made(world: World) -> None:
+    volume = naming.volume_name(world.prefix, "alice")
+    await world.engine.create_volume(volume, labels(world.instance, "alice"))
+    ports = {8000: world.ports[0], 8001: world.ports[1]}
+    container = await make(
+        world, "alice", published=ports, workspace={"path": "/workspace"}, stop_timeout="7s"
+    )
+    seen = await look(world, container)
+    assert seen == await world.engine.inspect(f"{world.prefix}alice")
+    assert (seen.id, seen.name, seen.sandbox) == (container, f"{world.prefix}alice", "alice")
+    assert (seen.spec, seen.spec_hash) == ("test", "1:made-for-a-test")
+    assert (seen.phase, seen.live) == (Phase.CREATED, False)
+    assert seen.ports == ports
+    assert seen.volumes == {volume}
+    assert seen.session_key == "key-of-alice"
+    assert (seen.started_at, seen.finished_at) == (None, None)
+    assert (seen.exit_code, seen.oom_killed, seen.stop_timeout) == (0, False, 7.0)
+    assert seen.image == "reconciler-test:latest"
+    assert seen.image_id.startswith("sha256:")
+
+
+async def test_a_run_has_a_start_and_an_end(world: World) -> None:
+    container = await run(world, "alice", command=["sh", "-c", "exit 3"])
+    seen = await ended(world, container)
+    assert (seen.phase, seen.exit_code) == (Phase.EXITED, 3)
+    assert seen.started_at is not None
+    assert seen.finished_at is not None
+    assert seen.created_at < seen.started_at < seen.finished_at
+
+
+async def test_a_list_holds_what_is_ours_in_every_phase(world: World) -> None:
+    made = await make(world, "made")
+    running = await run(world, "running")
+    paused = await run(world, "paused")
+    world.pause(f"{world.prefix}paused")
+    exited = await run(world, "exited")
+    world.kill(f"{world.prefix}exited")
+    await ended(world, exited)
+    world.add_container(f"{world.prefix}foreign", FOREIGN)
+    world.add_container(f"{world.prefix}bare", {})
+    listing = await world.engine.list()
+    assert {(row.id, row.name, row.sandbox, row.phase) for row in listing.containers} == {
+        (made, f"{world.prefix}made", "made", Phase.CREATED),
+        (running, f"{world.prefix}running", "running", Phase.RUNNING),
+        (paused, f"{world.prefix}paused", "paused", Phase.PAUSED),
+        (exited, f"{world.prefix}exited", "exited", Phase.EXITED),
+    }
+
+
+async def test_a_list_holds_our_volumes(world: World) -> None:
+    ours, foreign = (naming.volume_name(world.prefix, name) for name in ("alice", "bob"))
+    marks = {**labels(world.instance, "alice"), naming.LABEL_RETAIN: "7d"}
+    await world.engine.create_volume(ours, marks)
+    world.add_volume(foreign, FOREIGN)
+    (volume,) = (await world.engine.list()).volumes
+    assert (volume.name, volume.sandbox, volume.retain) == (ours, "alice", "7d")
+    assert volume.created_at > 1e9
+
+
+async def test_what_names_no_sandbox_is_garbage(world: World) -> None:
+    name = f"{world.prefix}lost"
+    world.add_container(name, {naming.LABEL_INSTANCE: world.instance})
+    (row,) = (await world.engine.list()).containers
+    assert row.sandbox == naming.garbage_key(name)
+    assert (await look(world, name)).sandbox == naming.garbage_key(name)
+
+
+async def test_what_is_not_ours_or_not_there_is_not_seen(world: World) -> None:
+    world.add_container(f"{world.prefix}foreign", FOREIGN)
+    assert await world.engine.inspect(f"{world.prefix}foreign") is None
+    assert await world.engine.inspect(f"{world.prefix}nobody") is None
+
+
+async def test_the_beginning_of_an_id_is_no_name(world: World) -> None:
+    container = await make(world, "alice")
+    assert await world.engine.inspect(container[:60]) is None
+
+
+# --- create
+
+
+async def test_a_create_that_was_never_heard_of_is_adopted(world: World) -> None:
+    assert await make(world, "alice") == await make(world, "alice")
+
+
+@pytest.mark.parametrize("marks", [FOREIGN, {}])
+async def test_a_name_that_somebody_else_has(world: World, marks: dict[str, str]) -> None:
+    world.add_container(f"{world.prefix}alice", marks)
+    with pytest.raises(NameTaken, match=f"called {world.prefix}alice"):
+        await make(world, "alice")
+    assert world.has_container(f"{world.prefix}alice")
+
+
+async def test_a_name_that_ours_of_another_spec_has(world: World) -> None:
+    await make(world, "alice")
+    with pytest.raises(NameTaken, match=f"called {world.prefix}alice"):
+        await make(world, "alice", spec_hash="1:other")
+
+
+@pytest.mark.parametrize("image", ["nobody-has-this:1", "nobody-has-this", "sha256:" + "0" * 64])
+async def test_an_image_that_is_not_there(world: World, image: str) -> None:
+    assert not await world.engine.has_image(image)
+    with pytest.raises(ImageNotFound):
+        await make(world, "alice", image=image)
+
+
+@pytest.mark.parametrize("image", ["reconciler-test:latest", "reconciler-test"])
+async def test_an_image_that_is_there(world: World, image: str) -> None:
+    assert await world.engine.has_image(image)
+    await make(world, "alice", image=image)
+
+
+async def test_a_mount_without_a_source_is_refused(world: World) -> None:
+    mounts = [{"host_path": "/nonexistent/folder", "container_path": "/mnt"}]
+    with pytest.raises(Refused, match="bind source path does not exist: /nonexistent"):
+        await make(world, "alice", mounts=mounts)
+    assert not world.has_container(f"{world.prefix}alice")
+
+
+async def test_a_runtime_that_is_not_there_is_refused(world: World) -> None:
+    with pytest.raises(Refused, match=r"(?i)unknown runtime"):
+        await make(world, "alice", security={"runtime": "no-such-runtime"})
+
+
+async def test_a_volume_made_by_the_way_is_ours(world: World) -> None:
+    await make(world, "alice", workspace={"path": "/workspace"})
+    (volume,) = (await world.engine.list()).volumes
+    assert volume.sandbox == "alice"
+
+
+# --- start
+
+
+async def test_a_start_twice_is_one(world: World) -> None:
+    container = await run(world, "alice")
+    started = (await look(world, container)).started_at
+    await world.engine.start(container)
+    assert (await look(world, container)).started_at == started
+
+
+async def test_a_port_that_another_sandbox_has(world: World) -> None:
+    port = world.ports[2]
+    await run(world, "alice", published={8000: port})
+    container = await make(world, "bob", published={8000: port})
+    with pytest.raises(PortTaken) as caught:
+        await world.engine.start(container)
+    assert caught.value.port == port
+    assert (await look(world, container)).phase is Phase.CREATED
+
+
+async def test_a_port_that_another_program_has(world: World) -> None:
+    port = world.ports[3]
+    container = await make(world, "alice", published={8000: port})
+    with world.taken_port(port), pytest.raises(PortTaken) as caught:
+        await world.engine.start(container)
+    assert caught.value.port == port
+    await world.engine.start(container)
+
+
+async def test_a_program_that_is_not_there_is_refused(world: World) -> None:
+    container = await make(world, "alice", command=["no-such-program"], init=False)
+    with pytest.raises(Refused, match="executable file not found"):
+        await world.engine.start(container)
+
+
+async def test_a_network_that_is_not_there_is_refused(world: World) -> None:
+    with pytest.raises(Refused, match="network no-such-network not found"):
+        await run(world, "alice", network={"mode": "no-such-network"})
+
+
+async def test_what_is_gone_cannot_be_started(world: World) -> None:
+    with pytest.raises(NotFound):
+        await world.engine.start("0" * 64)
+
+
+# --- stop, pause, rename, remove
+
+
+async def test_a_stop_ends_it_and_a_second_changes_nothing(world: World) -> None:
+    container = await run(world, "alice")
+    await world.engine.stop(container, 0.5)
+    finished = (await look(world, container)).finished_at
+    await world.engine.stop(container, 0.5)
+    seen = await look(world, container)
+    assert (seen.phase, seen.finished_at) == (Phase.EXITED, finished)
+    await world.engine.stop("0" * 64, 0.5)
+
+
+async def test_pause_and_unpause_are_idempotent(world: World) -> None:
+    container = await run(world, "alice")
+    for _ in range(2):
+        await world.engine.pause(container)
+        assert (await look(world, container)).phase is Phase.PAUSED
+    for _ in range(2):
+        await world.engine.unpause(container)
+        assert (await look(world, container)).phase is Phase.RUNNING
+
+
+async def test_what_does_not_run_cannot_be_paused(world: World) -> None:
+    container = await make(world, "alice")
+    with pytest.raises(EngineError, match="not running"):
+        await world.engine.pause(container)
+    for verb in (world.engine.pause, world.engine.unpause):
+        with pytest.raises(NotFound):
+            await verb("0" * 64)
+
+
+async def test_a_paused_one_is_not_started(world: World) -> None:
+    container = await run(world, "alice")
+    await world.engine.pause(container)
+    with pytest.raises(Busy):
+        await world.engine.start(container)
+
+
+async def test_a_rename_keeps_all_but_the_name(world: World) -> None:
+    container = await run(world, "alice")
+    for _ in range(2):
+        await world.engine.rename(container, f"{world.prefix}bob")
+        assert (await look(world, f"{world.prefix}bob")).id == container
+    assert await world.engine.inspect(f"{world.prefix}alice") is None
+
+
+async def test_a_rename_to_a_name_that_is_taken(world: World) -> None:
+    container = await make(world, "alice")
+    await make(world, "bob")
+    with pytest.raises(NameTaken):
+        await world.engine.rename(container, f"{world.prefix}bob")
+    with pytest.raises(NotFound):
+        await world.engine.rename("0" * 64, f"{world.prefix}carol")
+
+
+@pytest.mark.parametrize("phase", ["created", "running", "paused", "exited"])
+async def test_a_name_is_free_once_a_removal_returns(world: World, phase: str) -> None:
+    container = await make(world, "alice")
+    if phase != "created":
+        await world.engine.start(container)
+    if phase == "paused":
+        await world.engine.pause(container)
+    if phase == "exited":
+        await world.engine.stop(container, 0)
+    await world.engine.remove(container)
+    assert await make(world, "alice", spec_hash="1:new") != container
+    await world.engine.remove(container)
+
+
+async def test_removals_at_once_all_succeed(world: World) -> None:
+    container = await run(world, "alice")
+    await asyncio.gather(*(world.engine.remove(container) for _ in range(5)))
+    assert not world.has_container(f"{world.prefix}alice")
+
+
+# --- volumes
+
+
+async def test_a_volume_comes_and_goes(world: World) -> None:
+    name = naming.volume_name(world.prefix, "alice")
+    for _ in range(2):
+        await world.engine.create_volume(name, labels(world.instance, "alice"))
+    assert world.has_volume(name)
+    for _ in range(2):
+        await world.engine.remove_volume(name)
+    assert not world.has_volume(name)
+
+
+async def test_a_volume_that_is_not_ours_is_left_alone(world: World) -> None:
+    name = naming.volume_name(world.prefix, "alice")
+    world.add_volume(name, FOREIGN)
+    with pytest.raises(NameTaken, match=name):
+        await world.engine.create_volume(name, labels(world.instance, "alice"))
+    await world.engine.remove_volume(name)
+    assert world.has_volume(name)
+
+
+async def test_a_volume_in_use_is_busy(world: World) -> None:
+    container = await make(world, "alice", workspace={"path": "/workspace"})
+    name = naming.volume_name(world.prefix, "alice")
+    with pytest.raises(Busy):
+        await world.engine.remove_volume(name)
+    await world.engine.remove(container)
+    assert world.has_volume(name)
+    await world.engine.remove_volume(name)
+
+
+# --- events
+
+
+async def wait_for(events: AsyncIterator[EngineEvent], what: str, key: str) -> EngineEvent:
+    async with asyncio.timeout(10):
+        async for event in events:
+            if (event.what, event.id) == (what, key):
+                return event
+    raise AssertionError(f"the stream ended before {what}")
+
+
+async def test_events_tell_of_every_change(world: World) -> None:
+    async with world.engine.events() as events:
+        container = await run(world, "alice")
+        for what in ("create", "start"):
+            event = await wait_for(events, what, container)
+            assert (event.kind, event.sandbox) == (EventKind.CONTAINER, "alice")
+            assert event.at > 1e9
+        world.pause(f"{world.prefix}alice")
+        await wait_for(events, "pause", container)
+        world.rename(f"{world.prefix}alice", f"{world.prefix}bob")
+        await wait_for(events, "rename", container)
+        await world.engine.unpause(container)
+        await wait_for(events, "unpause", container)
+        world.kill(f"{world.prefix}bob")
+        await wait_for(events, "die", container)
+        await world.engine.remove(container)
+        await wait_for(events, "destroy", container)
+
+
+async def test_events_of_others_are_not_heard(world: World) -> None:
+    async with world.engine.events() as events:
+        world.add_container(f"{world.prefix}foreign", FOREIGN)
+        container = await make(world, "alice")
+        async with asyncio.timeout(10):
+            async for event in events:
+                if event.kind is EventKind.CONTAINER:
+                    assert event.id == container
+                    return
+
+
+async def test_events_of_workspaces_are_heard(world: World) -> None:
+    name = naming.volume_name(world.prefix, "alice")
+    async with world.engine.events() as events:
+        world.add_volume(f"{world.prefix}other", FOREIGN)
+        await world.engine.create_volume(name, labels(world.instance, "alice"))
+        event = await wait_for(events, "create", name)
+        assert (event.kind, event.sandbox) == (EventKind.VOLUME, "")
+        await world.engine.remove_volume(name)
+        await wait_for(events, "destroy", name)
+
+
+# --- pull
+
+
+async def test_an_image_that_cannot_be_pulled(world: World) -> None:
+    with pytest.raises(PullFailed, match="nobody-has-this"):
+        await world.engine.pull("127.0.0.1:9/nobody-has-this:1", lambda _: None)
+
+
+# --- inside
+
+
+async def test_the_end_of_a_log(world: World) -> None:
+    script = "echo one; echo two; echo three; exit 0"
+    container = await run(world, "alice", command=["sh", "-c", script])
+    await ended(world, container)
+    assert list(await world.engine.log_tail(container, 2)) == ["two", "three"]
+    assert list(await world.engine.log_tail(container, 9)) == ["one", "two", "three"]
+    assert list(await world.engine.log_tail(container, 0)) == []
+    with pytest.raises(NotFound):
+        await world.engine.log_tail("0" * 64, 2)
+
+
+async def test_a_followed_log_ends_with_the_container(world: World) -> None:
+    container = await run(world, "alice", command=["sh", "-c", "echo one; echo two; sleep 60"])
+    async with asyncio.timeout(20), world.engine.follow_logs(container) as lines:
+        assert await anext(lines) == "one"
+        assert await anext(lines) == "two"
+        world.kill(f"{world.prefix}alice")
+        assert [line async for line in lines] == []
+
+
+async def test_a_command_ends_with_its_code(world: World) -> None:
+    container = await run(world, "alice")
+    assert await world.engine.run_in(container, ["true"], 10) == 0
+    assert await world.engine.run_in(container, ["sh", "-c", "exit 3"], 10) == 3
+    assert await world.engine.run_in(container, ["no-such-program"], 10) in {126, 127}
+
+
+async def test_a_command_that_does_not_end(world: World) -> None:
+    container = await run(world, "alice")
+    with pytest.raises(EngineTimeout, match="within"):
+        await world.engine.run_in(container, ["sh", "-c", "sleep 30"], 0.5)
+
+
+async def test_a_command_where_nothing_runs(world: World) -> None:
+    container = await make(world, "alice")
+    with pytest.raises(EngineError, match="not running"):
+        await world.engine.run_in(container, ["true"], 10)

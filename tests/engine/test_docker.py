@@ -1,0 +1,268 @@
+"""What only a real engine shows."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from reconciler.core.blueprint import labels
+from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable, Refused
+from reconciler.engine.docker import DockerEngine
+from reconciler.engine.docker_stream import LONGEST_LOG_LINE
+from tests.engine.worlds import RealWorld, blueprint
+
+pytestmark = pytest.mark.engine
+
+
+async def prepared(world: RealWorld, **spec: Any) -> str:
+    """Start a sandbox with a workspace that it was given."""
+    made = blueprint(world, "alice", command=["sleep", "60"], **spec)
+    await world.engine.create_volume(str(made.volume), labels(world.instance, "alice"))
+    container = await world.engine.create(made)
+    await world.engine.prepare(container, made)
+    await world.engine.start(container)
+    return container
+
+
+def stat(world: RealWorld, container: str, path: str) -> str:
+    return world.docker.exec(container, "stat", "-c", "%u:%g %a", path)[1].strip()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("path", ["/workspace", "/home/agent/work", "/new/deep/folder/"])
+async def test_a_workspace_belongs_to_its_owner(
+    real: RealWorld, path: str, *, read_only: bool
+) -> None:
+    container = await prepared(
+        real,
+        user="10001:10001",
+        workspace={"path": path},
+        security={"read_only": read_only},
+    )
+    assert stat(real, container, path) == "10001:10001 755"
+    touch = ["sh", "-c", f"echo data > {path}/file"]
+    assert await real.engine.run_in(container, touch, 10) == 0
+
+
+@pytest.mark.parametrize(
+    ("user", "owner", "expected"),
+    [
+        ("agent", None, "10001:10001"),
+        ("10001", None, "10001:10001"),
+        ("4242", None, "4242:0"),
+        ("agent:root", None, "10001:0"),
+        ("agent", "7:8", "7:8"),
+        (None, "7:8", "7:8"),
+        (None, None, "0:0"),
+        ("root", None, "0:0"),
+        ("0:0", None, "0:0"),
+    ],
+)
+async def test_who_owns_a_workspace(
+    real: RealWorld, user: str | None, owner: str | None, expected: str
+) -> None:
+    workspace = {"path": "/workspace", "owner": owner}
+    container = await prepared(real, user=user, workspace=workspace)
+    assert stat(real, container, "/workspace") == f"{expected} 755"
+
+
+async def test_folders_above_a_workspace_keep_owner_and_mode(real: RealWorld) -> None:
+    container = await prepared(real, user="7:8", workspace={"path": "/home/agent/work"})
+    assert stat(real, container, "/home/agent/work") == "7:8 755"
+    assert stat(real, container, "/home/agent") == "10001:10001 755"
+    assert stat(real, container, "/home") == "0:0 755"
+
+
+async def test_a_kept_workspace_keeps_its_mode_and_files(real: RealWorld) -> None:
+    container = await prepared(real, user="7:8", workspace={"path": "/workspace"})
+    script = "chmod 2700 /workspace && echo data > /workspace/file"
+    assert await real.engine.run_in(container, ["sh", "-c", script], 10) == 0
+    await real.engine.remove(container)
+    container = await prepared(real, user="7:8", workspace={"path": "/workspace"})
+    assert stat(real, container, "/workspace") == "7:8 2700"
+    assert stat(real, container, "/workspace/file") == "7:8 644"
+
+
+async def test_a_user_that_the_image_lacks(real: RealWorld) -> None:
+    with pytest.raises(Refused, match="user 'nobody-here' is not in the image"):
+        await prepared(real, user="nobody-here", workspace={"path": "/workspace"})
+
+
+async def test_every_limit_reaches_the_engine(real: RealWorld) -> None:
+    made = blueprint(
+        real,
+        "alice",
+        command=["sleep", "60"],
+        working_dir="/tmp",
+        resources={
+            "cpus": 0.5,
+            "memory": "64m",
+            "pids": 50,
+            "shm": "16m",
+            "ulimits": {"nofile": 100, "core": {"soft": 0, "hard": 1}},
+            "devices": ["/dev/null:/dev/nothing:r"],
+        },
+        security={"cap_drop": ["ALL"], "cap_add": ["CHOWN"], "no_new_privileges": True},
+        mounts=[{"host_path": "/", "container_path": "/mnt", "mode": "ro"}],
+        log={"max_size": "1m", "max_files": 2},
+        published={8000: real.ports[0]},
+    )
+    await real.engine.start(await real.engine.create(made))
+    seen = real.docker.inspect(made.name)
+    host = seen["HostConfig"]
+    assert (host["NanoCpus"], host["Memory"], host["PidsLimit"]) == (500_000_000, 64 << 20, 50)
+    assert host["ShmSize"] == 16 << 20
+    assert {(u["Name"], u["Soft"], u["Hard"]) for u in host["Ulimits"]} == {
+        ("nofile", 100, 100),
+        ("core", 0, 1),
+    }
+    assert host["Devices"][0]["PathInContainer"] == "/dev/nothing"
+    assert (host["CapDrop"], host["CapAdd"]) == (["ALL"], ["CAP_CHOWN"])
+    assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["LogConfig"]["Config"] == {"max-size": str(1 << 20), "max-file": "2"}
+    assert host["RestartPolicy"]["Name"] in {"no", ""}
+    assert host["Init"] is True
+    assert host["ExtraHosts"] == ["host.docker.internal:host-gateway"]
+    assert host["PortBindings"]["8000/tcp"][0]["HostIp"] == "127.0.0.1"
+    assert [(m["Destination"], m["RW"]) for m in seen["Mounts"]] == [("/mnt", False)]
+    assert seen["Config"]["WorkingDir"] == "/tmp"
+    assert real.docker.exec(made.name, "sh", "-c", "ulimit -n")[1] == "100\n"
+
+
+async def test_gpus_that_are_not_there_are_refused(real: RealWorld) -> None:
+    made = blueprint(real, "alice", resources={"gpus": "all"})
+    container = await real.engine.create(made)
+    with pytest.raises(Refused, match="could not select device driver"):
+        await real.engine.start(container)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"security": {"cap_add": ["NO_SUCH"]}}, "unknown capability"),
+        ({"resources": {"memory": "1k"}}, "Minimum memory limit"),
+        ({"image": "NOT A NAME"}, "invalid reference format"),
+        ({"network": {"extra_hosts": {"a": "b"}}}, "invalid IP address"),
+    ],
+)
+async def test_an_option_that_is_wrong_is_refused(
+    real: RealWorld, spec: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(Refused, match=words):
+        await real.engine.create(blueprint(real, "alice", **spec))
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"user": "nobody-here"}, "unable to find user"),
+        ({"resources": {"devices": ["/dev/no-such"]}}, "no such file or directory"),
+    ],
+)
+async def test_what_shows_only_at_the_start_is_refused(
+    real: RealWorld, spec: dict[str, Any], words: str
+) -> None:
+    container = await real.engine.create(blueprint(real, "alice", **spec))
+    with pytest.raises(Refused, match=words):
+        await real.engine.start(container)
+
+
+async def test_a_program_that_is_not_there_under_an_init_ends_with_127(real: RealWorld) -> None:
+    container = await real.engine.create(blueprint(real, "alice", command=["no-such"]))
+    await real.engine.start(container)
+    async with asyncio.timeout(10):
+        while (seen := await real.engine.inspect(container)) is None or seen.live:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert seen.exit_code == 127
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_a_line_of_a_megabyte_is_cut(real: RealWorld, *, terminal: bool) -> None:
+    script = "head -c 1000000 /dev/zero | tr '\\0' x; echo; echo end; echo err >&2"
+    name = f"{real.prefix}alice"
+    marks = labels(real.instance, "alice")
+    container = real.docker.run(name, "sh", "-c", script, labels=marks, Tty=terminal)
+    async with asyncio.timeout(20), real.engine.follow_logs(container) as followed:
+        lines = [line async for line in followed]
+    tail = await real.engine.log_tail(container, 100)
+    assert set(tail[-2:]) == {"end", "err"} == set(lines[-2:])
+    assert max(map(len, tail)) == LONGEST_LOG_LINE
+    assert tail[0] == "x" * LONGEST_LOG_LINE
+
+
+async def test_a_stream_left_early_is_closed(real: RealWorld) -> None:
+    assert isinstance(real.engine, DockerEngine)
+    made = blueprint(real, "alice", command=["sh", "-c", "while echo tick; do sleep 0.01; done"])
+    container = await real.engine.create(made)
+    await real.engine.start(container)
+    for _ in range(3):
+        async with real.engine.follow_logs(container) as lines, real.engine.events():
+            await anext(lines)
+    connectors = real.engine._client._connectors
+    assert [len(connector._acquired) for connector in connectors] == [0, 0]
+
+
+async def test_many_streams_leave_room_for_calls(real: RealWorld) -> None:
+    async with asyncio.timeout(60):
+        streams = [real.engine.events() for _ in range(120)]
+        for stream in streams:
+            await stream.__aenter__()
+        await real.engine.ping()
+        for stream in streams:
+            await stream.__aexit__(None, None, None)
+
+
+async def test_no_engine_is_said_and_tried_again(tmp_path: Any) -> None:
+    engine = DockerEngine(instance="mine", docker_host=f"unix://{tmp_path}/none.sock")
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable, match="see that the engine runs"):
+            await engine.ping()
+    with pytest.raises(EngineUnavailable):
+        async with engine.events():
+            pass
+    await engine.close()
+
+
+async def test_an_engine_that_never_answers(tmp_path: Any) -> None:
+    path = f"{tmp_path}/mute.sock"
+    server = await asyncio.start_unix_server(lambda _r, _w: asyncio.sleep(30), path)
+    engine = DockerEngine(
+        instance="mine", docker_host=f"unix://{path}", call_timeout=0.2, read_timeout=0.2
+    )
+    began = time.monotonic()
+    calls = [engine.list(), engine.remove("a"), engine.stop("a", 0), engine.log_tail("a", 1)] * 5
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(outcome, EngineTimeout)
+    assert time.monotonic() - began < 2
+    await engine.close()
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [("not json", 200), ("[]", 200), ('[{"Id": 1}]', 200), ("{}", 200), ("<html>", 500)],
+)
+async def test_an_answer_that_cannot_be_understood_is_an_error(
+    tmp_path: Any, answer: str, status: int
+) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        body = '{"ApiVersion": "1.41", "MinAPIVersion": "1.12"}' if "/version" in head else answer
+        code = 200 if "/version" in head else status
+        kind = "application/json" if status == 200 else "text/plain"
+        writer.write(
+            f"HTTP/1.1 {code} X\r\nContent-Type: {kind}\r\nConnection: close\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(talk, f"{tmp_path}/odd.sock")
+    engine = DockerEngine(instance="mine", docker_host=f"unix://{tmp_path}/odd.sock")
+    with pytest.raises(EngineError):
+        await engine.list()
+    with pytest.raises(EngineError):
+        await engine.inspect("a")
+    await engine.close()
+    server.close()

@@ -1,0 +1,141 @@
+"""A host with an engine, real or in memory, and a hand that changes it behind the engine's back."""
+
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Protocol
+
+from reconciler.core import naming
+from reconciler.core.blueprint import Blueprint, labels
+from reconciler.core.model import Phase
+from reconciler.core.spec import SandboxSpec
+from reconciler.engine.docker import DockerEngine
+from reconciler.engine.protocol import Engine
+from scripts.image import TEST_IMAGE
+from tests.fakes.engine import FakeEngine
+from tests.fakes.host import FakeHost
+from tests.harness.docker import DockerError
+from tests.harness.instance import Instance
+
+
+class World(Protocol):
+    """What the contract's tests need beside the engine."""
+
+    engine: Engine
+    instance: str
+    prefix: str
+    ports: range
+
+    async def close(self) -> None: ...
+    def kill(self, name: str) -> None: ...
+    def pause(self, name: str) -> None: ...
+    def rename(self, name: str, new: str) -> None: ...
+    def remove(self, name: str) -> None: ...
+    def add_container(self, name: str, marks: Mapping[str, str]) -> None: ...
+    def add_volume(self, name: str, marks: Mapping[str, str]) -> None: ...
+    def has_container(self, name: str) -> bool: ...
+    def has_volume(self, name: str) -> bool: ...
+    def taken_port(self, port: int) -> Any: ...
+
+
+def blueprint(world: World, sandbox: str, **spec: Any) -> Blueprint:
+    """A container of the world's instance; ``ports``, ``name`` and ``spec_hash`` are its own."""
+    ports, name = spec.pop("published", {}), spec.pop("name", f"{world.prefix}{sandbox}")
+    spec_hash = spec.pop("spec_hash", "1:made-for-a-test")
+    made = SandboxSpec.model_validate({"image": TEST_IMAGE, **spec})
+    return Blueprint(
+        name=name,
+        labels={
+            **labels(world.instance, sandbox),
+            naming.LABEL_SPEC: "test",
+            naming.LABEL_SPEC_HASH: spec_hash,
+        },
+        spec=made,
+        env={"COLOUR": "blue", naming.SESSION_KEY_VARIABLE: f"key-of-{sandbox}"},
+        ports=ports,
+        publish_address="127.0.0.1",
+        volume=naming.volume_name(world.prefix, sandbox) if made.workspace else None,
+    )
+
+
+class FakeWorld:
+    def __init__(self) -> None:
+        self.host = FakeHost()
+        self.instance, self.prefix, self.ports = "mine", "mine-", range(30000, 30100)
+        self.engine: Engine = FakeEngine(self.host, instance=self.instance)
+        self.kill = self.host.kill
+        self.pause = self.host.docker_pause
+        self.rename = self.host.rename
+        self.remove = self.host.remove
+
+    async def close(self) -> None:
+        await self.engine.close()
+
+    def add_container(self, name: str, marks: Mapping[str, str]) -> None:
+        self.host.add_container(name, marks, phase=Phase.CREATED)
+
+    def add_volume(self, name: str, marks: Mapping[str, str]) -> None:
+        self.host.add_volume(name, marks)
+
+    def has_container(self, name: str) -> bool:
+        return self.host.find(name) is not None
+
+    def has_volume(self, name: str) -> bool:
+        return name in self.host.volumes
+
+    @contextmanager
+    def taken_port(self, port: int) -> Iterator[None]:
+        self.host.take_port(port)
+        yield
+        self.host.free_port(port)
+
+
+class RealWorld:
+    def __init__(self, own: Instance) -> None:
+        self.docker = own.docker
+        self.instance, self.prefix, self.ports = own.name, own.prefix, own.ports
+        self.engine: Engine = DockerEngine(instance=own.name, docker_host=own.docker.host)
+        self.kill = self.docker.kill
+        self.pause = self.docker.pause
+        self.remove = self.docker.rm
+        self._foreign: list[tuple[str, str]] = []
+
+    async def close(self) -> None:
+        await self.engine.close()
+        for method, path in self._foreign:
+            with suppress(DockerError):
+                self.docker.call(method, path, force=True)
+
+    def rename(self, name: str, new: str) -> None:
+        # The method of the same name passes both names on under one.
+        self.docker._request("POST", f"/containers/{name}/rename", name=new)
+
+    def add_container(self, name: str, marks: Mapping[str, str]) -> None:
+        self.docker.create(name, "sleep", "60", labels=marks)
+        self._foreign.append(("DELETE", f"/containers/{name}"))
+
+    def add_volume(self, name: str, marks: Mapping[str, str]) -> None:
+        self.docker.create_volume(name, marks)
+        self._foreign.append(("DELETE", f"/volumes/{name}"))
+
+    def has_container(self, name: str) -> bool:
+        return self.docker.exists(name)
+
+    def has_volume(self, name: str) -> bool:
+        return name in self.docker.volumes()
+
+    @contextmanager
+    def taken_port(self, port: int) -> Iterator[None]:
+        with socket.socket() as taker:
+            taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taker.bind(("127.0.0.1", port))
+            taker.listen()
+            yield
+
+
+@asynccontextmanager
+async def closing(world: World) -> AsyncIterator[World]:
+    try:
+        yield world
+    finally:
+        await world.close()
