@@ -28,8 +28,35 @@ _PATTERNS: Final = {
     ),
     r"^\d{1,10}(:\d{1,10})?$": 'must be a uid, or uid:gid, in quotes: "10001:10001"',
 }
-_GPUS: Final = 'must be "all", a number of GPUs (1 or more), or a list of their ids'
-_LIMIT: Final = "must be a whole number (-1: unlimited), or {soft: NUMBER, hard: NUMBER}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Forms:
+    """A field whose values are of a simple or a structured form: how the models name the latter.
+
+    ``depth`` is the length of the path to such a value.
+    """
+
+    depth: int
+    structured: type
+    branch: str
+    message: str
+
+
+_FORMS: Final[dict[tuple[str | int, ...], _Forms]] = {
+    ("resources", "gpus"): _Forms(
+        2,
+        list,
+        "tuple",
+        'must be "all", a number of GPUs (1 or more), or a list of their ids',
+    ),
+    ("resources", "ulimits"): _Forms(
+        3,
+        dict,
+        "UlimitSpec",
+        "must be a whole number (-1: unlimited), or {soft: NUMBER, hard: NUMBER}",
+    ),
+}
 # Texts under these may be secrets, so no message repeats them.
 _SECRET: Final = frozenset({"env"})
 
@@ -51,12 +78,16 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
-    """How far a path could be walked: the last value found, its key, and what was not found."""
+    """How far a path could be walked: the last value found, its key, and what was not found.
+
+    ``branch`` is the alternative that the complaint is about, where a value may have several forms.
+    """
 
     node: Node
     key: Node
     found: tuple[str | int, ...]
     rest: tuple[str | int, ...]
+    branch: str
 
 
 def explain(error: ValidationError, subject: Subject) -> list[Diagnostic]:
@@ -73,9 +104,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _diagnostic(detail: ErrorDetails, subject: Subject) -> Diagnostic | None:
-    path = detail["loc"] or _named_field(detail, subject.node)
-    spot = _walk(path, subject)
-    if spot.node.problem or _other_branch(spot):
+    spot = _walk(*_split(detail["loc"] or _named_field(detail, subject.node)), subject)
+    if spot.node.problem or _is_other_branch(spot):
         return None
     if not subject.whole and not _is_own(detail, spot):
         return None
@@ -89,42 +119,53 @@ def _named_field(detail: ErrorDetails, node: Node) -> tuple[str | int, ...]:
     return (field,) if node.child(field) else ()
 
 
-def _walk(path: Sequence[str | int], subject: Subject) -> _Spot:
+def _split(path: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], str]:
+    """A path without the step that names a form of the value, and that step."""
+    forms = _FORMS.get(path[:2])
+    if forms is None or len(path) <= forms.depth or path[forms.depth] == "[key]":
+        return path, ""
+    return path[: forms.depth] + path[forms.depth + 1 :], str(path[forms.depth])
+
+
+def _walk(path: Sequence[str | int], branch: str, subject: Subject) -> _Spot:
     node, key = subject.node, subject.key
     for index, step in enumerate(path):
         below = node.child(step)
         if below is None:
-            return _Spot(node, key, tuple(path[:index]), tuple(path[index:]))
+            return _Spot(node, key, tuple(path[:index]), tuple(path[index:]), branch)
         key = node.keys.get(str(step), below)
         node = below
-    return _Spot(node, key, tuple(path), ())
+    return _Spot(node, key, tuple(path), (), branch)
 
 
 def _is_own(detail: ErrorDetails, spot: _Spot) -> bool:
     if detail["type"] in {"missing", "value_error"}:
         return bool(spot.found)
-    return spot.rest in {(), ("[key]",)} or _in_union(spot)
+    return spot.rest in {(), ("[key]",)}
 
 
-def _in_union(spot: _Spot) -> bool:
-    """Whether the rest of the path names a branch of a union, not a place."""
-    return bool(spot.rest) and bool({"gpus", "ulimits"} & set(spot.found[-2:]))
+def _is_other_branch(spot: _Spot) -> bool:
+    """Whether this is about a form of the value that was not meant."""
+    forms = _FORMS.get(spot.found[:2]) if spot.branch else None
+    return (
+        forms is not None
+        and isinstance(spot.node.data, forms.structured)
+        and not spot.branch.startswith(forms.branch)
+    )
 
 
-def _other_branch(spot: _Spot) -> bool:
-    """Whether this is what a union's other branch says, one that was not meant."""
-    if not _in_union(spot):
-        return False
-    branch = str(spot.rest[0])
-    if isinstance(spot.node.data, dict):
-        return branch != "UlimitSpec"
-    if isinstance(spot.node.data, list):
-        return not branch.startswith("tuple")
-    return branch == "UlimitSpec"
+def _has_no_form(spot: _Spot) -> bool:
+    """Whether a value that has several forms is in none of them."""
+    forms = _FORMS.get(spot.found[:2]) if spot.branch else None
+    return (
+        forms is not None
+        and len(spot.found) == forms.depth
+        and not isinstance(spot.node.data, forms.structured)
+    )
 
 
 def _place(detail: ErrorDetails, spot: _Spot) -> Node:
-    if detail["type"] == "missing" or not spot.found:
+    if detail["type"] in {"missing", "extra_forbidden"} or not spot.found:
         return spot.key
     return spot.key if spot.rest == ("[key]",) else spot.node
 
@@ -137,10 +178,8 @@ def _prefix(detail: ErrorDetails, spot: _Spot) -> str:
 
 
 def _message(detail: ErrorDetails, spot: _Spot, subject: Subject) -> str:
-    if spot.rest and "gpus" in spot.found and not isinstance(spot.node.data, list):
-        return _GPUS
-    if spot.rest and "ulimits" in spot.found and spot.node.children is None:
-        return _LIMIT
+    if _has_no_form(spot):
+        return _FORMS[spot.found[:2]].message
     known = _keys_at(spot.found[:-1], subject)
     explainer = _EXPLAINERS.get(detail["type"])
     return explainer(detail, spot, known) if explainer else _reason(detail)

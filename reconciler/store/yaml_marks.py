@@ -26,6 +26,7 @@ from yaml.events import (
 
 from reconciler.core.errors import Diagnostic, ManifestError
 from reconciler.store.scalars import resolve, shown_tag
+from reconciler.store.strictness import laxness
 from reconciler.store.yaml_words import explain_syntax
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ MAX_DEPTH: Final = 50
 # 10,000 sandboxes with a dozen overrides each fit.
 MAX_NODES: Final = 500_000
 _CHARACTERS_PER_NODE: Final = 64
+_LONGEST_MESSAGE: Final = 300
 _MAPPING_TAGS: Final = frozenset({None, "!", "tag:yaml.org,2002:map"})
 _SEQUENCE_TAGS: Final = frozenset({None, "!", "tag:yaml.org,2002:seq"})
 _NO_KEYS: Final[Mapping[str, Node]] = MappingProxyType({})
@@ -61,8 +63,8 @@ class Node:
     broken: bool = False
 
     def complaint(self, message: str) -> Diagnostic:
-        """A diagnostic at this place."""
-        return Diagnostic(self.file, self.line, self.column, message)
+        """A diagnostic at this place, of one line and a readable length."""
+        return Diagnostic(self.file, self.line, self.column, _readable(message))
 
     def problems(self) -> Iterator[Diagnostic]:
         """What was complained of about it and what is in it, each once."""
@@ -136,17 +138,18 @@ class _Composer:
         if isinstance(start, StreamEndEvent):
             return None
         self._check_version(start)
-        root = self._node(next(self._events), 0)
+        root = self._node(next(self._events), 0, None)
         next(self._events)
         following = next(self._events)
         if isinstance(following, DocumentStartEvent):
             raise self._refusal(following, "a second document begins here: a file holds only one")
         return root
 
-    def _node(self, event: Event, depth: int) -> Node:
+    def _node(self, event: Event, depth: int, within: Node | None) -> Node:
         if isinstance(event, AliasEvent):
             return self._alias(event)
         assert isinstance(event, NodeEvent)
+        self._check_form(event, within)
         if depth > MAX_DEPTH:
             raise self._refusal(event, f"nested deeper than {MAX_DEPTH} levels")
         if event.anchor is None:
@@ -178,7 +181,8 @@ class _Composer:
         extra = len(event.value) // _CHARACTERS_PER_NODE
         self._spend(event, extra)
         node.size += extra
-        tag = None if any(event.implicit) else event.tag
+        # libyaml calls a plain text with the tag "!" implicit, which it is not.
+        tag = event.tag if event.tag == "!" or not any(event.implicit) else None
         try:
             node.data = resolve(event.value, tag, plain=event.implicit[0])
         except ValueError as error:
@@ -198,7 +202,8 @@ class _Composer:
     def _fill_sequence(self, node: Node, depth: int) -> None:
         children: list[Node] = []
         while not isinstance(event := next(self._events), SequenceEndEvent):
-            children.append(self._node(event, depth))
+            children.append(self._node(event, depth, node))
+        self._check_form(event, node)
         node.children = children
         node.data = [child.data for child in children]
         node.size += sum(child.size for child in children)
@@ -207,14 +212,15 @@ class _Composer:
     def _fill_mapping(self, node: Node, depth: int) -> None:
         node.data, node.children, node.keys = {}, {}, {}
         while not isinstance(event := next(self._events), MappingEndEvent):
-            key = self._node(event, depth)
-            value = self._node(next(self._events), depth)
+            key = self._node(event, depth, node)
+            value = self._node(next(self._events), depth, node)
             if _is_merge(event):
                 self._spoil(node, key.complaint(_MERGE))
             elif key.children is not None:
                 self._spoil(node, key.complaint(_NO_KEY))
             else:
                 self._put(node, key, *self._named(event, key, value))
+        self._check_form(event, node)
 
     def _named(self, event: Event, key: Node, value: Node) -> tuple[str, Node]:
         """Under which name a value is kept. One whose key is no string is kept, as a broken one."""
@@ -260,6 +266,11 @@ class _Composer:
                 event, f"too much: more than {MAX_NODES} values, counting each alias in full"
             )
 
+    def _check_form(self, event: Event, within: Node | None) -> None:
+        lax = laxness(event, self.text, within.column - 1 if within else None)
+        if lax is not None:
+            raise self._refusal(event, lax)
+
     def _check_version(self, start: Event) -> None:
         version = start.version if isinstance(start, DocumentStartEvent) else None
         if version is not None and tuple(version) != (1, 2):
@@ -268,6 +279,15 @@ class _Composer:
 
     def _refusal(self, event: Event, message: str) -> ManifestError:
         return ManifestError((self._place(event).complaint(message),))
+
+
+def _readable(message: str) -> str:
+    """What a message repeats from the file may be long, or hold a terminal's control characters."""
+    if len(message) > _LONGEST_MESSAGE:
+        message = message[:_LONGEST_MESSAGE] + " ..."
+    if message.isprintable():
+        return message
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
 _NO_KEY: Final = "a key must be a string, not a list or a mapping"

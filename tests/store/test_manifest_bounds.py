@@ -1,0 +1,166 @@
+"""Whatever the desired file holds: no exception, bounded time and memory, no secret repeated."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from reconciler.core.spec import RecordSpec
+from reconciler.store.manifest import Loaded, load
+
+EXAMPLE = Path(__file__).parents[2] / "config" / "desired.yaml"
+SPEC = "version: 1\nspecs:\n  web: {image: web:1, ports: [{name: A, container_port: 80}]}\n"
+HEAD = SPEC + "sandboxes:\n"
+
+
+@pytest.fixture
+def desired(tmp_path):
+    return tmp_path / "desired.yaml"
+
+
+def loaded(path: Path, content: str | bytes) -> Loaded:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return load(path)
+
+
+def complaints(found: Loaded) -> list[str]:
+    return [f"{d.line}:{d.column}: {d.message}" for d in found.diagnostics]
+
+
+def test_a_billion_laughs_cost_nothing(desired):
+    lines = [f"  b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)]
+    began = time.perf_counter()
+    found = loaded(desired, "version: 1\nspecs:\n  a: &a0 {image: x}\n" + "".join(lines))
+    assert time.perf_counter() - began < 1
+    assert found.fatal
+    assert "counting each alias in full" in complaints(found)[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a" * 50_000_000,
+        b"[" + b"1," * 2_000_000 + b"]",
+        b":" * 4_000_000,
+        b"- " * 2_000_000,
+        b"x: {" * 3 + b'"' * 3_900_000,
+        HEAD.encode() + b"".join(b"  s%d: {spec: web, replicas: 10000}\n" % i for i in range(1000)),
+        b"version: 1\nspecs: {web: {image: b, env: {%s}}}\nsandboxes: {%s}"
+        % (
+            b",".join(b"K%d: v" % i for i in range(5000)),
+            b",".join(b"s%d: {spec: web, init: true}" % i for i in range(5000)),
+        ),
+    ],
+    ids=["50MB", "list", "colons", "dashes", "quotes", "replicas", "wide spec"],
+)
+def test_time_and_memory_are_bounded(desired, content):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    found = loaded(desired, content)
+    assert time.perf_counter() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000
+    assert found.fatal
+
+
+def test_no_message_repeats_a_secret(desired):
+    shapes = [
+        "{K: 0x5ec2e7}",
+        "{K: [s3cret]}",
+        "[K=s3cret]",
+        "s3cret",
+        "{K: {a: s3cret}}",
+        "{K: !!int s3cret}",
+    ]
+    for shape in shapes:
+        found = loaded(desired, HEAD + f"  a: {{spec: web, env: {shape}}}\n")
+        assert found.diagnostics
+        text = "\n".join(complaints(found))
+        assert "s3cret" not in text
+        assert str(0x5EC2E7) not in text
+
+
+def check_anything(desired: Path, content: bytes) -> None:
+    began = time.perf_counter()
+    found = loaded(desired, content)
+    assert time.perf_counter() - began < 5
+    for diagnostic in found.diagnostics:
+        assert str(diagnostic).isprintable()
+        assert diagnostic.line >= 1
+        assert diagnostic.column >= 1
+    assert found.diagnostics or not found.held
+    assert not (found.fatal and found.records)
+
+
+anything = settings(
+    max_examples=400,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@given(content=st.binary(max_size=200))
+@example(content=b"\xff\xfe")
+@anything
+def test_any_bytes_at_all(desired, content):
+    check_anything(desired, content)
+
+
+_INSERTS = st.sampled_from(
+    b"\t,*a,&a ,[,{,],},',\",\n,  ,- ,: ,? ,!!int ,|,>,~,0,\0,\xff,<<: ,#,---\n,%,null".split(b","),
+)
+
+
+@given(edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), _INSERTS), max_size=5))
+@anything
+def test_any_mutation_of_a_valid_file(desired, edits):
+    content = EXAMPLE.read_bytes()
+    for place, removed, inserted in edits:
+        at = int(place * len(content))
+        content = content[:at] + inserted + content[at + removed :]
+    check_anything(desired, content)
+
+
+_VALUES = st.recursive(
+    st.sampled_from(
+        ["1", "x", "~", "true", '"s"', "1.5", "5s", "4g", "[]", "{}", "all", "/p", "-1"]
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2).map(lambda items: f"[{', '.join(items)}]"),
+        st.dictionaries(
+            st.sampled_from(["path", "kind", "name", "container_port", "nofile", "soft", "A", "1"]),
+            inner,
+            max_size=2,
+        ).map(lambda items: "{" + ", ".join(f"{k}: {v}" for k, v in items.items()) + "}"),
+    ),
+    max_leaves=5,
+)
+_FIELDS = st.sampled_from(
+    sorted({*RecordSpec.model_fields} - {"spec"}),
+)
+
+
+@given(fields=st.dictionaries(_FIELDS, _VALUES, max_size=3))
+@anything
+def test_any_value_in_any_field(desired, fields):
+    said = "".join(f", {key}: {value}" for key, value in fields.items())
+    check_anything(desired, (HEAD + f"  a: {{spec: web{said}}}\n  b: {{spec: web}}\n").encode())
+    found = load(desired)
+    assert "b" in found.records
+    assert found.is_held("a") == bool(found.diagnostics)
+
+
+def test_a_thousand_records_load_in_a_blink(desired):
+    rows = [f"  s{i}: {{spec: web, env: {{N: n{i}}}, state: paused}}\n" for i in range(1000)]
+    desired.write_text(HEAD + "".join(rows))
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        assert len(load(desired).records) == 1000
+        times.append(time.perf_counter() - began)
+    print(f"1,000 records with overrides: {min(times) * 1000:.0f} ms")
+    assert min(times) < 1
