@@ -39,9 +39,10 @@ CONFLICT: Final = 409
 _GATEWAY: Final = frozenset({502, 503, 504})
 _LONGEST: Final = 256
 
-_PORT: Final = re.compile(
-    r"(?::(?P<port>\d+)(?:/\w+)?\s*(?:failed)?:\s*(?:bind:\s*)?)?"
-    r"(?:port is already allocated|address already in use)"
+_PORT_TAKEN: Final = re.compile(r"port is already allocated|address already in use")
+_PORTS: Final = (
+    re.compile(r"host port (?:for )?\S*?:(\d+)(?::\S+)?(?:/\w+)?: "),
+    re.compile(r":(\d+)(?:/\w+)?(?: failed)?: "),
 )
 _SHORTAGE: Final = re.compile(
     r"resource temporarily unavailable|deadline exceeded|no space left|too many open files"
@@ -101,8 +102,8 @@ def on_create(status: int, text: str) -> EngineError:
 
 def on_start(status: int, text: str) -> EngineError:
     """PortTaken or Refused, where it is one of them."""
-    if taken := _PORT.search(text):
-        port = int(taken["port"]) if taken["port"] else None
+    if _PORT_TAKEN.search(text):
+        port = _port(text)
         return PortTaken(f"host port {port or ''} is held by somebody else: {cut(text)}", port)
     if status == NOT_FOUND and "no such container" not in text.lower():
         return Refused(cut(text))
@@ -149,6 +150,11 @@ def understood(what: str) -> Iterator[None]:
             f"the engine's answer about {what} cannot be understood ({type(error).__name__}): "
             "see that it is a Docker engine and not overloaded"
         ) from error
+
+
+def _port(text: str) -> int | None:
+    found = (pattern.search(text) for pattern in _PORTS)
+    return next((int(match[1]) for match in found if match), None)
 
 
 def _will_not(status: int, text: str) -> bool:

@@ -116,11 +116,11 @@ def head(archive: bytes) -> Head:
             entry = entries.next()
             if entry is None:
                 raise ValueError("an empty archive")
-            file = entries.extractfile(entry) if entry.isfile() else None
-            content = file.read(ACCOUNTS_BYTES) if file else b""
     except (tarfile.TarError, EOFError) as error:
         raise ValueError("not an archive") from error
-    return Head(Owner(entry.uid, entry.gid), entry.linkname if entry.issym() else "", content)
+    link = entry.linkname if entry.issym() else ""
+    end = entry.offset_data + (entry.size if entry.isfile() else 0)
+    return Head(Owner(entry.uid, entry.gid), link, archive[entry.offset_data : end])
 
 
 def _group(wanted: str, group: str) -> int:

@@ -92,7 +92,8 @@ async def test_a_run_has_a_start_and_an_end(world: World) -> None:
     assert (seen.phase, seen.exit_code) == (Phase.EXITED, 3)
     assert seen.started_at is not None
     assert seen.finished_at is not None
-    assert seen.created_at < seen.started_at < seen.finished_at
+    # Docker notes the start of a run only after it began: one that is over at once ends before.
+    assert seen.created_at < seen.started_at < seen.finished_at + 1
 
 
 async def test_a_list_holds_what_is_ours_in_every_phase(world: World) -> None:

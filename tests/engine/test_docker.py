@@ -118,7 +118,8 @@ async def test_every_limit_reaches_the_engine(real: RealWorld) -> None:
         ("core", 0, 1),
     }
     assert host["Devices"][0]["PathInContainer"] == "/dev/nothing"
-    assert (host["CapDrop"], host["CapAdd"]) == (["ALL"], ["CAP_CHOWN"])
+    assert host["CapDrop"] == ["ALL"]
+    assert [name.removeprefix("CAP_") for name in host["CapAdd"]] == ["CHOWN"]
     assert host["SecurityOpt"] == ["no-new-privileges"]
     assert host["LogConfig"]["Config"] == {"max-size": str(1 << 20), "max-file": "2"}
     assert host["RestartPolicy"]["Name"] in {"no", ""}
@@ -186,9 +187,10 @@ async def test_a_line_of_a_megabyte_is_cut(real: RealWorld, *, terminal: bool) -
     async with asyncio.timeout(20), real.engine.follow_logs(container) as followed:
         lines = [line async for line in followed]
     tail = await real.engine.log_tail(container, 100)
-    assert set(tail[-2:]) == {"end", "err"} == set(lines[-2:])
-    assert max(map(len, tail)) == LONGEST_LOG_LINE
-    assert tail[0] == "x" * LONGEST_LOG_LINE
+    # The two outputs are read apart from each other, so their order is not known.
+    assert {"end", "err"} < set(tail)
+    assert "end" in lines
+    assert max((*tail, *lines), key=len) == "x" * LONGEST_LOG_LINE
 
 
 async def test_a_stream_left_early_is_closed(real: RealWorld) -> None:
@@ -226,7 +228,13 @@ async def test_no_engine_is_said_and_tried_again(tmp_path: Any) -> None:
 
 async def test_an_engine_that_never_answers(tmp_path: Any) -> None:
     path = f"{tmp_path}/mute.sock"
-    server = await asyncio.start_unix_server(lambda _r, _w: asyncio.sleep(30), path)
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(4096):
+            pass
+        writer.close()
+
+    server = await asyncio.start_unix_server(say_nothing, path)
     engine = DockerEngine(
         instance="mine", docker_host=f"unix://{path}", call_timeout=0.2, read_timeout=0.2
     )

@@ -1,0 +1,401 @@
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from reconciler.core.errors import (
+    Busy,
+    EngineError,
+    EngineUnavailable,
+    ImageNotFound,
+    NameTaken,
+    NotFound,
+    PortTaken,
+    PullFailed,
+    Refused,
+)
+from reconciler.core.model import Phase
+from reconciler.engine import docker_codec as codec
+from reconciler.engine import docker_errors as errors
+from reconciler.engine import docker_owner as owners
+from reconciler.engine.docker_config import create_body
+from reconciler.engine.docker_pull import Pull, registry_of, split_reference
+from reconciler.engine.docker_stream import Frames, Lines
+from reconciler.engine.protocol import EventKind, PullProgress
+from tests.engine.worlds import FakeWorld, blueprint
+
+LABELS = {
+    "io.sandbox-reconciler.instance": "mine",
+    "io.sandbox-reconciler.sandbox": "alice",
+    "io.sandbox-reconciler.spec": "agent",
+    "io.sandbox-reconciler.spec-hash": "1:abc",
+}
+
+
+def inspected(**changes: Any) -> dict[str, Any]:
+    """What an engine says of a container that ran and was killed for its memory."""
+    answer = {
+        "Id": "a" * 64,
+        "Name": "/oh-agent-server-alice",
+        "Created": "2026-01-02T03:04:05.123456789Z",
+        "Image": "sha256:" + "b" * 64,
+        "State": {
+            "Status": "exited",
+            "ExitCode": 137,
+            "OOMKilled": True,
+            "Error": "x" * 1000,
+            "StartedAt": "2026-01-02T03:04:06.5Z",
+            "FinishedAt": "2026-01-02T04:04:06.5+01:00",
+        },
+        "Config": {
+            "Image": "agent:1",
+            "Labels": LABELS,
+            "Env": ["PATH=/bin", "OH_SESSION_API_KEYS_0=se=cret", "ODD"],
+        },
+        "HostConfig": {
+            "PortBindings": {
+                "8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": "30000"}],
+                "8001/tcp": [{"HostIp": "", "HostPort": ""}],
+                "8002/udp": [{"HostIp": "", "HostPort": "30002"}],
+                "8003/tcp": None,
+            },
+        },
+        "Mounts": [
+            {"Type": "bind", "Source": "/srv", "Destination": "/srv"},
+            {"Type": "volume", "Name": "c" * 64},
+            {"Type": "volume", "Name": "openhands-workspace-oh-agent-server-alice"},
+        ],
+    }
+    return {**answer, **changes}
+
+
+def test_a_container_is_decoded() -> None:
+    seen = codec.container(inspected(), "mine")
+    assert seen is not None
+    assert (seen.name, seen.sandbox, seen.spec) == ("oh-agent-server-alice", "alice", "agent")
+    assert (seen.phase, seen.exit_code, seen.oom_killed) == (Phase.EXITED, 137, True)
+    assert seen.created_at == pytest.approx(1767323045.123456, abs=1e-5)
+    assert seen.started_at == seen.finished_at == 1767323046.5
+    assert seen.ports == {8000: 30000}
+    assert seen.volumes == {"openhands-workspace-oh-agent-server-alice"}
+    assert seen.session_key == "se=cret"
+    assert "se=cret" not in repr(seen)
+    assert seen.stop_timeout == 10.0
+    assert len(seen.error) == 256
+
+
+@pytest.mark.parametrize("labels", [None, {}, {"io.sandbox-reconciler.instance": "other"}])
+def test_a_container_of_somebody_else_is_none(labels: Any) -> None:
+    config = {**inspected()["Config"], "Labels": labels}
+    assert codec.container(inspected(Config=config), "mine") is None
+
+
+@pytest.mark.parametrize("missing", ["Id", "Name", "State", "Config", "HostConfig", "Mounts"])
+def test_a_container_that_lacks_something_is_an_error(missing: str) -> None:
+    answer = inspected()
+    del answer[missing]
+    with pytest.raises(EngineError, match="cannot be understood"), errors.understood("it"):
+        codec.container(answer, "mine")
+
+
+def test_a_phase_that_nobody_knows_is_an_error() -> None:
+    state = {**inspected()["State"], "Status": "melting"}
+    with pytest.raises(EngineError), errors.understood("it"):
+        codec.container(inspected(State=state), "mine")
+
+
+@pytest.mark.parametrize("phase", ["created", "removing", "dead", "restarting", "paused"])
+def test_every_phase_is_known(phase: str) -> None:
+    state = {**inspected()["State"], "Status": phase, "StartedAt": "0001-01-01T00:00:00Z"}
+    seen = codec.container(inspected(State=state), "mine")
+    assert seen is not None
+    assert (seen.phase, seen.started_at) == (phase, None)
+
+
+@pytest.mark.parametrize(
+    ("names", "name"),
+    [(["/a/link", "/own"], "own"), ([], "a" * 12), (None, "a" * 12)],
+)
+def test_a_row_has_its_own_name(names: Any, name: str) -> None:
+    row = {"Id": "a" * 64, "Names": names, "Labels": LABELS, "State": "running"}
+    assert codec.summary(row).name == name
+
+
+def test_a_partial_list_of_volumes_is_an_error() -> None:
+    with pytest.raises(ValueError, match="partial"):
+        codec.volumes({"Volumes": [], "Warnings": ["a driver does not answer"]})
+    with pytest.raises(KeyError):
+        codec.volumes({"Warnings": None})
+    assert codec.volumes({"Volumes": None, "Warnings": None}) == ()
+
+
+def event(**changes: Any) -> bytes:
+    actor = {"ID": "a" * 64, "Attributes": {**LABELS, "name": "oh-agent-server-alice"}}
+    whole = {"Type": "container", "Action": "die", "Actor": actor, "timeNano": 1_500_000_000}
+    return json.dumps({**whole, **changes}).encode()
+
+
+def test_an_event_is_decoded() -> None:
+    heard = codec.event(event(), "mine")
+    assert heard is not None
+    assert (heard.kind, heard.what, heard.sandbox) == (EventKind.CONTAINER, "die", "alice")
+    assert (heard.id, heard.at) == ("a" * 64, 1.5)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        event(Type="network"),
+        event(Actor={"ID": "a", "Attributes": {}}),
+        event(Actor=None),
+        event(timeNano="soon"),
+        event(Type="volume", Actor={"ID": "other", "Attributes": {"driver": "local"}}),
+    ],
+)
+def test_a_line_that_tells_nothing_of_ours(line: bytes) -> None:
+    assert codec.event(line, "mine") is None
+
+
+def test_a_workspace_event_has_no_sandbox() -> None:
+    actor = {"ID": "openhands-workspace-x", "Attributes": {"driver": "local"}}
+    heard = codec.event(event(Type="volume", Action="destroy", Actor=actor), "mine")
+    assert heard is not None
+    assert (heard.kind, heard.sandbox) == (EventKind.VOLUME, "")
+
+
+# --- what is asked for
+
+
+def host_config(**spec: Any) -> dict[str, Any]:
+    return dict(create_body(blueprint(FakeWorld(), "alice", **spec))["HostConfig"])
+
+
+@pytest.mark.parametrize("mode", ["host", "none", "container:other"])
+def test_a_network_without_a_hosts_file_of_its_own(mode: str) -> None:
+    assert "ExtraHosts" not in host_config(network={"mode": mode})
+
+
+@pytest.mark.parametrize(
+    ("gpus", "request_"),
+    [("all", {"Count": -1}), (2, {"Count": 2}), (["GPU-1"], {"DeviceIDs": ["GPU-1"]})],
+)
+def test_gpus(gpus: Any, request_: dict[str, Any]) -> None:
+    (asked,) = host_config(resources={"gpus": gpus})["DeviceRequests"]
+    assert asked == {"Capabilities": [["gpu"]], **request_}
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("/dev/a", ("/dev/a", "/dev/a", "rwm")),
+        ("/dev/a:/dev/b", ("/dev/a", "/dev/b", "rwm")),
+        ("/dev/a:r", ("/dev/a", "/dev/a", "r")),
+        ("/dev/a:/dev/b:rw", ("/dev/a", "/dev/b", "rw")),
+    ],
+)
+def test_devices(device: str, expected: tuple[str, ...]) -> None:
+    (made,) = host_config(resources={"devices": [device]})["Devices"]
+    assert tuple(made.values()) == expected
+
+
+def test_a_spec_that_says_nothing_asks_for_nothing() -> None:
+    body = create_body(blueprint(FakeWorld(), "alice"))
+    assert {"Cmd", "User", "WorkingDir"}.isdisjoint(body)
+    assert {"Memory", "NanoCpus", "Devices", "Ulimits", "CapAdd"}.isdisjoint(body["HostConfig"])
+    assert body["HostConfig"]["Mounts"] == []
+
+
+def test_a_command_may_be_empty() -> None:
+    assert create_body(blueprint(FakeWorld(), "alice", command=[]))["Cmd"] == []
+
+
+def test_the_stop_timeout_is_whole_seconds() -> None:
+    assert create_body(blueprint(FakeWorld(), "alice", stop_timeout="1500ms"))["StopTimeout"] == 2
+
+
+def test_a_workspace_that_is_missing_is_made_as_ours() -> None:
+    (mount,) = host_config(workspace={"path": "/w"})["Mounts"]
+    assert set(mount["VolumeOptions"]["Labels"]) == {
+        "io.sandbox-reconciler.instance",
+        "io.sandbox-reconciler.sandbox",
+    }
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("say", "status", "text", "kind"),
+    [
+        (errors.common, 900, "Cannot connect", EngineUnavailable),
+        (errors.common, 503, "no", EngineUnavailable),
+        (errors.common, 400, "client version 1.41 is too old", EngineUnavailable),
+        (errors.common, 404, "No such container: x", NotFound),
+        (errors.common, 409, "removal in progress", Busy),
+        (errors.common, 500, "a bug", EngineError),
+        (errors.on_create, 404, "No such image: x:1", ImageNotFound),
+        (errors.on_create, 500, "no such image: x:1", ImageNotFound),
+        (errors.on_create, 404, "network x not found", Refused),
+        (errors.on_create, 409, 'Conflict. The container name "/x" is already in use', NameTaken),
+        (errors.on_create, 500, "bind source path does not exist: /x", Refused),
+        (errors.on_create, 500, "write /x: no space left on device", EngineError),
+        (
+            errors.on_start,
+            500,
+            "Bind for 127.0.0.1:80 failed: port is already allocated",
+            PortTaken,
+        ),
+        (errors.on_start, 404, "No such container: x", NotFound),
+        (errors.on_start, 404, "network x not found", Refused),
+        (errors.on_start, 409, "cannot start a paused container", Busy),
+        (errors.on_start, 500, "OCI runtime create failed: a bad thing", Refused),
+        (errors.on_start, 500, "OCI runtime: fork: resource temporarily unavailable", EngineError),
+        (errors.on_start, 500, "bridge docker0 failed: could not find bridge", EngineError),
+        (errors.on_rename, 409, "name is already in use", NameTaken),
+        (errors.on_pull_of("x"), 404, "pull access denied", PullFailed),
+        (errors.on_pull_of("x"), 900, "Cannot connect", EngineUnavailable),
+    ],
+)
+def test_refusals(say: errors.Translator, status: int, text: str, kind: type[EngineError]) -> None:
+    assert type(say(status, text)) is kind
+
+
+@pytest.mark.parametrize(
+    ("text", "port"),
+    [
+        ("Bind for 127.0.0.1:33333 failed: port is already allocated", 33333),
+        ("listen tcp4 127.0.0.1:33334: bind: address already in use", 33334),
+        ("failed to bind host port for 0.0.0.0:81:172.17.0.2:80/tcp: address already in use", 81),
+        ("failed to bind host port 127.0.0.1:82/tcp: address already in use", 82),
+        ("failed to bind host port for [::]:83:[fe80::1]:80/tcp: address already in use", 83),
+        ("port is already allocated", None),
+    ],
+)
+def test_the_port_is_read_from_the_refusal(text: str, port: int | None) -> None:
+    error = errors.on_start(500, text)
+    assert isinstance(error, PortTaken)
+    assert error.port == port
+
+
+def test_a_long_refusal_is_cut() -> None:
+    assert len(str(errors.common(500, "x\n" * 9999))) == 256
+
+
+# --- streams
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_lines_do_not_depend_on_how_they_come(size: int) -> None:
+    text, lines, found = b"one\r\n\nthree and more\nlast", Lines(8), []
+    for at in range(0, len(text), size):
+        found += lines.feed(text[at : at + size])
+    assert [*found, *lines.end()] == [b"one", b"", b"three an", b"last"]
+
+
+@pytest.mark.parametrize("size", [1, 5, 9, 1000])
+def test_frames_do_not_depend_on_how_they_come(size: int) -> None:
+    def frame(output: int, data: bytes) -> bytes:
+        return bytes([output, 0, 0, 0]) + len(data).to_bytes(4, "big") + data
+
+    stream = (
+        frame(1, b"on") + frame(2, b"err\n") + frame(1, b"") + frame(1, b"e\nla") + frame(2, b"x")
+    )
+    frames, found = Frames(8), []
+    for at in range(0, len(stream), size):
+        found += frames.feed(stream[at : at + size])
+    assert [*found, *frames.end()] == [b"err", b"one", b"la", b"x"]
+
+
+# --- images
+
+
+@pytest.mark.parametrize(
+    ("image", "reference", "registry"),
+    [
+        ("busybox", ("busybox", "latest"), ""),
+        ("busybox:1", ("busybox", "1"), ""),
+        ("owner/name", ("owner/name", "latest"), ""),
+        ("localhost/name:1", ("localhost/name", "1"), "localhost"),
+        ("host:5000/name", ("host:5000/name", "latest"), "host:5000"),
+        ("host:5000/a/name:1", ("host:5000/a/name", "1"), "host:5000"),
+        ("host.example/name@sha256:ab", ("host.example/name", "sha256:ab"), "host.example"),
+        ("name:1@sha256:ab", ("name", "sha256:ab"), ""),
+    ],
+)
+def test_references(image: str, reference: tuple[str, str], registry: str) -> None:
+    assert (split_reference(image), registry_of(image)) == (reference, registry)
+
+
+@pytest.mark.parametrize("image", ["sha256:" + "a" * 64, "a" * 64])
+def test_an_id_cannot_be_pulled(image: str) -> None:
+    with pytest.raises(PullFailed, match="image's id"):
+        split_reference(image)
+
+
+def test_progress_is_summed_over_layers() -> None:
+    pull = Pull("x")
+    lines = [
+        {"status": "Pulling from x", "id": "latest"},
+        {"status": "Already exists", "id": "a"},
+        {"status": "Pulling fs layer", "id": "b"},
+        {"status": "Downloading", "id": "b", "progressDetail": {"current": 5, "total": 10}},
+    ]
+    for line in lines:
+        now = pull.feed(json.dumps(line).encode())
+    assert now == PullProgress(layers_done=1, layers=2, bytes_done=5, bytes_total=10)
+    pull.feed(b'{"status": "Download complete", "id": "b"}')
+    assert pull.feed(b"garbage").bytes_done == 10
+    assert pull.feed(b'{"status": "Pull complete", "id": "b"}').layers_done == 2
+
+
+def test_an_error_in_the_stream_ends_the_pull() -> None:
+    with pytest.raises(PullFailed, match="x: denied"):
+        Pull("x").feed(b'{"errorDetail": {"message": "denied"}, "error": "denied"}')
+
+
+# --- owners
+
+
+@pytest.mark.parametrize(
+    ("user", "owner"),
+    [
+        ("agent", (10, 20)),
+        ("agent:staff", (10, 50)),
+        ("agent:7", (10, 7)),
+        ("10", (10, 20)),
+        ("99", (99, 0)),
+        ("99:staff", (99, 50)),
+    ],
+)
+def test_users_are_found(user: str, owner: tuple[int, int]) -> None:
+    passwd, group = "# odd\nroot:x:0:0::/:\nagent:x:10:20::/:\n", "staff:x:50:\n"
+    assert owners.resolve(user, passwd, group) == owners.Owner(*owner)
+
+
+@pytest.mark.parametrize("user", ["nobody", "agent:nobody"])
+def test_users_that_are_not_there(user: str) -> None:
+    with pytest.raises(Refused, match="is not in the image"):
+        owners.resolve(user, "agent:x:10:20::/:", "")
+
+
+def test_an_archive_reaches_the_mount_point_itself() -> None:
+    archive = owners.chown_archive("/a/b/", owners.Owner(7, 8), 0o2750, 1.0)
+    assert archive.startswith(b"../b")
+    assert owners.head(archive).owner == owners.Owner(7, 8)
+
+
+def test_modes_come_in_gos_own_bits() -> None:
+    stat = {"mode": 1 << 31 | 1 << 22 | 1 << 20 | 0o750, "linkTarget": ""}
+    header = base64.b64encode(json.dumps(stat).encode()).decode()
+    assert owners.place(header) == owners.Place(0o3750, "")
+
+
+@pytest.mark.parametrize("archive", [b"", b"x" * 5000, b"\0" * 10240])
+def test_what_is_no_archive(archive: bytes) -> None:
+    with pytest.raises(ValueError, match="archive"):
+        owners.head(archive)
