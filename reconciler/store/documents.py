@@ -10,10 +10,12 @@ from reconciler.core.errors import Diagnostic, ManifestError
 from reconciler.core.naming import NAME_PATTERN
 from reconciler.store.explain import NAME_RULE, did_you_mean
 from reconciler.store.reading import read_yaml
-from reconciler.store.yaml_marks import Budget, Node, compose
+from reconciler.store.yaml_marks import Budget, compose
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from reconciler.store.nodes import Node
 
 VERSION: Final = 1
 MAX_FILES: Final = 1000

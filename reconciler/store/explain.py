@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from reconciler.core.errors import Diagnostic
-    from reconciler.store.yaml_marks import Node
+    from reconciler.store.nodes import Node
 
 NAME_RULE: Final = "begin with a letter or digit, then letters, digits, _ . - (63 at most)"
 _PATTERNS: Final = {

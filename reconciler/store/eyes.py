@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -112,7 +113,8 @@ class Eyes:
         except OSError as error:
             self.problem = _limits("max_user_instances", error)
             return None
-        # Iterating it then ends where nothing more has come, instead of waiting.
+        # Iterating it ends where nothing more has come, instead of waiting.
+        os.set_blocking(inotify.fd, False)
         inotify.sync_timeout = 0
         return inotify
 

@@ -35,7 +35,9 @@ def json_schema_text() -> str:
 
 def _nullable(schema: Schema) -> Schema:
     """A section of which every line is commented out is null, and as good as an empty one."""
-    outer: Schema = {key: schema.pop(key) for key in ("title", "description", "default") if key in schema}
+    outer: Schema = {
+        key: schema.pop(key) for key in ("title", "description", "default") if key in schema
+    }
     return {**outer, "anyOf": [schema, {"type": "null"}]}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from yaml.events import CollectionEndEvent, ScalarEvent
 
@@ -12,20 +12,49 @@ if TYPE_CHECKING:
 
 _GLUED_HEADER: Final = re.compile(r"(?:[!&]\S*\s+)*[|>][-+0-9]*#")
 _COMMENT: Final = "a comment needs a blank before its #"
+_INDENT: Final = "this must be indented more than what it belongs to"
 
 
-def laxness(event: Event, text: str, parent_column: int | None) -> str | None:
-    """What is wrong with an event that the parser accepted, if anything.
+class Around(NamedTuple):
+    """Where a value stands: the column of the nearest list or mapping that is written in lines.
 
-    ``parent_column`` is that of the list or mapping around it, counted from 0; None at the top.
+    Columns count from 0; -1 is the top. ``flow``: between the two, it stands in brackets.
     """
-    if event.start_mark is None or event.end_mark is None:
-        return None
+
+    column: int = -1
+    flow: bool = False
+
+
+def laxness(event: Event, text: str, around: Around) -> str | None:
+    """What is wrong with an event that the parser accepted, if anything."""
     start, end = event.start_mark, event.end_mark
-    if isinstance(event, ScalarEvent) and event.style in {"|", ">"}:
-        if parent_column is not None and start.column <= parent_column:
-            return "this text must be indented more than what it belongs to"
-        return _COMMENT if _GLUED_HEADER.match(text, start.index) else None
-    closes = isinstance(event, CollectionEndEvent) and text[end.index - 1 : end.index] in "]}"
-    quoted = isinstance(event, ScalarEvent) and event.style in {"'", '"'}
-    return _COMMENT if (closes or quoted) and text.startswith("#", end.index) else None
+    if start is None or end is None:
+        return None
+    if isinstance(event, ScalarEvent):
+        return _lax_scalar(event, text, around.column) or _lax_flow(start.column, around)
+    if isinstance(event, CollectionEndEvent):
+        closed = text[end.index - 1 : end.index] in "]}"
+        return _COMMENT if closed and text.startswith("#", end.index) else None
+    return _lax_flow(start.column, around)
+
+
+def _lax_flow(column: int, around: Around) -> str | None:
+    return _INDENT if around.flow and column <= around.column else None
+
+
+def _lax_scalar(event: ScalarEvent, text: str, column: int) -> str | None:
+    start, end = event.start_mark, event.end_mark
+    assert start is not None
+    assert end is not None
+    if event.style in {"|", ">"}:
+        glued = _GLUED_HEADER.match(text, start.index)
+        return _INDENT if start.column <= column else glued and _COMMENT
+    if start.line != end.line and _is_outdented(text[start.index : end.index], column):
+        return _INDENT
+    quoted = event.style in {"'", '"'}
+    return _COMMENT if quoted and text.startswith("#", end.index) else None
+
+
+def _is_outdented(text: str, column: int) -> bool:
+    following = (line for line in text.splitlines()[1:] if line.strip())
+    return any(len(line) - len(line.lstrip(" ")) <= column for line in following)

@@ -7,12 +7,12 @@ are read, aliases counted at the size of what they stand for, so no input costs 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import yaml
 from yaml.events import (
     AliasEvent,
+    CollectionStartEvent,
     DocumentStartEvent,
     Event,
     MappingEndEvent,
@@ -25,68 +25,20 @@ from yaml.events import (
 )
 
 from reconciler.core.errors import Diagnostic, ManifestError
+from reconciler.store.nodes import Node
 from reconciler.store.scalars import resolve, shown_tag
-from reconciler.store.strictness import laxness
+from reconciler.store.strictness import Around, laxness
 from reconciler.store.yaml_words import explain_syntax
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 MAX_DEPTH: Final = 50
 # 10,000 sandboxes with a dozen overrides each fit.
 MAX_NODES: Final = 500_000
 _CHARACTERS_PER_NODE: Final = 64
-_LONGEST_MESSAGE: Final = 300
 _MAPPING_TAGS: Final = frozenset({None, "!", "tag:yaml.org,2002:map"})
 _SEQUENCE_TAGS: Final = frozenset({None, "!", "tag:yaml.org,2002:seq"})
-_NO_KEYS: Final[Mapping[str, Node]] = MappingProxyType({})
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """One value and its place. Lines and columns count from 1.
-
-    ``data`` is the plain value; aliased values are shared, so it must not be changed. ``keys``
-    holds the keys of a mapping as nodes. ``size`` counts the values in it, long texts as several.
-    ``problem`` is what was first complained of about the value itself, ``broken`` says that it or
-    one inside it was complained about.
-    """
-
-    file: str
-    line: int
-    column: int
-    data: Any = None
-    children: dict[str, Node] | list[Node] | None = None
-    keys: Mapping[str, Node] = field(default_factory=lambda: _NO_KEYS)
-    size: int = 1
-    problem: Diagnostic | None = None
-    broken: bool = False
-
-    def complaint(self, message: str) -> Diagnostic:
-        """A diagnostic at this place, of one line and a readable length."""
-        return Diagnostic(self.file, self.line, self.column, _readable(message))
-
-    def problems(self) -> Iterator[Diagnostic]:
-        """What was complained of about it and what is in it, each once."""
-        seen: set[int] = set()
-        waiting = [self]
-        while waiting:
-            node = waiting.pop()
-            if not node.broken or id(node) in seen:
-                continue
-            seen.add(id(node))
-            if node.problem is not None:
-                yield node.problem
-            children = node.children or ()
-            waiting += children.values() if isinstance(children, dict) else children
-
-    def child(self, key: str | int) -> Node | None:
-        """The value under a key or at an index, if it is there."""
-        if isinstance(self.children, dict):
-            return self.children.get(key) if isinstance(key, str) else None
-        if isinstance(self.children, list) and isinstance(key, int):
-            return self.children[key] if key < len(self.children) else None
-        return None
 
 
 @dataclass(slots=True)
@@ -138,38 +90,38 @@ class _Composer:
         if isinstance(start, StreamEndEvent):
             return None
         self._check_version(start)
-        root = self._node(next(self._events), 0, None)
+        root = self._node(next(self._events), 0, Around())
         next(self._events)
         following = next(self._events)
         if isinstance(following, DocumentStartEvent):
             raise self._refusal(following, "a second document begins here: a file holds only one")
         return root
 
-    def _node(self, event: Event, depth: int, within: Node | None) -> Node:
+    def _node(self, event: Event, depth: int, around: Around) -> Node:
         if isinstance(event, AliasEvent):
             return self._alias(event)
         assert isinstance(event, NodeEvent)
-        self._check_form(event, within)
+        self._check_form(event, around)
         if depth > MAX_DEPTH:
             raise self._refusal(event, f"nested deeper than {MAX_DEPTH} levels")
         if event.anchor is None:
-            return self._content(event, depth)
+            return self._content(event, depth, around)
         self._open.add(event.anchor)
-        node = self._anchors[event.anchor] = self._content(event, depth)
+        node = self._anchors[event.anchor] = self._content(event, depth, around)
         self._open.discard(event.anchor)
         return node
 
-    def _content(self, event: NodeEvent, depth: int) -> Node:
+    def _content(self, event: NodeEvent, depth: int, around: Around) -> Node:
         self._spend(event, 1)
         if isinstance(event, ScalarEvent):
             return self._scalar(event)
         node = self._place(event)
         if isinstance(event, MappingStartEvent):
             self._check_tag(node, event.tag, _MAPPING_TAGS)
-            self._fill_mapping(node, depth + 1)
+            self._fill_mapping(node, depth + 1, _inside(event, node, around))
         elif isinstance(event, SequenceStartEvent):
             self._check_tag(node, event.tag, _SEQUENCE_TAGS)
-            self._fill_sequence(node, depth + 1)
+            self._fill_sequence(node, depth + 1, _inside(event, node, around))
         return node
 
     def _check_tag(self, node: Node, tag: str | None, allowed: frozenset[str | None]) -> None:
@@ -199,28 +151,28 @@ class _Composer:
         self._spend(event, node.size)
         return node
 
-    def _fill_sequence(self, node: Node, depth: int) -> None:
+    def _fill_sequence(self, node: Node, depth: int, inside: Around) -> None:
         children: list[Node] = []
         while not isinstance(event := next(self._events), SequenceEndEvent):
-            children.append(self._node(event, depth, node))
-        self._check_form(event, node)
+            children.append(self._node(event, depth, inside))
+        self._check_form(event, inside)
         node.children = children
         node.data = [child.data for child in children]
         node.size += sum(child.size for child in children)
         node.broken = node.broken or any(child.broken for child in children)
 
-    def _fill_mapping(self, node: Node, depth: int) -> None:
+    def _fill_mapping(self, node: Node, depth: int, inside: Around) -> None:
         node.data, node.children, node.keys = {}, {}, {}
         while not isinstance(event := next(self._events), MappingEndEvent):
-            key = self._node(event, depth, node)
-            value = self._node(next(self._events), depth, node)
+            key = self._node(event, depth, inside)
+            value = self._node(next(self._events), depth, inside)
             if _is_merge(event):
                 self._spoil(node, key.complaint(_MERGE))
             elif key.children is not None:
                 self._spoil(node, key.complaint(_NO_KEY))
             else:
                 self._put(node, key, *self._named(event, key, value))
-        self._check_form(event, node)
+        self._check_form(event, inside)
 
     def _named(self, event: Event, key: Node, value: Node) -> tuple[str, Node]:
         """Under which name a value is kept. One whose key is no string is kept, as a broken one."""
@@ -266,8 +218,8 @@ class _Composer:
                 event, f"too much: more than {MAX_NODES} values, counting each alias in full"
             )
 
-    def _check_form(self, event: Event, within: Node | None) -> None:
-        lax = laxness(event, self.text, within.column - 1 if within else None)
+    def _check_form(self, event: Event, around: Around) -> None:
+        lax = laxness(event, self.text, around)
         if lax is not None:
             raise self._refusal(event, lax)
 
@@ -281,13 +233,12 @@ class _Composer:
         return ManifestError((self._place(event).complaint(message),))
 
 
-def _readable(message: str) -> str:
-    """What a message repeats from the file may be long, or hold a terminal's control characters."""
-    if len(message) > _LONGEST_MESSAGE:
-        message = message[:_LONGEST_MESSAGE] + " ..."
-    if message.isprintable():
-        return message
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+def _inside(event: CollectionStartEvent, node: Node, around: Around) -> Around:
+    if event.flow_style:
+        return around._replace(flow=True)
+    # A tag or an anchor may stand on a line of its own, before the column that counts.
+    is_plain = event.anchor is None and event.tag is None
+    return Around(node.column - 1) if is_plain else around
 
 
 _NO_KEY: Final = "a key must be a string, not a list or a mapping"

@@ -1,0 +1,387 @@
+"""Every way of saving is seen, at once, once, and without leaving anything behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from reconciler.store import eyes
+from reconciler.store.watch import Watch
+
+NEVER = 60.0
+SOON = 2.0
+
+
+class Watched:
+    """A watch whose turns can be awaited and counted."""
+
+    def __init__(self, path: Path, extra=tuple, rescan=NEVER) -> None:
+        self.watch = Watch(path, extra, rescan=rescan)
+        self.turns = 0
+        self.at = 0.0
+        self._turned = asyncio.Event()
+
+    async def __aenter__(self):
+        self._task = asyncio.create_task(self._count())
+        await self.turn()
+        return self
+
+    async def __aexit__(self, *_):
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _count(self):
+        async with contextlib.aclosing(self.watch.changes()) as changes:
+            async for _ in changes:
+                self.turns += 1
+                self.at = time.perf_counter()
+                self._turned.set()
+
+    async def turn(self, within: float = SOON) -> None:
+        async with asyncio.timeout(within):
+            await self._turned.wait()
+        self._turned.clear()
+
+    async def nothing(self, during: float = 0.2) -> None:
+        await asyncio.sleep(during)
+        assert not self._turned.is_set()
+
+
+def shell(script: str):
+    def save(path: Path) -> None:
+        subprocess.run(
+            ["sh", "-ec", script], check=True, cwd=path.parent, env={**os.environ, "F": path.name}
+        )
+
+    return save
+
+
+def save_like_vim(path: Path) -> None:
+    backup = path.with_name(path.name + "~")
+    path.rename(backup)
+    path.write_text("new\n")
+    backup.unlink()
+
+
+def save_like_nano(path: Path) -> None:
+    with path.open("r+") as file:
+        file.write("new\n")
+        file.truncate()
+
+
+def save_by_rename(path: Path) -> None:
+    fresh = path.with_name(".fresh.tmp")
+    fresh.write_text("new\n")
+    fresh.replace(path)
+
+
+def save_slowly(path: Path) -> None:
+    with path.open("w") as file:
+        for part in ("n", "e", "w", "\n"):
+            file.write(part)
+            file.flush()
+            time.sleep(0.01)
+
+
+def delete_and_create(path: Path) -> None:
+    path.unlink()
+    path.write_text("new\n")
+
+
+def swap_link(path: Path) -> None:
+    path.with_name("other").write_text("new\n")
+    link = path.with_name("link.tmp")
+    link.symlink_to("other")
+    link.replace(path)
+
+
+WAYS = {
+    "vim": save_like_vim,
+    "nano": save_like_nano,
+    "rename": save_by_rename,
+    "slowly": save_slowly,
+    "delete and create": delete_and_create,
+    "link swap": swap_link,
+    "sed -i": shell('sed -i s/old/new/ "$F"'),
+    "cp": shell('echo new > t; cp t "$F"'),
+    "cp -f --remove-destination": shell('echo new > t; cp --remove-destination t "$F"'),
+    "mv": shell('echo new > t; mv t "$F"'),
+    "ln -f": shell('echo new > t; ln -f t "$F"'),
+    "ln -sfn": shell('echo new > t; ln -sfn t "$F"'),
+    "echo": shell('echo new > "$F"'),
+    "install": shell('echo new > t; install -m 644 t "$F"'),
+    "tee": shell('echo new | tee "$F" >/dev/null'),
+    "chmod": shell('echo new > t; touch -r "$F" t; mv t "$F"; chmod 600 "$F"'),
+}
+
+
+@pytest.fixture
+def desired(tmp_path):
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    path = folder / "desired.yaml"
+    path.write_text("old\n")
+    return path
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("as_folder", [False, True], ids=["file", "folder"])
+async def test_every_way_of_saving_is_seen_and_complete(desired, way, as_folder):
+    async with Watched(desired.parent if as_folder else desired) as watched:
+        await asyncio.to_thread(WAYS[way], desired)
+        await watched.turn()
+        assert desired.read_text() == "new\n"
+        await asyncio.sleep(0.7)
+        assert watched.turns <= 3
+
+
+async def test_a_half_written_file_is_waited_for(desired):
+    async with Watched(desired) as watched:
+        with desired.open("w") as file:
+            file.write("half")
+            file.flush()
+            await asyncio.sleep(eyes.QUIET / 2)
+            assert watched.turns == 1
+            file.write(" and half")
+        closed = time.perf_counter()
+        await watched.turn()
+        assert watched.at - closed < 0.03
+        assert watched.turns == 2
+
+
+async def test_a_file_that_stays_open_is_told_after_a_quiet_time(desired):
+    async with Watched(desired) as watched:
+        with desired.open("w") as file:
+            file.write("all of it")
+            file.flush()
+            await watched.turn()
+
+
+async def test_endless_writing_is_told_all_the_same(desired):
+    async with Watched(desired) as watched:
+        with desired.open("w") as file:
+            began = time.perf_counter()
+            while watched.turns == 1:
+                file.write("x")
+                file.flush()
+                await asyncio.sleep(eyes.QUIET / 4)
+                assert time.perf_counter() - began < eyes.LONGEST_SETTLE * 3
+
+
+async def test_the_file_is_taken_away_and_comes_back(desired):
+    async with Watched(desired) as watched:
+        desired.unlink()
+        await watched.turn()
+        desired.write_text("new\n")
+        await watched.turn()
+
+
+async def test_the_folder_is_taken_away_and_comes_back(desired):
+    async with Watched(desired) as watched:
+        shutil.rmtree(desired.parent)
+        await watched.turn()
+        await asyncio.sleep(0.1)
+        desired.parent.mkdir()
+        await asyncio.sleep(0.1)
+        before = watched.turns
+        desired.write_text("new\n")
+        await asyncio.sleep(0.2)
+        assert watched.turns > before
+
+
+async def test_the_folder_is_replaced_by_another(desired, tmp_path):
+    async with Watched(desired) as watched:
+        fresh = tmp_path / "fresh"
+        fresh.mkdir()
+        (fresh / "desired.yaml").write_text("new\n")
+        desired.parent.rename(tmp_path / "former")
+        fresh.rename(desired.parent)
+        await watched.turn()
+        await asyncio.sleep(0.1)
+        before = watched.turns
+        save_by_rename(desired)
+        await asyncio.sleep(0.1)
+        assert watched.turns > before, "the new folder is watched"
+
+
+async def test_folders_that_do_not_exist_yet(tmp_path):
+    path = tmp_path / "a" / "b" / "c" / "desired.yaml"
+    async with Watched(path) as watched:
+        path.parent.mkdir(parents=True)
+        path.write_text("new\n")
+        await watched.turn()
+        await asyncio.sleep(0.3)
+        before = watched.turns
+        save_by_rename(path)
+        await asyncio.sleep(0.1)
+        assert watched.turns > before
+
+
+@pytest.mark.parametrize("as_folder", [False, True], ids=["file", "folder"])
+async def test_mounted_configuration_swaps_a_link_on_the_folder(tmp_path, as_folder):
+    """As Kubernetes does it: desired.yaml -> ..data/desired.yaml, ..data -> ..2026_1."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+
+    def publish(version: str) -> None:
+        (mount / version).mkdir()
+        (mount / version / "desired.yaml").write_text(version)
+        (mount / "..tmp").symlink_to(version)
+        (mount / "..tmp").rename(mount / "..data")
+
+    publish("..1")
+    (mount / "desired.yaml").symlink_to("..data/desired.yaml")
+    async with Watched(mount if as_folder else mount / "desired.yaml") as watched:
+        for version in ("..2", "..3"):
+            publish(version)
+            await watched.turn()
+            assert (mount / "desired.yaml").read_text() == version
+
+
+async def test_what_lies_behind_links_is_watched(tmp_path):
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "desired.yaml").write_text("old\n")
+    (tmp_path / "etc").symlink_to("real")
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "etc" / "desired.yaml")
+    async with Watched(tmp_path / "link.yaml") as watched:
+        save_like_vim(real / "desired.yaml")
+        await watched.turn()
+
+
+async def test_links_in_a_circle_harm_nothing(tmp_path):
+    (tmp_path / "a.yaml").symlink_to("b.yaml")
+    (tmp_path / "b.yaml").symlink_to("a.yaml")
+    async with Watched(tmp_path / "a.yaml") as watched:
+        (tmp_path / "a.yaml").unlink()
+        (tmp_path / "a.yaml").write_text("x")
+        await watched.turn()
+
+
+async def test_other_files_are_not_told(desired):
+    async with Watched(desired.parent) as watched:
+        for name in ("notes.txt", ".desired.yaml.swp", ".#desired.yaml", "desired.yaml~", "4913"):
+            (desired.parent / name).write_text("x")
+            (desired.parent / name).unlink()
+        desired.read_text()
+        await watched.nothing()
+
+
+async def test_env_files_are_watched_as_they_are_named(desired, tmp_path):
+    named: list[Path] = []
+    first, second = tmp_path / "secrets" / "a.env", tmp_path / "b.env"
+    async with Watched(desired, lambda: named) as watched:
+        named.append(first)
+        save_by_rename(desired)
+        await watched.turn()
+        await asyncio.sleep(0.1)
+        first.parent.mkdir()
+        first.write_text("A=1\n")
+        await watched.turn()
+        second.write_text("A=1\n")
+        await asyncio.sleep(0.2)
+        before = watched.turns
+        second.write_text("A=2\n")
+        await asyncio.sleep(0.1)
+        assert watched.turns == before
+
+
+async def test_edits_fifty_a_second_end_with_the_last_one(desired):
+    seen: list[str] = []
+
+    async def read_all():
+        async with contextlib.aclosing(Watch(desired, rescan=NEVER).changes()) as changes:
+            async for _ in changes:
+                seen.append(desired.read_text() if desired.exists() else "gone")
+                await asyncio.sleep(0.01)
+
+    task = asyncio.create_task(read_all())
+    ways = [save_by_rename, save_like_vim, save_like_nano, delete_and_create]
+    for number in range(100):
+        ways[number % 4](desired)
+        desired.write_text(str(number))
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.7)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert seen[-1] == "99"
+    assert "gone" not in seen
+
+
+async def test_a_burst_between_two_turns_is_told_once(desired):
+    async with contextlib.aclosing(Watch(desired, rescan=NEVER).changes()) as changes:
+        await anext(changes)
+        for _ in range(500):
+            save_by_rename(desired)
+        await anext(changes)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await anext(changes)
+
+
+# --- where the kernel does not tell ---
+
+
+def refuse(*_args, **_kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("what", ["Inotify", "Inotify.add_watch"])
+async def test_without_inotify_a_rescan_sees_it(desired, monkeypatch, what):
+    owner, _, name = f"eyes.{what}".rpartition(".")
+    target = eyes if owner == "eyes" else eyes.Inotify
+    monkeypatch.setattr(target, name, refuse)
+    async with Watched(desired, rescan=0.05) as watched:
+        assert "raise fs.inotify.max_user_" in watched.watch.problem
+        await watched.nothing()
+        save_like_nano(desired)
+        await watched.turn()
+        monkeypatch.undo()
+        await asyncio.sleep(0.1)
+        assert not watched.watch.problem, "it is tried again"
+
+
+async def test_a_rescan_tells_only_of_changes(desired):
+    async with Watched(desired, rescan=0.02) as watched:
+        await watched.nothing()
+
+
+async def test_nothing_is_left_behind(desired):
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    async with Watched(desired):
+        pass
+    before = descriptors()
+    for _ in range(20):
+        async with Watched(desired) as watched:
+            save_by_rename(desired)
+            await watched.turn()
+    assert descriptors() == before
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_an_edit_is_told_within_milliseconds(desired):
+    times = []
+    async with Watched(desired) as watched:
+        for _ in range(200):
+            began = time.perf_counter()
+            save_by_rename(desired)
+            await watched.turn()
+            times.append((watched.at - began) * 1000)
+    times.sort()
+    print(
+        f"edit to notification: median {statistics.median(times):.2f} ms, p99 {times[197]:.2f} ms"
+    )
+    assert statistics.median(times) < 20
