@@ -9,10 +9,12 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES: Final = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)")
+# An engine's sizes have 64 bits.
+_LARGEST: Final = 2**63 - 1
+_DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)")
 _SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,3})?)([bkmgt])b?", re.IGNORECASE)
 
-DURATION_PATTERN: Final = r"^\d{1,9}(\.\d{1,3})?(ms|s|m|h|d)$"
+DURATION_PATTERN: Final = r"^\d{1,12}(\.\d{1,3})?(ms|s|m|h|d)$"
 SIZE_PATTERN: Final = r"^\d{1,15}(\.\d{1,3})?[bkmgtBKMGT][bB]?$"
 FOREVER: Final = "forever"
 
@@ -36,8 +38,8 @@ def format_duration(seconds: float) -> str:
     for unit in ("d", "h", "m", "s"):
         if seconds and seconds % _SECONDS[unit] == 0:
             return f"{int(seconds / _SECONDS[unit])}{unit}"
-    milliseconds = round(seconds * 1000, 3)
-    return f"{milliseconds:g}ms" if milliseconds else "0s"
+    milliseconds = f"{seconds * 1000:.3f}".rstrip("0").rstrip(".")
+    return f"{milliseconds}ms" if milliseconds != "0" else "0s"
 
 
 def parse_size(value: Any) -> int:
@@ -46,12 +48,13 @@ def parse_size(value: Any) -> int:
     Raises:
         ValueError: it is not a size.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST:
         return value
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
+    size = int(float(match[1]) * _BYTES[match[2].lower()]) if match else _LARGEST + 1
+    if size > _LARGEST:
         raise ValueError("must be a size such as 512m or 4g, or a whole number of bytes")
-    return int(float(match[1]) * _BYTES[match[2].lower()])
+    return size
 
 
 def parse_retain(value: Any) -> float | str:

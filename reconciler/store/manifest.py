@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from reconciler.store.documents import Declarations, gather
+from reconciler.store.documents import gather
 from reconciler.store.records import DeclaredRecord, resolve_records
 from reconciler.store.specs import SpecDefaults, resolve_specs
 
@@ -33,7 +33,8 @@ class Loaded:
     ``records`` are the usable ones by sandbox name, replicas expanded. ``held`` are the keys under
     ``sandboxes:`` that cannot be used, with the reasons. ``fatal``: a file could not be read or
     understood as a whole, so nothing is known about what is not said, and ``records`` is empty.
-    ``empty``: a file is empty, all is gone, or no sandbox is declared. ``env_files`` are those that
+    ``empty``: a file holds nothing, or is gone; one that says
+    ``sandboxes: {}`` means it. ``env_files`` are those that
     the records name.
     """
 
@@ -75,13 +76,9 @@ def load(path: Path, defaults: SpecDefaults | None = None) -> Loaded:
         held=held,
         diagnostics=declared.report.all(),
         fatal=fatal,
-        empty=_is_empty(declared),
+        empty=declared.report.blank,
         env_files=_env_files(records),
     )
-
-
-def _is_empty(declared: Declarations) -> bool:
-    return declared.report.blank or not (declared.sandboxes or declared.report.fatal)
 
 
 def _env_files(records: Mapping[str, DeclaredRecord]) -> frozenset[Path]:

@@ -135,9 +135,9 @@ def test_an_empty_file_is_empty_and_not_fatal(desired, content):
 @pytest.mark.parametrize(
     "content", ["version: 1\n", "version: 1\nsandboxes:\n", "version: 1\nspecs:\nsandboxes: {}\n"]
 )
-def test_no_sandboxes_is_empty_without_complaint(desired, content):
+def test_no_sandboxes_is_meant_and_not_empty(desired, content):
     found = loaded(desired, content)
-    assert (found.empty, found.fatal, found.diagnostics) == (True, False, ())
+    assert (found.empty, found.fatal, found.diagnostics) == (False, False, ())
 
 
 def test_a_file_of_bad_records_only_is_not_empty(desired):

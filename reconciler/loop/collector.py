@@ -1,0 +1,146 @@
+"""The garbage collector's books: what belongs to no record, and since when.
+
+Removing it is a step like any other, decided and done in the key's own pass, so that a record which
+comes back never meets the removal of its own things.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reconciler.core.model import Fate
+from reconciler.core.roles import surplus_volumes, wanted_volume
+from reconciler.core.units import FOREVER, parse_retain
+from reconciler.service.events import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from reconciler.core.model import View, Volume
+    from reconciler.loop.reporter import Reporter
+    from reconciler.store.rows import OrphanKind
+    from reconciler.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """One thing that nothing asks for. ``remove_at`` None: it is kept."""
+
+    kind: OrphanKind
+    name: str
+    sandbox: str
+    since: float
+    remove_at: float | None
+    why: str
+
+
+class Collector:
+    """Notes orphans durably.
+
+    ``gc_grace`` is in seconds; ``volume_retain`` (seconds, None: for ever) is for volumes that
+    nothing says how long to keep.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        reporter: Reporter,
+        gc_grace: float,
+        volume_retain: float | None,
+    ) -> None:
+        self._store = store
+        self._reporter = reporter
+        self._gc_grace = gc_grace
+        self._volume_retain = volume_retain
+
+    def note(self, view: View) -> bool:
+        """Bring the books in line with what is seen under the key; says whether they changed."""
+        released = self._release(view)
+        noted = view.may_collect and any([self._note_containers(view), self._note_volumes(view)])
+        return released or noted
+
+    def _release(self, view: View) -> bool:
+        wanted = wanted_volume(view)
+        claimed = wanted is not None and wanted in view.orphans.volumes
+        if wanted is not None and claimed:
+            self._store.drop_orphan("volume", wanted)
+            self._reporter.log(Event.VOLUME_CLAIMED, volume=wanted, sandbox=view.key)
+        ours = view.desired is not None or view.fate is Fate.DELETED
+        for container_id in view.orphans.containers if ours else ():
+            self._store.drop_orphan("container", container_id)
+        return claimed or (ours and bool(view.orphans.containers))
+
+    def _note_containers(self, view: View) -> bool:
+        if view.desired is not None or view.fate is Fate.DELETED:
+            return False
+        known = view.orphans.containers
+        fresh = [c for c in view.observed.containers if c.id not in known]
+        for container in fresh:
+            self._note("container", container.id, view, None)
+            self._reporter.log(
+                Event.GARBAGE_FOUND,
+                kind="container",
+                name=container.name,
+                remove_in=self._gc_grace,
+            )
+        return bool(fresh)
+
+    def _note_volumes(self, view: View) -> bool:
+        fresh = [v for v in surplus_volumes(view) if v.name not in view.orphans.volumes]
+        for volume in fresh:
+            retain = self._retain(view, volume)
+            self._note("volume", volume.name, view, retain)
+            kept = None if retain is None else view.now + retain
+            self._reporter.log(Event.VOLUME_ORPHANED, volume=volume.name, kept_until=kept)
+        return bool(fresh)
+
+    def _note(self, kind: OrphanKind, key: str, view: View, retain: float | None) -> None:
+        self._store.note_orphan(kind, key, sandbox=view.key, since=view.now, retain=retain)
+
+    def sweep(self, containers: Collection[str], volumes: Collection[str]) -> None:
+        """Forget the orphans that are gone, and the keys of sandboxes of which nothing is left."""
+        for container_id in set(self._store.orphans["container"]).difference(containers):
+            self._store.drop_orphan("container", container_id)
+        for name in set(self._store.orphans["volume"]).difference(volumes):
+            sandbox = self._store.orphans["volume"][name].sandbox
+            self._store.drop_orphan("volume", name)
+            self._store.drop_key(sandbox)
+
+    def _retain(self, view: View, volume: Volume) -> float | None:
+        tombstone = self._store.deleted.get(view.key)
+        if tombstone is not None:
+            return tombstone.retain
+        try:
+            labelled = parse_retain(volume.retain) if volume.retain else self._volume_retain
+        except ValueError:
+            return self._volume_retain
+        return None if labelled == FOREVER or labelled is None else float(labelled)
+
+    def report(self, view: View) -> list[Garbage]:
+        """What under this key nothing asks for, and what will become of it."""
+        return [*self._garbage_containers(view), *self._garbage_volumes(view)]
+
+    def _garbage_containers(self, view: View) -> list[Garbage]:
+        if view.desired is not None:
+            return []
+        deleted = view.fate is Fate.DELETED
+        why = "its record was taken out" if deleted else "it belongs to no record"
+        grace = 0.0 if deleted else self._gc_grace
+        found = []
+        for container in view.observed.containers:
+            since = view.orphans.containers.get(container.id, view.now)
+            remove_at = since + grace if view.may_collect or deleted else None
+            found.append(Garbage("container", container.name, view.key, since, remove_at, why))
+        return found
+
+    def _garbage_volumes(self, view: View) -> list[Garbage]:
+        found = []
+        for volume in surplus_volumes(view):
+            since = view.orphans.volumes.get(volume.name, view.now)
+            retain = view.orphans.retain.get(volume.name, self._retain(view, volume))
+            remove_at = since + retain if retain is not None and view.may_collect else None
+            why = "no record wants this workspace"
+            found.append(Garbage("volume", volume.name, view.key, since, remove_at, why))
+        return found

@@ -1,0 +1,152 @@
+"""The one way out to the engine: each verb of a plan, done once.
+
+Every call has the engine's own timeout. What a call changed is marked for inspection, so the next
+decision sees what the engine says and not what was hoped for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from reconciler.core import naming
+from reconciler.core.blueprint import Surroundings, blueprint, labels
+from reconciler.core.errors import EngineError, EngineUnavailable, ReconcilerError
+from reconciler.core.model import ImageState, Verb, Volume
+from reconciler.core.units import format_retain
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from reconciler.core.blueprint import Blueprint
+    from reconciler.core.model import Action, Container, View
+    from reconciler.engine.protocol import Engine
+    from reconciler.loop.env_files import EnvFiles
+    from reconciler.loop.informer import Informer
+    from reconciler.loop.puller import Puller
+
+
+class Executor:
+    """Does actions. ``durable`` returns once all that was leased is on disk."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        informer: Informer,
+        puller: Puller,
+        env_files: EnvFiles,
+        around: Surroundings,
+        durable: Callable[[], Awaitable[None]],
+        concurrent_removals: int,
+    ) -> None:
+        self._engine = engine
+        self._informer = informer
+        self._puller = puller
+        self._env_files = env_files
+        self._around = around
+        self._durable = durable
+        # Many removals at once have been seen to deadlock an engine, and are no faster.
+        self._removals = asyncio.Semaphore(concurrent_removals)
+        self._handlers: Mapping[Verb, Callable[[View, Action], Awaitable[None]]] = {
+            Verb.PULL: self._pull,
+            Verb.CREATE_VOLUME: self._create_volume,
+            Verb.CREATE: self._create,
+            Verb.START: self._start,
+            Verb.STOP: self._stop,
+            Verb.PAUSE: self._pause,
+            Verb.UNPAUSE: self._unpause,
+            Verb.RENAME: self._rename,
+            Verb.REMOVE: self._remove,
+            Verb.REMOVE_VOLUME: self._remove_volume,
+        }
+
+    async def execute(self, view: View, action: Action) -> None:
+        """Do one action.
+
+        Raises:
+            EngineError: the engine did not do it, or it is not known whether it did.
+            ReconcilerError: it could not be asked for.
+        """
+        try:
+            await self._handlers[action.verb](view, action)
+        except EngineUnavailable:
+            self._informer.doubt(view.key)
+            raise
+        finally:
+            if action.container_id:
+                self._informer.touch(view.key, action.container_id)
+
+    async def _pull(self, view: View, action: Action) -> None:
+        self._puller.request(view.key, action.target)
+
+    async def _create_volume(self, view: View, action: Action) -> None:
+        await self._engine.create_volume(action.target, self._volume_labels(view))
+        self._informer.put_volume(Volume(action.target, view.key, view.now))
+
+    def _volume_labels(self, view: View) -> dict[str, str]:
+        owner = labels(self._around.instance, view.key)
+        workspace = view.desired and view.desired.spec.workspace
+        if not workspace:
+            return owner
+        return {**owner, naming.LABEL_RETAIN: format_retain(workspace.retain)}
+
+    async def _create(self, view: View, action: Action) -> None:
+        await self._durable()
+        try:
+            made = await self._engine.create(self._blueprint(view, action.target))
+        except EngineError:
+            # Somebody else's volume or container may be in the way, or ours that nobody knew of.
+            self._informer.doubt(view.key)
+            raise
+        self._informer.touch(view.key, made)
+        if view.desired is not None:
+            self._puller.mark(view.key, view.desired.spec.image, ImageState.UNKNOWN)
+
+    async def _start(self, view: View, action: Action) -> None:
+        container = _container(view, action)
+        wanted = view.desired is not None and view.desired.spec.workspace is not None
+        if wanted and container.started_at is None and container.volumes:
+            blueprint_ = self._blueprint(view, container.name)
+            await self._engine.prepare(action.container_id, blueprint_)
+        await self._engine.start(action.container_id)
+
+    async def _stop(self, view: View, action: Action) -> None:
+        grace = _container(view, action).stop_timeout
+        if view.desired is not None:
+            grace = view.desired.spec.stop_timeout
+        await self._engine.stop(action.container_id, grace)
+
+    async def _pause(self, _view: View, action: Action) -> None:
+        await self._engine.pause(action.container_id)
+
+    async def _unpause(self, _view: View, action: Action) -> None:
+        await self._engine.unpause(action.container_id)
+
+    async def _rename(self, _view: View, action: Action) -> None:
+        await self._engine.rename(action.container_id, action.new_name)
+
+    async def _remove(self, _view: View, action: Action) -> None:
+        async with self._removals:
+            await self._engine.remove(action.container_id)
+
+    async def _remove_volume(self, _view: View, action: Action) -> None:
+        async with self._removals:
+            await self._engine.remove_volume(action.target)
+        self._informer.drop_volume(action.target)
+
+    def _blueprint(self, view: View, name: str) -> Blueprint:
+        assert view.desired is not None
+        return blueprint(view.desired, name, self._around, self._env(view.desired.spec.env_file))
+
+    def _env(self, path: str | None) -> Mapping[str, str]:
+        if path is None:
+            return {}
+        file = self._env_files.get(path)
+        if isinstance(file, ReconcilerError):
+            raise file
+        return file.values
+
+
+def _container(view: View, action: Action) -> Container:
+    return next(c for c in view.observed.containers if c.id == action.container_id)

@@ -1,0 +1,257 @@
+"""Observed state: a list at the start, events after, a relist on every reconnect and on a period.
+
+What is cached of a container came from one inspection of it. Events and lists only say what to
+inspect again, and whose turn it is; the inspection itself happens in the key's own pass, so it is
+serial with everything else that is done for the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core.errors import EngineError, EngineTimeout
+from reconciler.core.model import Observed
+from reconciler.engine.protocol import EventKind
+from reconciler.loop.queue import Priority
+from reconciler.service.events import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reconciler.core.model import Container, Volume
+    from reconciler.engine.protocol import Engine, EngineEvent, Listing, Summary
+    from reconciler.loop.reporter import Reporter
+
+_RECONNECT_FIRST: Final = 0.1
+_RECONNECT_LONGEST: Final = 5.0
+_CONCURRENT_INSPECTIONS: Final = 16
+
+
+class Informer:
+    """The cache of one engine, and the tasks that keep it true."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        enqueue: Callable[[str, Priority], None],
+        on_first_sync: Callable[[], None],
+        clock: Callable[[], float],
+        resync_interval: float,
+        reporter: Reporter,
+    ) -> None:
+        self._engine = engine
+        self._enqueue = enqueue
+        self._on_first_sync = on_first_sync
+        self._clock = clock
+        self._resync_interval = resync_interval
+        self._reporter = reporter
+        self._containers: dict[str, Container] = {}
+        self._by_key: defaultdict[str, dict[str, Container]] = defaultdict(dict)
+        self._volumes: dict[str, Volume] = {}
+        self._dirty: defaultdict[str, set[str]] = defaultdict(set)
+        self._unsure: set[str] = set()
+        self._touched: dict[str, float] = {}
+        self.ever_synced = False
+        self.synced = asyncio.Event()
+        self.complete = False
+        self.error = "not asked yet"
+
+    # --- what is known ------------------------------------------------------------------------
+
+    def observed(self, key: str) -> Observed:
+        """All that is known under the key."""
+        containers = self._by_key.get(key, {})
+        volumes = (v for v in self._volumes.values() if v.sandbox == key)
+        return Observed(tuple(containers.values()), tuple(volumes))
+
+    def keys(self) -> set[str]:
+        """Every key that something bears."""
+        containers = {container.sandbox for container in self._containers.values()}
+        return containers | {volume.sandbox for volume in self._volumes.values()}
+
+    def ids(self) -> tuple[set[str], set[str]]:
+        """The ids of all containers, and the names of all volumes."""
+        return set(self._containers), set(self._volumes)
+
+    # --- what may have changed ----------------------------------------------------------------
+
+    def touch(self, key: str, container_id: str) -> None:
+        """The container is to be inspected before the key's next decision."""
+        self._dirty[key].add(container_id)
+
+    def doubt(self, key: str) -> None:
+        """A change was asked for and its outcome is unknown: look at everything under the key."""
+        self._unsure.add(key)
+
+    def put_volume(self, volume: Volume) -> None:
+        """The volume was just made."""
+        self._volumes[volume.name] = volume
+        self._touched[volume.name] = self._clock()
+
+    def drop_volume(self, name: str) -> None:
+        """The volume was just removed."""
+        self._volumes.pop(name, None)
+        self._touched[name] = self._clock()
+
+    async def refresh(self, key: str) -> None:
+        """Inspect what may have changed under the key.
+
+        Raises:
+            EngineError: it could not be asked; what was to be inspected still is.
+        """
+        if key in self._unsure:
+            await self._rediscover(key)
+        while pending := self._dirty.get(key):
+            container_id = pending.pop()
+            try:
+                container = await self._engine.inspect(container_id)
+            except BaseException:
+                self.touch(key, container_id)
+                raise
+            self._put(container_id, container)
+        self._dirty.pop(key, None)
+
+    async def _rediscover(self, key: str) -> None:
+        listing = await self._engine.list()
+        for summary in listing.containers:
+            if summary.sandbox == key:
+                self.touch(key, summary.id)
+        for volume in listing.volumes:
+            if volume.sandbox == key:
+                self.put_volume(volume)
+        self._unsure.discard(key)
+
+    def _put(self, container_id: str, container: Container | None) -> None:
+        former = self._containers.pop(container_id, None)
+        if former is not None:
+            self._by_key[former.sandbox].pop(container_id, None)
+        if container is not None:
+            self._containers[container.id] = container
+            self._by_key[container.sandbox][container.id] = container
+
+    # --- the tasks ----------------------------------------------------------------------------
+
+    async def sync_once(self) -> None:
+        """One full observation, without events.
+
+        Raises:
+            EngineError: the engine could not be asked.
+        """
+        self._apply(await self._engine.list(), everything=True)
+        await self._inspect_all()
+        self._become_synced()
+
+    async def run(self) -> None:
+        """Stay in touch with the engine, for ever."""
+        delay = _RECONNECT_FIRST
+        while True:
+            try:
+                await self._stay_connected()
+            except EngineError as error:
+                self.error = str(error)
+                self._reporter.complain(Event.ENGINE_LOST, error=str(error))
+            connected, self.complete = self.synced.is_set(), False
+            self.synced.clear()
+            delay = _RECONNECT_FIRST if connected else min(delay * 2, _RECONNECT_LONGEST)
+            await asyncio.sleep(delay)
+
+    async def _stay_connected(self) -> None:
+        # Subscribe first, list after: what changes in between is told by an event.
+        async with self._engine.events() as events:
+            await self.sync_once()
+            relisting = asyncio.create_task(self._relist_for_ever(), name="relist")
+            try:
+                async for event in events:
+                    self._hear(event)
+            finally:
+                relisting.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await relisting
+        self._reporter.log(Event.ENGINE_STREAM_LOST, error="the event stream ended")
+
+    def _hear(self, event: EngineEvent) -> None:
+        match event.kind:
+            case EventKind.CONTAINER:
+                self.touch(event.sandbox, event.id)
+                self._enqueue(event.sandbox, Priority.EVENT)
+            case EventKind.VOLUME:
+                self._hear_volume(event)
+
+    def _hear_volume(self, event: EngineEvent) -> None:
+        volume = self._volumes.get(event.id)
+        if event.what == "destroy" and volume is not None:
+            self.drop_volume(event.id)
+            self._enqueue(volume.sandbox, Priority.EVENT)
+
+    async def _relist_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._resync_interval)
+            try:
+                await self._relist()
+            except EngineTimeout as error:
+                # A list that hangs says nothing about what is there: events still come, so work
+                # goes on, but nothing is taken for garbage.
+                self.complete = False
+                self._reporter.complain(Event.ENGINE_SLOW, call="list", error=str(error))
+            except EngineError as error:
+                self.complete = False
+                self._reporter.complain(Event.ENGINE_LOST, error=str(error))
+
+    async def _relist(self) -> None:
+        self._apply(await self._engine.list(), everything=False)
+        self.complete = True
+        for key in self.keys() | set(self._dirty):
+            self._enqueue(key, Priority.RESYNC)
+
+    def _apply(self, listing: Listing, *, everything: bool) -> None:
+        began = self._clock()
+        listed = {summary.id for summary in listing.containers}
+        for summary in listing.containers:
+            if everything or self._differs(summary):
+                self.touch(summary.sandbox, summary.id)
+        for container in self._containers.values():
+            if container.id not in listed:
+                self.touch(container.sandbox, container.id)
+        self._apply_volumes(listing, began)
+
+    def _differs(self, summary: Summary) -> bool:
+        cached = self._containers.get(summary.id)
+        if cached is None:
+            return True
+        return (cached.name, cached.phase) != (summary.name, summary.phase)
+
+    def _apply_volumes(self, listing: Listing, began: float) -> None:
+        # What this process changed while the list was made is known better than the list knows it.
+        recent = {name for name, at in self._touched.items() if at >= began - _LIST_SLACK}
+        kept = {name: v for name, v in self._volumes.items() if name in recent}
+        listed = {v.name: v for v in listing.volumes if v.name not in recent}
+        self._volumes = {**listed, **kept}
+        self._touched = {name: self._touched[name] for name in recent}
+
+    async def _inspect_all(self) -> None:
+        gate = asyncio.Semaphore(_CONCURRENT_INSPECTIONS)
+
+        async def inspect(key: str) -> None:
+            async with gate:
+                await self.refresh(key)
+
+        async with asyncio.TaskGroup() as group:
+            for key in list(self._dirty):
+                group.create_task(inspect(key), name=f"inspect {key}")
+
+    def _become_synced(self) -> None:
+        if not self.ever_synced:
+            self.ever_synced = True
+            self._on_first_sync()
+        self.complete, self.error = True, ""
+        self._reporter.resolve(Event.ENGINE_LOST)
+        for key in self.keys():
+            self._enqueue(key, Priority.RESYNC)
+        self.synced.set()
+
+
+_LIST_SLACK: Final = 30.0

@@ -1,0 +1,281 @@
+"""The whole loop, wired together: what the daemon runs, and what ``apply`` and ``plan`` borrow."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final
+
+from reconciler.core.blueprint import Surroundings
+from reconciler.core.errors import EngineError
+from reconciler.core.units import FOREVER
+from reconciler.loop.collector import Collector
+from reconciler.loop.controller import Controller
+from reconciler.loop.dispatcher import Dispatcher
+from reconciler.loop.env_files import EnvFiles
+from reconciler.loop.executor import Executor
+from reconciler.loop.informer import Informer
+from reconciler.loop.intake import Intake
+from reconciler.loop.ports import Identities
+from reconciler.loop.prober import Prober
+from reconciler.loop.puller import Puller
+from reconciler.loop.queue import Priority, WorkQueue
+from reconciler.loop.survey import Survey
+from reconciler.loop.views import Sources, Views
+from reconciler.service.events import Event
+from reconciler.service.redact import redactor
+from reconciler.store.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from reconciler.core.model import Health, Identity
+    from reconciler.core.spec import SandboxSpec
+    from reconciler.engine.protocol import Engine
+    from reconciler.loop.intake import Reading
+    from reconciler.loop.reporter import Reporter
+    from reconciler.settings import Settings
+    from reconciler.store.store import Store
+
+_SWEEP_EVERY: Final = 30.0
+
+
+class Manager:
+    """Owns every part of the loop for one engine, one store and one desired file."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        engine: Engine,
+        store: Store,
+        reporter: Reporter,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.store = store
+        self.reporter = reporter
+        self._clock = clock
+        self.queue = WorkQueue(time.monotonic)
+        self.env_files = EnvFiles()
+        self.around = Surroundings(
+            instance=settings.instance,
+            prefix=settings.container_name_prefix,
+            publish_address=settings.publish_address,
+            webhook_url=settings.webhook,
+        )
+        self.informer = Informer(
+            engine,
+            enqueue=self.queue.add,
+            on_first_sync=self._adopt,
+            clock=time.monotonic,
+            resync_interval=settings.resync_interval,
+            reporter=reporter,
+        )
+        self.puller = Puller(
+            engine,
+            on_done=self._on_pulled,
+            reporter=reporter,
+            clock=time.monotonic,
+        )
+        self.prober = Prober(
+            engine,
+            on_verdict=self._on_verdict,
+            clock=clock,
+        )
+        self.intake = Intake(
+            settings.desired,
+            settings=settings,
+            store=store,
+            env_files=self.env_files,
+            reporter=reporter,
+            enqueue=self.queue.add,
+            clock=clock,
+        )
+        self._identities = Identities(
+            store,
+            port_range=settings.port_range,
+            address=settings.publish_address,
+            clock=time.monotonic,
+            reporter=reporter,
+        )
+        self.views = Views(self._sources())
+        self._collector = Collector(
+            store,
+            reporter=reporter,
+            gc_grace=settings.gc_grace,
+            volume_retain=_seconds(settings.volume_retain),
+        )
+        self.survey = Survey(
+            settings=settings,
+            store=store,
+            views=self.views,
+            collector=self._collector,
+        )
+        self._controller = self._make_controller()
+        self.dispatcher = Dispatcher(
+            self.queue,
+            reconcile=self._controller.reconcile,
+            ready=self.informer.synced,
+            workers=settings.workers,
+            clock=time.monotonic,
+            longest_pass=_longest_pass(settings),
+            reporter=reporter,
+        )
+
+    def _sources(self) -> Sources:
+        return Sources(
+            store=self.store,
+            informer=self.informer,
+            puller=self.puller,
+            prober=self.prober,
+            env_files=self.env_files,
+            around=self.around,
+            lease=self._lease,
+            is_held=self.intake.is_held,
+            clock=self._clock,
+            gc_grace=self.settings.gc_grace,
+        )
+
+    def _make_controller(self) -> Controller:
+        executor = Executor(
+            self.engine,
+            informer=self.informer,
+            puller=self.puller,
+            env_files=self.env_files,
+            around=self.around,
+            durable=self.store.flush,
+            concurrent_removals=self.settings.concurrent_removals,
+        )
+        return Controller(
+            engine=self.engine,
+            store=self.store,
+            views=self.views,
+            informer=self.informer,
+            executor=executor,
+            identities=self._identities,
+            puller=self.puller,
+            prober=self.prober,
+            collector=self._collector,
+            reporter=self.reporter,
+            enqueue=self.queue.add,
+            publish_address=self.settings.publish_address,
+        )
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def tasks(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """What runs for as long as the daemon does, by name."""
+        return {
+            "informer": self.informer.run,
+            "dispatcher": self.dispatcher.run,
+            "manifest-watch": self._follow_manifest,
+            "sweeper": self._sweep_for_ever,
+        }
+
+    async def read_manifest(self, *, allow_mass_delete: bool = False) -> Reading:
+        """Take in the desired file, and everything that was declared before."""
+        reading = await self.intake.read(allow_mass_delete=allow_mass_delete)
+        for name in {*self.store.records, *self.store.deleted}:
+            self.queue.add(name, Priority.RESYNC)
+        return reading
+
+    async def observe(self) -> None:
+        """One full observation, for those who only look.
+
+        Raises:
+            EngineError: the engine cannot be asked.
+        """
+        await self.informer.sync_once()
+
+    async def close(self) -> None:
+        """End what runs in the background. The sandboxes go on."""
+        await self.prober.close()
+        await self.puller.close()
+
+    async def _follow_manifest(self) -> None:
+        watch = Watch(
+            self.intake.path,
+            self.intake.env_paths,
+            rescan=self.settings.rescan_interval,
+        )
+        async with aclosing(watch.changes()) as changes:
+            async for _ in changes:
+                await self.intake.read()
+                if watch.problem:
+                    self.reporter.complain(Event.MANIFEST_WATCH_FAILED, error=watch.problem)
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY)
+            if self.informer.complete:
+                self._collector.sweep(*self.informer.ids())
+
+    # --- what others ask for ------------------------------------------------------------------
+
+    def collect(self) -> list[dict[str, Any]]:
+        """Have everything that is due collected now; says what there is."""
+        garbage = self.survey.garbage()
+        for key in {row["sandbox"] for row in garbage}:
+            self.queue.add(key, Priority.USER)
+        return garbage
+
+    async def engine_facts(self) -> dict[str, Any]:
+        """What ``status`` says of the engine."""
+        try:
+            info = await self.engine.info()
+        except EngineError as error:
+            return {"reachable": False, "error": str(error)}
+        return {
+            "reachable": True,
+            "name": info.name,
+            "version": info.version,
+            "api_version": info.api_version,
+            "synced": self.informer.synced.is_set(),
+        }
+
+    async def status(self, name: str | None = None, *, secrets: bool = False) -> dict[str, Any]:
+        """The whole answer to ``reconciler status``."""
+        return {
+            "sandboxes": self.survey.sandboxes(name, secrets=secrets),
+            "engine": await self.engine_facts(),
+            "instance": self.settings.instance,
+            "desired": {
+                "path": str(self.intake.path),
+                "errors": [str(diagnostic) for diagnostic in self.intake.diagnostics],
+                "awaiting_confirmation": list(self.intake.braked),
+            },
+            "store": {"error": str(self.store.trouble) if self.store.trouble else None},
+        }
+
+    # --- wiring -------------------------------------------------------------------------------
+
+    def _on_pulled(self, key: str, image: str, error: EngineError | None) -> None:
+        self._controller.on_pulled(key, image, error)
+
+    def _on_verdict(self, key: str, health: Health) -> None:
+        self._controller.on_verdict(key, health)
+
+    def _adopt(self) -> None:
+        # Before anything new is leased, what exists keeps what it has.
+        for key in self.informer.keys() & set(self.store.records):
+            self._identities.adopt(key, self.informer.observed(key))
+
+    def _lease(self, name: str, spec: SandboxSpec) -> Identity | None:
+        if not self.informer.ever_synced:
+            return self.store.identity(name)
+        self._identities.adopt(name, self.informer.observed(name))
+        identity = self._identities.ensure(name, spec)
+        redactor.register(identity.session_key)
+        return identity
+
+
+def _seconds(retain: float | str) -> float | None:
+    return None if retain == FOREVER else float(retain)
+
+
+def _longest_pass(settings: Settings) -> float:
+    """Two dozen steps that all run into their timeout; past that, a pass is lost."""
+    return 24 * 2 * (settings.engine_timeout + settings.read_timeout)

@@ -1,0 +1,136 @@
+"""Identities: the session key and the host ports that a sandbox keeps for life."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+import base62
+
+from reconciler.core.errors import ReconcilerError
+from reconciler.core.model import Identity
+from reconciler.service.events import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from reconciler.core.model import Container, Observed
+    from reconciler.core.spec import SandboxSpec
+    from reconciler.loop.reporter import Reporter
+    from reconciler.store.store import Store
+
+_KEY_BYTES: Final = 32
+_QUARANTINE: Final = 600.0
+
+
+class Identities:
+    """Leases that are durable before a container is made with them.
+
+    Whether a port can be bound here is only a hint; the engine's own word at the start is the
+    truth, and a port that it refuses is not leased again for a while.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        port_range: tuple[int, int],
+        address: str,
+        clock: Callable[[], float],
+        reporter: Reporter,
+    ) -> None:
+        self._store = store
+        self._first, self._last = port_range
+        self._address = address
+        self._clock = clock
+        self._reporter = reporter
+        self._next = self._first
+        self._quarantine: dict[int, float] = {}
+
+    def adopt(self, key: str, observed: Observed) -> None:
+        """Take over what containers were made with, where the books know nothing of it."""
+        for container in sorted(observed.containers, key=_by_seniority):
+            if container.session_key and self._store.identity(key) is None:
+                self._store.put_identity(key, self._read_back(key, container))
+
+    def ensure(self, key: str, spec: SandboxSpec) -> Identity:
+        """The sandbox's identity, with a lease for each port that the spec publishes.
+
+        Raises:
+            ReconcilerError: the range of host ports is used up.
+        """
+        known = self._store.identity(key) or Identity(base62.encodebytes(os.urandom(_KEY_BYTES)))
+        wanted = [port.container_port for port in spec.ports]
+        ports = {port: known.ports[port] for port in wanted if port in known.ports}
+        for port in wanted:
+            if port not in ports:
+                ports[port] = self._allocate(ports.values())
+        identity = Identity(known.session_key, ports)
+        if identity != self._store.identity(key):
+            self._store.put_identity(key, identity)
+        return identity
+
+    def replace(self, key: str, taken: int | None) -> None:
+        """Lease others in place of the port that something else took; None: of all of them.
+
+        Raises:
+            ReconcilerError: the range of host ports is used up.
+        """
+        identity = self._store.identity(key)
+        if identity is None:
+            return
+        ports = dict(identity.ports)
+        lost = {c: h for c, h in ports.items() if taken is None or h == taken}
+        for container_port, host_port in lost.items():
+            self._quarantine[host_port] = self._clock() + _QUARANTINE
+            ports[container_port] = self._allocate(ports.values())
+            self._reporter.tell(
+                Event.PORT_REPLACED,
+                key,
+                f"port {host_port} was taken",
+                old_port=host_port,
+                port=ports[container_port],
+            )
+        self._store.put_identity(key, Identity(identity.session_key, ports))
+
+    def _read_back(self, key: str, container: Container) -> Identity:
+        free = {
+            container_port: host_port
+            for container_port, host_port in container.ports.items()
+            if self._store.leased.get(host_port, key) == key
+        }
+        return Identity(container.session_key or "", free)
+
+    def _allocate(self, chosen: Iterable[int]) -> int:
+        now, mine = self._clock(), set(chosen)
+        span = self._last - self._first + 1
+        for step in range(span):
+            port = self._first + (self._next - self._first + step) % span
+            if self._is_free(port, mine, now):
+                self._next = port + 1
+                return port
+        raise ReconcilerError(
+            f"no host port is free in {self._first}-{self._last}: widen the port_range setting",
+        )
+
+    def _is_free(self, port: int, mine: set[int], now: float) -> bool:
+        if port in mine or port in self._store.leased or self._quarantine.get(port, 0.0) > now:
+            return False
+        return can_bind(self._address, port)
+
+
+def can_bind(address: str, port: int) -> bool:
+    """Whether nobody listens there, as far as this process can see."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True
+
+
+def _by_seniority(container: Container) -> tuple[bool, float]:
+    return (not container.live, container.created_at)

@@ -1,0 +1,117 @@
+"""Pulls in the background, one for an image however many wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core.errors import EngineError
+from reconciler.core.model import ImageState
+from reconciler.service.events import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reconciler.engine.protocol import Engine, PullProgress
+    from reconciler.loop.reporter import Reporter
+
+_PROGRESS_EVERY: Final = 5.0
+
+
+class Puller:
+    """What is known of the image that each key wants, and the pulls that are under way.
+
+    ``on_done(key, image, error)`` is called for every key that waited; ``error`` None is success.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        on_done: Callable[[str, str, EngineError | None], None],
+        reporter: Reporter,
+        clock: Callable[[], float],
+    ) -> None:
+        self._engine = engine
+        self._on_done = on_done
+        self._reporter = reporter
+        self._clock = clock
+        self._states: dict[str, tuple[str, ImageState]] = {}
+        self._pulls: dict[str, asyncio.Task[None]] = {}
+
+    def state(self, key: str, image: str) -> ImageState:
+        """What is known, for this key, of the image that it wants now."""
+        known_image, state = self._states.get(key, (image, ImageState.UNKNOWN))
+        return state if known_image == image else ImageState.UNKNOWN
+
+    def mark(self, key: str, image: str, state: ImageState) -> None:
+        """Learn something of the image."""
+        self._states[key] = (image, state)
+
+    def request(self, key: str, image: str) -> None:
+        """Have the image pulled; the key waits for it."""
+        self.release(key, image)
+        self._states[key] = (image, ImageState.PULLING)
+        if image not in self._pulls:
+            self._pulls[image] = asyncio.create_task(self._pull(image), name=f"pull {image}")
+
+    def release(self, key: str, image: str | None) -> None:
+        """The key wants ``image`` now, or nothing: a pull that nobody waits for is ended."""
+        former, _ = self._states.get(key, (image, ImageState.UNKNOWN))
+        if former == image or former is None:
+            return
+        del self._states[key]
+        if former in self._pulls and not self._waiting(former):
+            self._pulls.pop(former).cancel()
+
+    async def close(self) -> None:
+        """End every pull."""
+        pulls = list(self._pulls.values())
+        for task in pulls:
+            task.cancel()
+        await asyncio.gather(*pulls, return_exceptions=True)
+
+    def _waiting(self, image: str) -> list[str]:
+        return [key for key, state in self._states.items() if state == (image, ImageState.PULLING)]
+
+    async def _pull(self, image: str) -> None:
+        began = self._clock()
+        self._reporter.log(Event.PULL_STARTED, image=image)
+        try:
+            await self._engine.pull(image, _Progress(image, self._reporter, self._clock))
+        except EngineError as error:
+            self._finish(image, ImageState.UNKNOWN, error)
+        else:
+            seconds = round(self._clock() - began, 1)
+            self._reporter.log(Event.PULL_DONE, image=image, seconds=seconds)
+            self._finish(image, ImageState.FRESH, None)
+
+    def _finish(self, image: str, state: ImageState, error: EngineError | None) -> None:
+        self._pulls.pop(image, None)
+        if error is not None:
+            self._reporter.complain(Event.PULL_FAILED, about=image, image=image, error=str(error))
+        for key in self._waiting(image):
+            self._states[key] = (image, state)
+            self._on_done(key, image, error)
+
+
+class _Progress:
+    """Says how far a pull is, at a rate that a person can read."""
+
+    def __init__(self, image: str, reporter: Reporter, clock: Callable[[], float]) -> None:
+        self._image = image
+        self._reporter = reporter
+        self._clock = clock
+        self._last = clock()
+
+    def __call__(self, progress: PullProgress) -> None:
+        if self._clock() - self._last < _PROGRESS_EVERY:
+            return
+        self._last = self._clock()
+        self._reporter.log(
+            Event.PULL_PROGRESS,
+            image=self._image,
+            layers=f"{progress.layers_done}/{progress.layers}",
+            bytes_done=progress.bytes_done,
+            bytes_total=progress.bytes_total,
+        )

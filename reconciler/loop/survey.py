@@ -1,0 +1,183 @@
+"""What is told to users of the present state: plain data, the same for the socket and the CLI."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from reconciler.core.decide import decide
+from reconciler.core.model import Fate, Status
+from reconciler.core.plan import plan
+from reconciler.core.roles import names_of, roles_of
+from reconciler.core.spec import DesiredState
+from reconciler.core.status import status_of
+
+if TYPE_CHECKING:
+    from reconciler.core.model import Action, Container, Death, Memory, View
+    from reconciler.loop.collector import Collector, Garbage
+    from reconciler.loop.views import Views
+    from reconciler.settings import Settings
+    from reconciler.store.store import Store
+
+_GOAL = {
+    DesiredState.RUNNING: Status.RUNNING,
+    DesiredState.PAUSED: Status.PAUSED,
+    DesiredState.STOPPED: Status.STOPPED,
+}
+_HOPELESS = 3
+
+
+class Survey:
+    """Answers questions about all keys, or one."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        store: Store,
+        views: Views,
+        collector: Collector,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._views = views
+        self._collector = collector
+
+    def names(self) -> list[str]:
+        """Sandboxes that should exist, and those that should no longer and still do."""
+        return sorted({*self._store.records, *self._store.deleted})
+
+    def sandboxes(self, name: str | None = None, *, secrets: bool = False) -> list[dict[str, Any]]:
+        """One object a sandbox, by name; ``name`` may be a container's name, too."""
+        views = [self._views.view(key) for key in self.names()]
+        wanted = [v for v in views if name in {None, v.key, names_of(v).current}]
+        return [self._sandbox(view, secrets=secrets) for view in wanted]
+
+    def _sandbox(self, view: View, *, secrets: bool) -> dict[str, Any]:
+        status, reason = status_of(view)
+        current = roles_of(view).current
+        record = self._store.records.get(view.key)
+        since = current.created_at if current else (record.created_at if record else None)
+        row: dict[str, Any] = {
+            "id": names_of(view).current,
+            "name": view.key,
+            "spec": record.spec_name if record else None,
+            "image": record.spec.image if record else None,
+            "desired": str(record.state) if record else "deleted",
+            "status": str(status),
+            "reason": reason,
+            "next": decide(view).waiting_for,
+            "exposed_urls": self._urls(view),
+            "created_at": _iso(since),
+            "started_at": _iso(current.started_at if current else None),
+            "container_id": current.id if current else None,
+            "restarts": view.memory.restarts,
+            "volumes": _volumes(view),
+            "last_exit": _death(view.memory),
+        }
+        if secrets:
+            row["session_api_key"] = _key(view, current)
+        return row
+
+    def _urls(self, view: View) -> list[dict[str, Any]]:
+        desired = view.desired
+        if desired is None or desired.identity is None or desired.spec.network.mode == "none":
+            return []
+        leased = {} if desired.spec.network.mode == "host" else desired.identity.ports
+        urls = []
+        for port in desired.spec.ports:
+            number = leased.get(port.container_port, port.container_port)
+            url = self._settings.container_url_pattern.format(port=number)
+            urls.append({"name": port.name, "url": url, "port": number})
+        return urls
+
+    def plan(self) -> dict[str, Any]:
+        """What would be done now: ``changes`` by sandbox, each with its ordered actions."""
+        plans = [plan(self._views.view(key)) for key in sorted(self._views.keys())]
+        changes = [
+            {
+                "sandbox": one.key,
+                "actions": [_action(action) for action in one.actions],
+                "waiting_for": one.waiting_for,
+            }
+            for one in plans
+            if one.actions
+        ]
+        return {"in_sync": not changes, "changes": changes}
+
+    def garbage(self) -> list[dict[str, Any]]:
+        """What nothing asks for, and when it goes."""
+        views = [self._views.view(key) for key in sorted(self._views.keys())]
+        return [_garbage(one, view.now) for view in views for one in self._collector.report(view)]
+
+    def convergence(self) -> dict[str, Any]:
+        """Whether the host agrees with the records. ``hopeless``: what is left keeps failing."""
+        views = [self._views.view(key) for key in self.names()]
+        left = [view for view in views if not _is_converged(view)]
+        return {
+            "converged": not left,
+            "total": len(views),
+            "pending": [view.key for view in left],
+            "hopeless": bool(left) and all(_is_hopeless(view) for view in left),
+        }
+
+
+def _is_converged(view: View) -> bool:
+    if view.desired is None:
+        return not view.observed.containers and view.fate is not Fate.DELETED
+    settled = decide(view)
+    at_goal = status_of(view)[0] is _GOAL[view.desired.state]
+    return at_goal and settled.action is None and not settled.waiting_for
+
+
+def _is_hopeless(view: View) -> bool:
+    failure = view.memory.failure
+    tries = max(failure.count if failure else 0, view.memory.streak)
+    problem = view.desired is not None and view.desired.problem is not None
+    return problem or tries >= _HOPELESS
+
+
+def _volumes(view: View) -> list[str]:
+    return sorted({volume.name for volume in view.observed.volumes})
+
+
+def _key(view: View, current: Container | None) -> str | None:
+    if view.desired is not None and view.desired.identity is not None:
+        return view.desired.identity.session_key
+    return current.session_key if current else None
+
+
+def _death(memory: Memory) -> dict[str, Any] | None:
+    death: Death | None = memory.death
+    if death is None:
+        return None
+    return {
+        "at": _iso(death.finished_at),
+        "reason": death.reason,
+        "exit_code": death.exit_code,
+        "oom_killed": death.oom_killed,
+        "log_tail": list(death.log_tail),
+    }
+
+
+def _action(action: Action) -> dict[str, Any]:
+    return {
+        "verb": str(action.verb),
+        "target": action.target,
+        "new_name": action.new_name,
+        "cause": action.cause,
+    }
+
+
+def _garbage(one: Garbage, now: float) -> dict[str, Any]:
+    row = asdict(one)
+    row["since"], row["remove_at"] = _iso(one.since), _iso(one.remove_at)
+    row["due"] = one.remove_at is not None and one.remove_at <= now
+    return row
+
+
+def _iso(at: float | None) -> str | None:
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
