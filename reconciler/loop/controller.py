@@ -28,7 +28,7 @@ from reconciler.core.model import (
     Verb,
     Verdict,
 )
-from reconciler.core.roles import roles_of
+from reconciler.core.roles import names_of, roles_of
 from reconciler.core.spec import DesiredState, ProbeKind, PullPolicy, RestartSpec
 from reconciler.loop.prober import Target
 from reconciler.loop.queue import Priority
@@ -286,12 +286,12 @@ class Controller:
         return memory.failures[-1]
 
     def _announce(self, view: View, action: Action) -> None:
-        event = _event_of(view, action)
-        if event is None or (action.verb is Verb.START and action.restart):
-            # The death that a restart follows was told; the restart itself is for the ledger.
-            self._reporter.note(Event.SANDBOX_STARTED, view.key, action.cause)
+        event = _EVENTS.get(action.verb)
+        if event is None:
             return
-        self._reporter.tell(event, view.key, action.cause, **_details(action))
+        told = _special_event(view, action) or event
+        say = self._reporter.note if _is_a_detail(view, action) else self._reporter.tell
+        say(told, view.key, action.cause, **_details(action))
 
     # --- come to rest -------------------------------------------------------------------------
 
@@ -355,13 +355,25 @@ _EVENTS: Final = {
 }
 
 
-def _event_of(view: View, action: Action) -> Event | None:
+def _special_event(view: View, action: Action) -> Event | None:
+    """What the removal of a container is told as, where it is more than that."""
+    if action.verb is not Verb.REMOVE:
+        return None
+    if view.desired is None:
+        return Event.GARBAGE_REMOVED if view.fate is Fate.UNKNOWN else None
     predecessor = roles_of(view).predecessor
-    if action.verb is Verb.REMOVE and view.desired is None and view.fate is Fate.UNKNOWN:
-        return Event.GARBAGE_REMOVED
-    if predecessor is not None and action.container_id == predecessor.id:
-        return Event.SANDBOX_REPLACED if action.verb is Verb.REMOVE else Event.SANDBOX_RENAMED
-    return _EVENTS.get(action.verb)
+    replaced = predecessor is not None and predecessor.id == action.container_id
+    return Event.SANDBOX_REPLACED if replaced else None
+
+
+def _is_a_detail(view: View, action: Action) -> bool:
+    """For the ledger alone: the log has told, or will tell, what it is a part of."""
+    roles = roles_of(view)
+    follows_a_death = action.verb is Verb.START and action.restart
+    parts = {c.id for c in (roles.successor, roles.predecessor) if c is not None}
+    makes_way = action.verb is Verb.RENAME and action.new_name != names_of(view).current
+    within = action.verb is Verb.RENAME and action.container_id in parts
+    return follows_a_death or makes_way or within
 
 
 def _details(action: Action) -> dict[str, str]:

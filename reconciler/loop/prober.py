@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -72,7 +73,12 @@ class Prober:
         if watched is not None:
             self._watched.pop(key).task.cancel()
         if target is not None:
-            task = asyncio.create_task(self._probe_for_ever(key, target), name=f"probe {key}")
+            # In a context of its own: it outlives the pass that it is begun in.
+            task = asyncio.create_task(
+                self._probe_for_ever(key, target),
+                name=f"probe {key}",
+                context=Context(),
+            )
             fresh = Health(target.container_id, target.started_at)
             self._watched[key] = _Watched(target, fresh, task)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.errors import EngineError
@@ -53,7 +54,12 @@ class Puller:
         self.release(key, image)
         self._states[key] = (image, ImageState.PULLING)
         if image not in self._pulls:
-            self._pulls[image] = asyncio.create_task(self._pull(image), name=f"pull {image}")
+            # In a context of its own: others may wait for it than the key that began it.
+            self._pulls[image] = asyncio.create_task(
+                self._pull(image),
+                name=f"pull {image}",
+                context=Context(),
+            )
 
     def release(self, key: str, image: str | None) -> None:
         """The key wants ``image`` now, or nothing: a pull that nobody waits for is ended."""
