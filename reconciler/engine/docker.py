@@ -272,9 +272,9 @@ class DockerEngine:
 
     # --- inside a container -------------------------------------------------------------------
 
-    async def log_tail(self, container_id: str, lines: int) -> Sequence[str]:
+    async def log_tail(self, container_id: str, lines: int, *, since: float = 0.0) -> Sequence[str]:
         """The last lines of both streams, each cut at 4096 bytes."""
-        return await self._inside.log_tail(container_id, lines)
+        return await self._inside.log_tail(container_id, lines, since)
 
     def follow_logs(self, container_id: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         """Lines as they come, after the last ten; ends with the container or the connection."""

@@ -28,13 +28,13 @@ class Inside:
         self._read_timeout = read_timeout
         self._call_timeout = call_timeout
 
-    async def log_tail(self, container_id: str, lines: int) -> tuple[str, ...]:
+    async def log_tail(self, container_id: str, lines: int, since: float) -> tuple[str, ...]:
         """The last lines of both streams."""
         tail: deque[str] = deque(maxlen=lines)
         try:
             async with (
                 asyncio.timeout(self._read_timeout),
-                self._log(container_id, lines, follow=False) as log,
+                self._log(container_id, lines, follow=False, since=since) as log,
             ):
                 async for line in log:
                     tail.append(line)
@@ -62,13 +62,13 @@ class Inside:
 
     @asynccontextmanager
     async def _log(
-        self, container_id: str, lines: int, *, follow: bool
+        self, container_id: str, lines: int, *, follow: bool, since: float = 0.0
     ) -> AsyncIterator[AsyncIterator[str]]:
         question = requests.get(requests.container(container_id, "json"))
         about = await self._client.call(question, self._read_timeout)
         with understood("a container"):
             splitter = log_splitter(terminal=bool(about["Config"]["Tty"]))
-        request = requests.logs(container_id, lines, follow=follow)
+        request = requests.logs(container_id, lines, follow=follow, since=since)
         async with self._client.stream(request, self._read_timeout) as chunks:
             yield (line.decode(errors="replace") async for line in lines_of(chunks, splitter))
 

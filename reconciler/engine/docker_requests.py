@@ -82,10 +82,11 @@ def events(since: float) -> Request:
     return get("events", since=f"{since:.3f}", filters=json.dumps(filters))
 
 
-def logs(container_id: str, lines: int, *, follow: bool) -> Request:
-    """The end of a container's log, and what comes after it."""
+def logs(container_id: str, lines: int, *, follow: bool, since: float = 0.0) -> Request:
+    """The end of a container's log, and what comes after it. ``since``: seconds, of the epoch."""
     path = container(container_id, "logs")
-    return get(path, stdout="1", stderr="1", tail=str(lines), follow=str(int(follow)))
+    span = {"tail": str(lines), "since": f"{since:.9f}", "follow": str(int(follow))}
+    return get(path, stdout="1", stderr="1", **span)
 
 
 def exec_create(container_id: str, command: Sequence[str]) -> Request:

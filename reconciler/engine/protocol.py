@@ -169,8 +169,8 @@ class Engine(Protocol):
             PullFailed: it cannot be had.
         """
 
-    async def log_tail(self, container_id: str, lines: int) -> Sequence[str]:
-        """The last lines of both streams, each cut at a bound."""
+    async def log_tail(self, container_id: str, lines: int, *, since: float = 0.0) -> Sequence[str]:
+        """The last lines of both streams, each cut at a bound; only those after ``since``."""
 
     def follow_logs(self, container_id: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         """Lines as they come, after the last ten."""

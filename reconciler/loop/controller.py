@@ -153,7 +153,8 @@ class Controller:
 
     async def _autopsy(self, view: View, container: Container) -> Death:
         try:
-            tail = await self._engine.log_tail(container.id, _TAIL_LINES)
+            since = container.started_at or 0.0
+            tail = await self._engine.log_tail(container.id, _TAIL_LINES, since=since)
         except EngineError as error:
             tail = (f"its log cannot be read: {error}",)
         return Death(
