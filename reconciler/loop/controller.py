@@ -55,6 +55,8 @@ _MAX_STEPS: Final = 24
 _AGAIN: Final = 1.0
 _SHORTEST_WAIT: Final = 0.02
 _TAIL_LINES: Final = 20
+# A short run's first lines can be older than the start that the engine tells of it.
+_START_SLACK: Final = 0.2
 _DEFAULT_RESTART: Final = RestartSpec()
 
 
@@ -153,7 +155,7 @@ class Controller:
 
     async def _autopsy(self, view: View, container: Container) -> Death:
         try:
-            since = container.started_at or 0.0
+            since = (container.started_at or 0.0) - _START_SLACK
             tail = await self._engine.log_tail(container.id, _TAIL_LINES, since=since)
         except EngineError as error:
             tail = (f"its log cannot be read: {error}",)
