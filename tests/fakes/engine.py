@@ -223,7 +223,13 @@ class FakeEngine:
             self.host.images.add(tagged(image))
             progress(PullProgress(1, 1, 100, 100))
 
-    async def log_tail(self, container_id: str, lines: int, *, since: float = 0.0) -> Sequence[str]:
+    async def log_tail(
+        self,
+        container_id: str,
+        lines: int,
+        *,
+        since: float = 0.0,  # noqa: ARG002 - lines here have no time
+    ) -> Sequence[str]:
         async with self._doing("log_tail", container_id):
             log = list(self.host.box(container_id).log)
             return tuple(log[-lines:]) if lines else ()
