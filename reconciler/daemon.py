@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from reconciler import __version__
@@ -27,7 +27,7 @@ from reconciler.store.lock import StateLock
 from reconciler.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from reconciler.core.errors import StoreError
     from reconciler.settings import Settings
@@ -105,14 +105,14 @@ class Daemon:
 
     async def _serve_until_stopped(self, manager: Manager) -> None:
         await manager.read_manifest()
-        roots: dict[str, Callable[[], Awaitable[None]]] = {
+        roots: dict[str, Callable[[], Coroutine[None, None, None]]] = {
             **manager.tasks(),
             "control-socket": lambda: serve(create_app(manager), self._settings.socket),
             "readiness": lambda: self._become_ready(manager),
             "watchdog": lambda: self._feed_watchdog(manager),
         }
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_forever(root), name=name) for name, root in roots.items()]
+            tasks = [group.create_task(root(), name=name) for name, root in roots.items()]
             await self._stop.wait()
             for task in tasks:
                 task.cancel()
@@ -177,8 +177,19 @@ def make_engine(settings: Settings) -> DockerEngine:
     )
 
 
-async def _forever(root: Callable[[], Awaitable[None]]) -> None:
-    await root()
+@asynccontextmanager
+async def quiet_manager(settings: Settings, store: Store) -> AsyncIterator[Manager]:
+    """A manager for a command: what it does is the answer, so the log says only what is wrong."""
+    logging.configure("auto", "error")
+    engine = make_engine(settings)
+    reporter = Reporter(time.monotonic)
+    reporter.ledger = store.append
+    manager = Manager(settings, engine=engine, store=store, reporter=reporter)
+    try:
+        yield manager
+    finally:
+        await manager.close()
+        await engine.close()
 
 
 def _state_line(manager: Manager) -> str:

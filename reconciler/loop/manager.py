@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from reconciler.core.blueprint import Surroundings
-from reconciler.core.errors import EngineError
 from reconciler.core.units import FOREVER
+from reconciler.loop.answers import Answers
 from reconciler.loop.collector import Collector
 from reconciler.loop.controller import Controller
 from reconciler.loop.dispatcher import Dispatcher
@@ -28,8 +28,9 @@ from reconciler.service.redact import redactor
 from reconciler.store.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
+    from reconciler.core.errors import EngineError
     from reconciler.core.model import Health, Identity
     from reconciler.core.spec import SandboxSpec
     from reconciler.engine.protocol import Engine
@@ -114,6 +115,7 @@ class Manager:
             views=self.views,
             collector=self._collector,
         )
+        self.answers = Answers(self)
         self._controller = self._make_controller()
         self.dispatcher = Dispatcher(
             self.queue,
@@ -166,7 +168,7 @@ class Manager:
 
     # --- life ---------------------------------------------------------------------------------
 
-    def tasks(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+    def tasks(self) -> Mapping[str, Callable[[], Coroutine[None, None, None]]]:
         """What runs for as long as the daemon does, by name."""
         return {
             "informer": self.informer.run,
@@ -212,43 +214,6 @@ class Manager:
             await asyncio.sleep(_SWEEP_EVERY)
             if self.informer.complete:
                 self._collector.sweep(*self.informer.ids())
-
-    # --- what others ask for ------------------------------------------------------------------
-
-    def collect(self) -> list[dict[str, Any]]:
-        """Have everything that is due collected now; says what there is."""
-        garbage = self.survey.garbage()
-        for key in {row["sandbox"] for row in garbage}:
-            self.queue.add(key, Priority.USER)
-        return garbage
-
-    async def engine_facts(self) -> dict[str, Any]:
-        """What ``status`` says of the engine."""
-        try:
-            info = await self.engine.info()
-        except EngineError as error:
-            return {"reachable": False, "error": str(error)}
-        return {
-            "reachable": True,
-            "name": info.name,
-            "version": info.version,
-            "api_version": info.api_version,
-            "synced": self.informer.synced.is_set(),
-        }
-
-    async def status(self, name: str | None = None, *, secrets: bool = False) -> dict[str, Any]:
-        """The whole answer to ``reconciler status``."""
-        return {
-            "sandboxes": self.survey.sandboxes(name, secrets=secrets),
-            "engine": await self.engine_facts(),
-            "instance": self.settings.instance,
-            "desired": {
-                "path": str(self.intake.path),
-                "errors": [str(diagnostic) for diagnostic in self.intake.diagnostics],
-                "awaiting_confirmation": list(self.intake.braked),
-            },
-            "store": {"error": str(self.store.trouble) if self.store.trouble else None},
-        }
 
     # --- wiring -------------------------------------------------------------------------------
 

@@ -69,8 +69,8 @@ class Survey:
             "reason": reason,
             "next": decide(view).waiting_for,
             "exposed_urls": self._urls(view),
-            "created_at": _iso(since),
-            "started_at": _iso(current.started_at if current else None),
+            "created_at": iso(since),
+            "started_at": iso(current.started_at if current else None),
             "container_id": current.id if current else None,
             "restarts": view.memory.restarts,
             "volumes": _volumes(view),
@@ -153,7 +153,7 @@ def _death(memory: Memory) -> dict[str, Any] | None:
     if death is None:
         return None
     return {
-        "at": _iso(death.finished_at),
+        "at": iso(death.finished_at),
         "reason": death.reason,
         "exit_code": death.exit_code,
         "oom_killed": death.oom_killed,
@@ -172,12 +172,13 @@ def _action(action: Action) -> dict[str, Any]:
 
 def _garbage(one: Garbage, now: float) -> dict[str, Any]:
     row = asdict(one)
-    row["since"], row["remove_at"] = _iso(one.since), _iso(one.remove_at)
+    row["since"], row["remove_at"] = iso(one.since), iso(one.remove_at)
     row["due"] = one.remove_at is not None and one.remove_at <= now
     return row
 
 
-def _iso(at: float | None) -> str | None:
+def iso(at: float | None) -> str | None:
+    """A time as people and programs read it: ``2030-01-31T12:00:00.000Z``."""
     if at is None:
         return None
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,75 @@
+"""The control socket: HTTP on a unix socket that only its owner may reach."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+
+from reconciler.core.errors import StoreError
+from reconciler.service.sockets import short_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from fastapi import FastAPI
+
+_GOODBYE: Final = 2
+
+
+class _Server(uvicorn.Server):
+    """Signals are the daemon's own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them as they are."""
+        yield
+
+
+async def serve(app: FastAPI, path: Path) -> None:
+    """Answer until cancelled, then take the socket away.
+
+    Raises:
+        StoreError: the socket cannot be made.
+    """
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_GOODBYE,
+    )
+    with listening(path) as listener:
+        await _Server(config).serve(sockets=[listener])
+
+
+@contextlib.contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """A listening unix socket at ``path``, whatever stood there: the state lock is ours."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        listener = _bind(path)
+    except OSError as error:
+        raise StoreError(f"the control socket {path} cannot be made: {error.strerror}") from error
+    try:
+        yield listener
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
+
+
+def _bind(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    former = os.umask(0o177)
+    try:
+        with short_path(path) as short:
+            listener.bind(short)
+    finally:
+        os.umask(former)
+    listener.setblocking(False)  # noqa: FBT003 - the signature is the library's
+    return listener

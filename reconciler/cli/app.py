@@ -1,0 +1,74 @@
+"""The group of all commands, and the options that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from reconciler import __version__
+from reconciler import settings as settings_module
+
+if TYPE_CHECKING:
+    from reconciler.settings import Settings
+
+HELP = """Keep a Docker host's agent sandboxes exactly as a YAML file says.
+
+\b
+  reconciler check                 is the desired file right?
+  reconciler plan                  what would be done?
+  reconciler apply                 do it once, and wait until it is so
+  reconciler run                   do it for ever: the daemon
+  reconciler status --watch        how are things?
+  reconciler events alice          what happened to alice, and why?
+
+Settings come from flags, then RECONCILER_* variables, then the settings file, then defaults.
+Commands ask the running daemon over its control socket, and look for themselves where none runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the group's options say; settings are read when a command needs them."""
+
+    config: Path | None
+    flags: dict[str, Any]
+
+    def settings(self, **flags: Any) -> Settings:
+        """The settings of this invocation.
+
+        Raises:
+            SettingsError: one of them is wrong.
+        """
+        return settings_module.load(self.config, **{**self.flags, **flags})
+
+
+@click.group(help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="reconciler")
+@click.option("--config", type=click.Path(path_type=Path), help="The settings file.")
+@click.option("--state-dir", type=click.Path(path_type=Path), help="Where the database is.")
+@click.option("--instance", help="Whose sandboxes: what this daemon's labels say.")
+@click.option("--docker-host", help="The engine; DOCKER_HOST says it too.")
+@click.pass_context
+def group(
+    context: click.Context,
+    config: Path | None,
+    state_dir: Path | None,
+    instance: str | None,
+    docker_host: str | None,
+) -> None:
+    """See HELP."""
+    flags = {"state_dir": state_dir, "instance": instance, "docker_host": docker_host}
+    context.obj = Context(config, flags)
+
+
+def _register() -> None:
+    from reconciler.cli import answers, converge, doctor, manifest, serve  # noqa: PLC0415
+
+    for module in (serve, converge, manifest, answers, doctor):
+        for command in module.COMMANDS:
+            group.add_command(command)
+
+
+_register()

@@ -1,0 +1,164 @@
+"""The checks of ``doctor``. Each says what it found, and how to mend what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from reconciler.cli.reach import webhook_reach
+from reconciler.core.errors import EngineError, ReconcilerError, SettingsError
+from reconciler.daemon import make_engine
+from reconciler.loop.intake import defaults_of
+from reconciler.loop.ports import can_bind
+from reconciler.store.lock import holder
+from reconciler.store.manifest import load
+from reconciler.store.store import Store
+
+if TYPE_CHECKING:
+    from reconciler.engine.docker import DockerEngine
+    from reconciler.engine.protocol import EngineInfo
+    from reconciler.settings import Settings
+    from reconciler.store.manifest import Loaded
+
+Verdict = Literal["OK", "WARN", "FAIL", "SKIP"]
+_OLDEST_ENGINE: Final = (20, 10)
+_SAMPLED_PORTS: Final = 200
+_MANY: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check's result; ``mend`` is empty where nothing is wrong."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    mend: str = ""
+
+    @property
+    def line(self) -> str:
+        """For a person."""
+        return f"{self.check}: {self.found}" + (f"\n      -> {self.mend}" if self.mend else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a program."""
+        return asdict(self)
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Every check, in the order in which one would mend things."""
+    findings = [_desired(settings), await _state(settings), _ports(settings)]
+    findings.append(_disk("state disk", settings.state_dir, settings.disk_min_free))
+    engine = make_engine(settings)
+    try:
+        info = await engine.info()
+    except (EngineError, SettingsError) as error:
+        return [_no_engine(error), *findings]
+    else:
+        return [_engine(info), *findings, *await _through_engine(settings, engine, info)]
+    finally:
+        await engine.close()
+
+
+def _no_engine(error: ReconcilerError) -> Finding:
+    text = str(error)
+    mend = "start Docker (`systemctl start docker`), or set DOCKER_HOST"
+    if "ermission denied" in text:
+        mend = "run as root, or join group docker (which is root on this host) and log in anew"
+    return Finding("engine", "FAIL", text, mend)
+
+
+def _engine(info: EngineInfo) -> Finding:
+    found = f"{info.name} {info.version}, API {info.api_version}"
+    with suppress(ValueError):
+        if tuple(map(int, info.version.split(".")[:2])) < _OLDEST_ENGINE:
+            return Finding("engine", "WARN", found, "update it to 20.10 or newer")
+    return Finding("engine", "OK", found)
+
+
+def _desired(settings: Settings) -> Finding:
+    loaded = load(settings.desired, defaults_of(settings))
+    if loaded.diagnostics:
+        mend = f"see all of it with `reconciler check {settings.desired}`"
+        return Finding("desired file", "FAIL", str(loaded.diagnostics[0]), mend)
+    return Finding("desired file", "OK", f"{settings.desired}: {len(loaded.records)} sandboxes")
+
+
+async def _state(settings: Settings) -> Finding:
+    folder = settings.state_dir
+    try:
+        async with await Store.open_readonly(folder) as store:
+            records = len(store.records)
+    except ReconcilerError as error:
+        return Finding("state directory", "FAIL", str(error), "the message says how")
+    pid = holder(folder)
+    running = f", held by the daemon with pid {pid}" if pid else ""
+    if not os.access(_nearest(folder), os.W_OK):
+        return Finding("state directory", "FAIL", f"{folder}: not writable", f"chown {folder}")
+    return Finding("state directory", "OK", f"{folder}: {records} records{running}")
+
+
+def _ports(settings: Settings) -> Finding:
+    first, last = settings.port_range
+    step = max((last - first + 1) // _SAMPLED_PORTS, 1)
+    sample = range(first, last + 1, step)
+    free = sum(can_bind(settings.publish_address, port) for port in sample)
+    found = f"{first}-{last}: {free} of {len(sample)} tried are free"
+    if not free:
+        return Finding("host ports", "FAIL", found, "set port_range to a range that is free")
+    if free < _MANY * len(sample):
+        return Finding("host ports", "WARN", found, "widen port_range")
+    return Finding("host ports", "OK", found)
+
+
+def _disk(check: str, path: Path, least: int) -> Finding:
+    usage = shutil.disk_usage(_nearest(path))
+    found = f"{path}: {usage.free // 2**20} MiB free of {usage.total // 2**20}"
+    if usage.free < least:
+        mend = f"free some: at least {least // 2**20} MiB are wanted (setting disk_min_free)"
+        return Finding(check, "FAIL", found, mend)
+    return Finding(check, "OK", found)
+
+
+async def _through_engine(
+    settings: Settings,
+    engine: DockerEngine,
+    info: EngineInfo,
+) -> list[Finding]:
+    findings = []
+    root = _local_root(info)
+    if root is not None:
+        findings.append(_disk("engine disk", root, settings.disk_min_free))
+    loaded = await asyncio.to_thread(load, settings.desired, defaults_of(settings))
+    findings.append(await _webhook(settings, engine, loaded))
+    return findings
+
+
+def _local_root(info: EngineInfo) -> Path | None:
+    root = Path(info.root) if info.root else None
+    return root if root is not None and root.exists() else None
+
+
+async def _webhook(settings: Settings, engine: DockerEngine, loaded: Loaded) -> Finding:
+    check = f"host from a sandbox, port {settings.host_port}"
+    images = sorted({record.spec.image for record in loaded.records.values()})
+    reached = await webhook_reach(settings, engine, images)
+    if reached is None:
+        return Finding(check, "SKIP", "no image of the desired file with a shell and nc is here")
+    if reached:
+        return Finding(check, "OK", "a container reaches host.docker.internal")
+    mend = (
+        f"let containers in: iptables -I INPUT -i docker0 -p tcp --dport {settings.host_port} "
+        "-j ACCEPT, and have the server there listen on more than 127.0.0.1"
+    )
+    return Finding(check, "WARN", "a container does not reach host.docker.internal", mend)
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself, or the folder above it that exists."""
+    return next((p for p in (path, *path.parents) if p.exists()), path)

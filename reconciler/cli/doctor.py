@@ -1,0 +1,42 @@
+"""``doctor``: what stands in the way, and how to mend it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import click
+from rich.text import Text
+
+from reconciler.cli import options, render
+
+if TYPE_CHECKING:
+    from reconciler.cli.app import Context
+
+_COLOURS: Final = {"OK": "green", "WARN": "yellow", "FAIL": "bold red", "SKIP": "blue"}
+
+
+@click.command()
+@options.as_json
+@click.pass_obj
+def doctor(context: Context, *, as_json: bool) -> int:
+    """Check everything that the daemon needs, and say how to mend what is wrong.
+
+    \b
+    The engine and the right to use it, the state directory, the host ports, the desired file,
+    disk space, and whether a sandbox can reach this host on the webhook port.
+    Exit codes: 0, or 1 where a check fails.
+    """
+    from reconciler.cli.checks import examine  # noqa: PLC0415 - it loads the engine's client
+
+    findings = asyncio.run(examine(context.settings()))
+    if as_json:
+        render.print_json([finding.as_dict() for finding in findings])
+    else:
+        for finding in findings:
+            line = Text.assemble((f"{finding.verdict:5}", _COLOURS[finding.verdict]), finding.line)
+            render.console().print(line)
+    return int(any(finding.verdict == "FAIL" for finding in findings))
+
+
+COMMANDS = (doctor,)

@@ -1,0 +1,77 @@
+"""Whether a container can reach this host: asked from inside one."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core import naming
+from reconciler.core.blueprint import Blueprint, labels
+from reconciler.core.errors import EngineError
+from reconciler.core.spec import SandboxSpec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from reconciler.engine.docker import DockerEngine
+    from reconciler.settings import Settings
+
+_LIMIT: Final = 10.0
+_HOST: Final = "host.docker.internal"
+
+
+async def webhook_reach(
+    settings: Settings,
+    engine: DockerEngine,
+    images: list[str],
+) -> bool | None:
+    """Whether a container reaches the webhook port; None where none of the images can tell."""
+    async with _answering(settings.host_port):
+        for image in images:
+            with suppress(EngineError):
+                if await engine.has_image(image):
+                    return await _ask_from(settings, engine, image)
+    return None
+
+
+@asynccontextmanager
+async def _answering(port: int) -> AsyncIterator[None]:
+    """Something listens on the port: what is there already, or this process for the moment."""
+    try:
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "0.0.0.0", port)  # noqa: S104 - that is the question
+    except OSError:
+        yield
+        return
+    async with server:
+        yield
+
+
+async def _ask_from(settings: Settings, engine: DockerEngine, image: str) -> bool | None:
+    container = await engine.create(_blueprint(settings, image))
+    try:
+        await engine.start(container)
+        command = ["sh", "-c", f"nc -w 3 {_HOST} {settings.host_port} </dev/null"]
+        code = await engine.run_in(container, command, _LIMIT)
+    finally:
+        await engine.remove(container)
+    return None if code == _NO_SUCH_COMMAND else code == 0
+
+
+_NO_SUCH_COMMAND: Final = 127
+
+
+def _blueprint(settings: Settings, image: str) -> Blueprint:
+    # The key has a colon, so that a running daemon takes it for garbage at the worst, after the
+    # grace, and never for a record's.
+    key = naming.garbage_key(f"doctor-{secrets.token_hex(4)}")
+    return Blueprint(
+        name=f"{settings.container_name_prefix}doctor.{key.rpartition('-')[2]}",
+        labels=labels(settings.instance, key),
+        spec=SandboxSpec(image=image, command=("sh", "-c", "sleep 60")),
+        env={},
+        ports={},
+        publish_address=settings.publish_address,
+        volume=None,
+    )

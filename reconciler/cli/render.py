@@ -1,0 +1,134 @@
+"""How answers look: tables on a terminal, plain lines when piped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+COLOURS: Final = {
+    "RUNNING": "green",
+    "PAUSED": "cyan",
+    "STOPPED": "blue",
+    "STARTING": "yellow",
+    "MISSING": "magenta",
+    "ERROR": "bold red",
+}
+_PIPED_WIDTH: Final = 10_000
+
+
+def console() -> Console:
+    """The terminal; a pipe is as wide as it needs to be, so that nothing is cut or wrapped."""
+    return Console(
+        highlight=False,
+        width=None if sys.stdout.isatty() else _PIPED_WIDTH,
+        soft_wrap=not sys.stdout.isatty(),
+    )
+
+
+def print_json(answer: Any) -> None:
+    """JSON, for programs."""
+    click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+def json_line(entry: dict[str, Any]) -> str:
+    """One JSON object on one line."""
+    return json.dumps(entry, ensure_ascii=False)
+
+
+def status_table(answer: dict[str, Any]) -> Table:
+    """One row a sandbox."""
+    table = _table("SANDBOX", "DESIRED", "STATUS", "RESTARTS", "AGE", "URLS", "REASON")
+    for row in answer["sandboxes"]:
+        status = Text(row["status"], style=COLOURS.get(row["status"], ""))
+        urls = " ".join(f"{url['name']}={url['url']}" for url in row["exposed_urls"])
+        reason = row["reason"] or row["next"]
+        age = age_of(row["created_at"]) if row["container_id"] else "-"
+        cells = [row["name"], row["desired"], status, str(row["restarts"]), age, urls, reason]
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
+    return table
+
+
+def status_notes(answer: dict[str, Any]) -> list[str]:
+    """What else a user must know."""
+    engine = answer["engine"]
+    notes = [_engine_line(engine)]
+    notes += answer["desired"]["errors"]
+    if answer["desired"]["awaiting_confirmation"]:
+        notes.append(braked_line(answer["desired"]["awaiting_confirmation"]))
+    if answer["store"]["error"]:
+        notes.append(f"state: {answer['store']['error']}")
+    return notes
+
+
+def braked_line(names: Sequence[str]) -> str:
+    """Which deletions wait, and how they are confirmed."""
+    return (
+        f"{len(names)} deletions wait to be confirmed ({', '.join(names)}): "
+        "reconciler apply --allow-mass-delete"
+    )
+
+
+def _engine_line(engine: dict[str, Any]) -> str:
+    if not engine["reachable"]:
+        return f"engine: cannot be asked: {engine['error']}"
+    return f"engine: {engine['name']} {engine['version']} (API {engine['api_version']})"
+
+
+def garbage_table(rows: Iterable[dict[str, Any]]) -> Table:
+    """One row for each thing that nothing asks for."""
+    table = _table("KIND", "NAME", "WHY", "SINCE", "GOES")
+    for row in rows:
+        goes = "now" if row["due"] else row["remove_at"] or "never"
+        table.add_row(*map(Text, (row["kind"], row["name"], row["why"], row["since"], goes)))
+    return table
+
+
+def plan_lines(answer: dict[str, Any]) -> list[str]:
+    """One line an action, in order."""
+    lines = []
+    for change in answer["changes"]:
+        for action in change["actions"]:
+            moved = f" -> {action['new_name']}" if action["new_name"] else ""
+            what = f"{action['verb']} {action['target']}{moved}"
+            lines.append(f"{change['sandbox']}: {what} ({action['cause']})")
+    return lines
+
+
+def event_line(entry: dict[str, Any]) -> str:
+    """One entry of the ledger as a line of a story."""
+    data = entry.get("data", {})
+    details = " ".join(f"{key}={value}" for key, value in data.items() if value not in {"", None})
+    at = entry["at"]
+    if sys.stdout.isatty():
+        at = datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return (
+        f"{at}  {entry['sandbox'] or '-'}  {entry['event']}  {entry['cause']}  {details}".rstrip()
+    )
+
+
+def age_of(at: str | None) -> str:
+    """``5m``, in the largest unit that fits."""
+    if at is None:
+        return "-"
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(int(seconds), 0)}s"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == "SANDBOX")
+    return table

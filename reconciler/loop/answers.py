@@ -1,0 +1,139 @@
+"""The answers to what is asked over the control socket and by the commands: plain data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from reconciler.core.errors import EngineError, NotFound
+from reconciler.loop.intake import defaults_of
+from reconciler.loop.queue import Priority
+from reconciler.loop.survey import iso
+from reconciler.service.events import Event
+from reconciler.store.export import export
+from reconciler.store.records import DeclaredRecord
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from reconciler.loop.manager import Manager
+
+
+class Answers:
+    """One answer a question, from the parts of one manager."""
+
+    def __init__(self, loop: Manager) -> None:
+        self._loop = loop
+
+    def plan(self) -> dict[str, Any]:
+        """What would be done now, and what is wrong with the desired file."""
+        return {
+            **self._loop.survey.plan(),
+            "errors": [str(diagnostic) for diagnostic in self._loop.intake.diagnostics],
+            "awaiting_confirmation": list(self._loop.intake.braked),
+        }
+
+    async def reload(self, *, allow_mass_delete: bool = False) -> dict[str, Any]:
+        """Read the desired file now; says what became of it."""
+        self._loop.reporter.log(Event.RELOAD_REQUESTED, source="control socket")
+        reading = await self._loop.intake.read(allow_mass_delete=allow_mass_delete)
+        return {
+            "errors": [str(diagnostic) for diagnostic in reading.diagnostics],
+            "added": sorted(reading.added),
+            "changed": sorted(reading.changed),
+            "removed": sorted(reading.removed),
+            "awaiting_confirmation": list(reading.braked),
+        }
+
+    async def events(
+        self,
+        sandbox: str | None = None,
+        *,
+        after: int | None = None,
+        limit: int = 200,
+    ) -> list[dict[str, Any]]:
+        """The ledger's entries, oldest first."""
+        entries = await self._loop.store.events(sandbox, after=after, limit=limit)
+        return [
+            {
+                "id": entry.id,
+                "at": iso(entry.at),
+                "event": entry.event,
+                "sandbox": entry.sandbox,
+                "cause": entry.cause,
+                **({"data": dict(entry.data)} if entry.data else {}),
+            }
+            for entry in entries
+        ]
+
+    def export(self) -> str:
+        """The records in force, as a desired file."""
+        records = [
+            DeclaredRecord(r.name, r.spec_name, r.state, r.spec, str(self._loop.intake.path), 0)
+            for r in self._loop.store.records.values()
+        ]
+        return export(records, defaults_of(self._loop.settings))
+
+    async def logs(self, name: str, *, tail: int, follow: bool) -> AsyncIterator[str]:
+        """The lines of a sandbox's container.
+
+        Raises:
+            NotFound: there is no such sandbox, or it has no container.
+            EngineError: the engine will not say.
+        """
+        found = self._loop.survey.sandboxes(name)
+        container_id = found[0]["container_id"] if found else None
+        if container_id is None:
+            raise NotFound(f"{name}: no such sandbox, or it has no container now")
+        if follow:
+            return self._follow_log(container_id)
+        lines = await self._loop.engine.log_tail(container_id, tail)
+        return _iterate(lines)
+
+    async def _follow_log(self, container_id: str) -> AsyncIterator[str]:
+        async with self._loop.engine.follow_logs(container_id) as lines:
+            async for line in lines:
+                yield line
+
+    def garbage(self) -> list[dict[str, Any]]:
+        """What nothing asks for, and when it goes."""
+        return self._loop.survey.garbage()
+
+    def collect(self) -> list[dict[str, Any]]:
+        """Have everything that is due collected now; says what there is."""
+        garbage = self._loop.survey.garbage()
+        for key in {row["sandbox"] for row in garbage}:
+            self._loop.queue.add(key, Priority.USER)
+        return garbage
+
+    async def engine_facts(self) -> dict[str, Any]:
+        """What ``status`` says of the engine."""
+        try:
+            info = await self._loop.engine.info()
+        except EngineError as error:
+            return {"reachable": False, "error": str(error)}
+        return {
+            "reachable": True,
+            "name": info.name,
+            "version": info.version,
+            "api_version": info.api_version,
+            "synced": self._loop.informer.synced.is_set(),
+        }
+
+    async def status(self, name: str | None = None, *, secrets: bool = False) -> dict[str, Any]:
+        """The whole answer to ``reconciler status``."""
+        return {
+            "sandboxes": self._loop.survey.sandboxes(name, secrets=secrets),
+            "engine": await self.engine_facts(),
+            "instance": self._loop.settings.instance,
+            "desired": {
+                "path": str(self._loop.intake.path),
+                "errors": [str(diagnostic) for diagnostic in self._loop.intake.diagnostics],
+                "awaiting_confirmation": list(self._loop.intake.braked),
+            },
+            "store": {"error": str(self._loop.store.trouble) if self._loop.store.trouble else None},
+        }
+
+
+async def _iterate(lines: Sequence[str]) -> AsyncIterator[str]:
+    for line in lines:
+        yield line
