@@ -183,7 +183,8 @@ async def quiet_manager(settings: Settings, store: Store) -> AsyncIterator[Manag
     logging.configure("auto", "error")
     engine = make_engine(settings)
     reporter = Reporter(time.monotonic)
-    reporter.ledger = store.append
+    # A rehearsal is no part of anybody's story.
+    reporter.ledger = None if store.readonly else store.append
     manager = Manager(settings, engine=engine, store=store, reporter=reporter)
     try:
         yield manager

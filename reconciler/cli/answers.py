@@ -92,6 +92,7 @@ def logs(context: Context, name: str, *, follow: bool, tail: int) -> int:
 
 async def _print_logs(settings: Settings, name: str, *, tail: int, follow: bool) -> None:
     async with rehearsal(settings) as manager:
+        await manager.read_manifest()
         await manager.observe()
         async for line in await manager.answers.logs(name, tail=tail, follow=follow):
             click.echo(line)

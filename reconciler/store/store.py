@@ -168,6 +168,11 @@ class Store(State):
         return query.cut([*await self._thread.run(self._disk.events, query), *waiting])
 
     @property
+    def readonly(self) -> bool:
+        """Whether this is a rehearsal: what is changed here is never written."""
+        return self._readonly
+
+    @property
     def trouble(self) -> StoreError | None:
         """Why nothing can be written now; None: all is well."""
         return self._flusher.trouble
