@@ -7,7 +7,7 @@ far it got, so it is taken up again from any point.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
@@ -32,9 +32,9 @@ from reconciler.core.roles import (
 from reconciler.core.spec import DesiredState, PullPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
-    from reconciler.core.model import Container, Desired, View
+    from reconciler.core.model import Container, Desired, Failure, View
     from reconciler.core.roles import Names, Roles
 
 _POLL: Final = 1.0
@@ -44,13 +44,44 @@ NOTHING: Final = Decision()
 def decide(view: View) -> Decision:
     """The next step for this key, or why there is none."""
     if view.desired is None:
-        return _gated(view, _unwanted(view))
-    world = _World(view, view.desired, roles_of(view), names_of(view))
+        return _unwanted(view)
+    stuck = _stuck(view)
+    decision = _wanted(_without(view, stuck), view.desired) or _collect_volumes(view)
+    if decision.action is not None or not stuck:
+        return decision
+    # The sandbox is well, but for what is left to remove.
+    due = min(failure.not_before for failure in stuck.values())
+    if decision.wait_until is not None:
+        due = min(due, decision.wait_until)
+    cause = next(iter(stuck.values())).cause
+    return Decision(wait_until=due, waiting_for=decision.waiting_for or cause)
+
+
+def _wanted(view: View, desired: Desired) -> Decision | None:
+    world = _World(view, desired, roles_of(view), names_of(view))
     for rule in _RULES:
         decision = rule(world)
         if decision is not None:
             return _gated(view, decision)
-    return _collect_volumes(view)
+    return None
+
+
+def _stuck(view: View) -> dict[str, Failure]:
+    """Leftovers that do nothing, are in nobody's way, and cannot be removed yet, by their id."""
+    found = {}
+    for container in view.observed.containers:
+        failure = _held_by(view, Verb.REMOVE, container.spec_hash)
+        in_the_way = container.live or container.name == names_of(view).current
+        if failure is not None and not in_the_way:
+            found[container.id] = failure
+    return found
+
+
+def _without(view: View, ids: Collection[str]) -> View:
+    if not ids:
+        return view
+    seen = tuple(c for c in view.observed.containers if c.id not in ids)
+    return replace(view, observed=replace(view.observed, containers=seen))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +95,8 @@ class _World:
         return not drift(self.view, self.desired, container)
 
     def failed(self, verb: Verb, container: Container) -> bool:
-        return bool(policy.failure_of(self.view.memory, verb, container.spec_hash))
+        """Whether the step failed on such a container, and is not due again."""
+        return _held_by(self.view, verb, container.spec_hash) is not None
 
 
 # --- what a record asks for -------------------------------------------------------------------
@@ -116,6 +148,8 @@ def _finish_replacement(world: _World) -> Decision | None:
     if never_started and world.failed(Verb.START, current):
         return _on(Verb.REMOVE, current, "it cannot be started: the one before it comes back")
     if never_started and world.desired.state is not DesiredState.STOPPED:
+        if predecessor.live:
+            return _wind_down(predecessor, "it was replaced")
         return _on(Verb.START, current, "it replaces the one before it")
     return _on(Verb.REMOVE, predecessor, "it was replaced")
 
@@ -138,14 +172,15 @@ def _replace(world: _World) -> Decision | None:
 
 def _making_must_wait(world: _World) -> bool:
     """While a replacement cannot be made, the container that is there is kept as desired."""
-    return world.view.image is ImageState.PULLING or _blocked_until(world) > world.view.now
+    hindered = world.desired.problem is not None or world.view.image is ImageState.PULLING
+    return hindered or _blocked_until(world) > world.view.now
 
 
 def _blocked_until(world: _World) -> float:
     spec_hash = world.desired.spec_hash
     making = {Verb.PULL, Verb.CREATE, Verb.CREATE_VOLUME, Verb.START}
     dues = [
-        f.not_before
+        policy.failure_due(f, world.view.now)
         for f in world.view.memory.failures
         if f.verb in making and f.spec_hash == spec_hash
     ]
@@ -198,7 +233,7 @@ def _start_again(world: _World, current: Container) -> Decision:
     cause = _death_cause(world, current)
     accounted = current.finished_at == memory.last_exit
     due = memory.not_before if accounted else world.view.now
-    due = policy.not_later_than(due, world.view.now, restart.max_backoff)
+    due = policy.in_reach(due, world.view.now, restart.max_backoff)
     if due > world.view.now:
         return Decision(wait_until=due, waiting_for=f"its next restart: {cause}")
     return _on(Verb.START, current, cause, restart=True)
@@ -241,7 +276,7 @@ def verdict_of(view: View, container: Container) -> Verdict:
 def _restart_unhealthy(world: _World, current: Container) -> Decision:
     view, restart = world.view, world.desired.spec.restart
     due = policy.unhealthy_restart_due(view.health, view.memory, restart, view.key)
-    due = policy.not_later_than(due, view.now, restart.max_backoff)
+    due = policy.in_reach(due, view.now, restart.max_backoff)
     cause = f"unhealthy: {view.health.reason}"
     if due > view.now:
         return Decision(wait_until=due, waiting_for=f"its next restart: {cause}")
@@ -263,6 +298,8 @@ def _still_to_make(world: _World) -> Decision | None:
     assert current is not None
     if not replace_cause(world.view, world.desired, current):
         return None
+    if world.desired.problem is not None:
+        return Decision(waiting_for=world.desired.problem)
     if world.view.image is ImageState.PULLING:
         return Decision(waiting_for=f"pulling {world.desired.spec.image}")
     failure = world.view.memory.failure
@@ -288,11 +325,14 @@ def _unwanted(view: View) -> Decision:
     waits = []
     for container in view.observed.containers:
         due = _removal_due(view, container)
+        decision = Decision(wait_until=due, waiting_for="the grace of what belongs to no record")
         if due is not None and due <= view.now:
-            return _take_away(view, container)
-        waits.append(due)
-    if view.observed.containers:
-        return _earliest(waits, "the grace of what belongs to no record")
+            decision = _gated(view, _take_away(view, container))
+        if decision.action is not None:
+            return decision
+        waits.append(decision)
+    if waits:
+        return _earliest(waits)
     return _collect_volumes(view)
 
 
@@ -323,8 +363,8 @@ def _collect_volumes(view: View) -> Decision:
         if due is not None and due <= view.now and volume.name not in in_use:
             action = Action(Verb.REMOVE_VOLUME, volume.name, "it was kept as long as was asked")
             return _gated(view, Decision(action))
-        waits.append(None if volume.name in in_use else due)
-    return _earliest(waits, "")
+        waits.append(Decision(wait_until=None if volume.name in in_use else due))
+    return _earliest(waits)
 
 
 def _volume_due(view: View, name: str) -> float | None:
@@ -357,9 +397,9 @@ def _on(
     )
 
 
-def _earliest(waits: list[float | None], waiting_for: str) -> Decision:
-    dues = [due for due in waits if due is not None]
-    return Decision(wait_until=min(dues), waiting_for=waiting_for) if dues else NOTHING
+def _earliest(waits: list[Decision]) -> Decision:
+    timed = [(wait.wait_until, wait.waiting_for) for wait in waits if wait.wait_until is not None]
+    return Decision(None, *min(timed)) if timed else NOTHING
 
 
 def _gated(view: View, decision: Decision) -> Decision:
@@ -367,10 +407,17 @@ def _gated(view: View, decision: Decision) -> Decision:
     action = decision.action
     if action is None:
         return decision
-    failure = policy.failure_of(view.memory, action.verb, concerned_hash(view, action))
-    if failure is None or failure.not_before <= view.now:
+    failure = _held_by(view, action.verb, concerned_hash(view, action))
+    if failure is None:
         return decision
     return Decision(wait_until=failure.not_before, waiting_for=failure.cause)
+
+
+def _held_by(view: View, verb: Verb, spec_hash: str) -> Failure | None:
+    """The failure after which the step is not due yet."""
+    failure = policy.failure_of(view.memory, verb, spec_hash)
+    waits = failure is not None and policy.failure_due(failure, view.now) > view.now
+    return failure if waits else None
 
 
 def concerned_hash(view: View, action: Action) -> str:

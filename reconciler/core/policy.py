@@ -104,14 +104,27 @@ def failure_of(memory: Memory, verb: Verb, spec_hash: str) -> Failure | None:
     return next((f for f in memory.failures if (f.verb, f.spec_hash) == (verb, spec_hash)), None)
 
 
+def failure_due(failure: Failure, now: float) -> float:
+    """When the step is due again: at once where the clock was set back to before it failed."""
+    return failure.not_before if failure.at <= now else now
+
+
 def same(one: Failure, other: Failure) -> bool:
     """Whether both are about the same step for the same edit."""
     return (one.verb, one.spec_hash) == (other.verb, other.spec_hash)
 
 
 def not_later_than(due: float, now: float, longest: float) -> float:
-    """``due``, unless the clock was set back since: nobody waits longer than ``longest``."""
+    """``due``, or ``longest`` from now: after the clock was set back, a time to look again."""
     return min(due, now + longest)
+
+
+def in_reach(due: float, now: float, longest: float) -> float:
+    """``due``, or now where no wait of ``longest`` leads there: the clock was set back since.
+
+    An engine's clock may be ahead of ours by as much again.
+    """
+    return due if due <= now + 2 * longest else now
 
 
 def fold(health: Health, spec: HealthSpec, bad_reason: str | None, now: float) -> Health:

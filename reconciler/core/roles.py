@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reconciler.core import naming
-from reconciler.core.blueprint import published, same_spec
+from reconciler.core.blueprint import same_spec
 from reconciler.core.spec import DesiredState, OnChange
 
 if TYPE_CHECKING:
@@ -85,8 +85,9 @@ def drift(view: View, desired: Desired, container: Container) -> str:
 
 def replace_cause(view: View, desired: Desired, container: Container) -> str:
     """Why the container is to be replaced now; empty where it is to be kept."""
-    if cause := spec_drift(desired, container):
-        return cause if _may_replace(desired, container) else ""
+    cause = spec_drift(desired, container)
+    if cause and _may_replace(desired, container):
+        return cause
     # A container that runs has its ports and its volume, whatever the books say.
     return "" if container.live else _host_drift(view, desired, container)
 
@@ -99,10 +100,12 @@ def spec_drift(desired: Desired, container: Container) -> str:
 
 
 def _host_drift(view: View, desired: Desired, container: Container) -> str:
-    if desired.identity and published(desired.spec, desired.identity) != container.ports:
+    """Why the host no longer has what the container was made with, whatever the spec says now."""
+    leased = desired.identity.ports if desired.identity else {}
+    if any(leased.get(inside, host) != host for inside, host in container.ports.items()):
         return "its host ports changed"
     volume = wanted_volume(view)
-    if volume and not has_volume(view, volume):
+    if volume in container.volumes and not has_volume(view, volume):
         return "its workspace volume is gone"
     return ""
 

@@ -1,0 +1,148 @@
+"""Views of one sandbox, ``alice``, that differ from the plainest one only in what a test says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from reconciler.core import naming
+from reconciler.core.decide import decide
+from reconciler.core.model import (
+    Container,
+    Desired,
+    Failure,
+    Health,
+    Identity,
+    Memory,
+    Observed,
+    Phase,
+    Verb,
+    Verdict,
+    View,
+    Volume,
+)
+from reconciler.core.plan import plan
+from reconciler.core.spec import DesiredState, SandboxSpec
+
+PREFIX: Final = "oh-agent-server-"
+KEY: Final = "alice"
+NAME: Final = naming.container_name(PREFIX, KEY)
+NEXT: Final = naming.successor_name(PREFIX, KEY)
+PREV: Final = naming.predecessor_name(PREFIX, KEY)
+VOLUME: Final = naming.volume_name(PREFIX, KEY)
+NOW: Final = 1_000_000.0
+HASH: Final = "1:new"
+OLD: Final = "1:old"
+PORTS: Final = {8000: 30000}
+IDENTITY: Final = Identity("secret-key", PORTS)
+HEALTH: Final = {"path": "/health", "startup_grace": "60s", "failures": 3}
+
+
+def spec(**fields: Any) -> SandboxSpec:
+    plain = {
+        "image": "demo:1",
+        "ports": [{"name": "HTTP", "container_port": 8000}],
+        "workspace": {"path": "/workspace"},
+    }
+    return SandboxSpec.model_validate({**plain, **fields})
+
+
+def desired(
+    state: str = "running",
+    *,
+    spec_hash: str | None = HASH,
+    identity: Identity | None = IDENTITY,
+    problem: str | None = None,
+    **fields: Any,
+) -> Desired:
+    return Desired(
+        name=KEY,
+        state=DesiredState(state),
+        spec_name="demo",
+        spec=spec(**fields),
+        spec_hash=spec_hash,
+        identity=identity,
+        problem=problem,
+    )
+
+
+def container(
+    name: str = NAME,
+    phase: Phase = Phase.RUNNING,
+    spec_hash: str = HASH,
+    **changes: Any,
+) -> Container:
+    """By default made with the leased port and the workspace, and started unless just created."""
+    started = None if phase is Phase.CREATED else NOW - 100
+    finished = NOW - 10 if phase in {Phase.EXITED, Phase.DEAD} else None
+    plain = Container(
+        id=f"id-{name.removeprefix(NAME).split('.')[1] if '.' in name else name}",
+        name=name,
+        sandbox=KEY,
+        spec="demo",
+        spec_hash=spec_hash,
+        phase=phase,
+        created_at=NOW - 200,
+        started_at=started,
+        finished_at=finished,
+        ports=PORTS,
+        volumes=frozenset({VOLUME}),
+    )
+    return replace(plain, **changes)
+
+
+def volume(name: str = VOLUME, **changes: Any) -> Volume:
+    return replace(Volume(name, KEY, NOW - 200), **changes)
+
+
+def view(
+    wanted: Desired | None,
+    *containers: Container,
+    volumes: tuple[Volume, ...] = (volume(),),
+    **changes: Any,
+) -> View:
+    plain = View(
+        key=KEY,
+        prefix=PREFIX,
+        desired=wanted,
+        observed=Observed(containers, volumes),
+        now=NOW,
+    )
+    return replace(plain, **changes)
+
+
+def failing(
+    *verbs: Verb,
+    spec_hash: str = HASH,
+    due: float = NOW + 30,
+    cause: str = "no",
+) -> Memory:
+    """What is remembered after each of the verbs failed once, a second ago."""
+    failures = (Failure(verb, spec_hash, cause, 1, NOW - 1, due) for verb in verbs)
+    return Memory(failures=tuple(failures))
+
+
+def health(verdict: Verdict, of: Container, **changes: Any) -> Health:
+    return replace(Health(of.id, of.started_at, verdict, since=NOW), **changes)
+
+
+def short(text: str) -> str:
+    """Names as a person would say them: ``alice``, ``next``, ``prev``, ``workspace``."""
+    names = {VOLUME: "workspace", NEXT: "next", PREV: "prev", NAME: KEY}
+    for name, said in names.items():
+        text = text.replace(name, said)
+    return text
+
+
+def step(of: View) -> str:
+    """The decision as ``verb target (cause)``, or what is waited for and how long."""
+    decision = decide(of)
+    if decision.action is not None:
+        return short(str(decision.action))
+    timed = "" if decision.wait_until is None else f" until +{decision.wait_until - of.now:g}"
+    return f"wait{timed}: {decision.waiting_for}" if timed or decision.waiting_for else "nothing"
+
+
+def steps(of: View) -> list[str]:
+    """The whole plan, without causes."""
+    return [short(str(action)).partition(" (")[0] for action in plan(of).actions]
