@@ -84,7 +84,7 @@ class Docker:
         self._change(name, "kill", signal=signal)
 
     def rename(self, name: str, new: str) -> None:
-        self._change(name, "rename", name=new)
+        self.call("POST", f"/containers/{name}/rename", name=new)
 
     def rm(self, name: str, *, force: bool = True, volumes: bool = False) -> None:
         self.call("DELETE", f"/containers/{name}", force=force, v=volumes)
