@@ -69,9 +69,7 @@ class Client:
         """The headers of an answer that has nothing else."""
         async with _bounded(seconds, str(request), self._noticing(common)):
             calls, _ = await self._agreed()
-            async with _query(calls, request) as response:
-                await response.read()
-                return response.headers
+            return await _head(calls, request)
 
     @asynccontextmanager
     async def stream(
@@ -141,6 +139,15 @@ async def _answer(docker: Docker, request: Request) -> Any:
         data=request.body,
         headers=request.headers,
     )
+
+
+async def _head(docker: Docker, request: Request) -> Mapping[str, str]:
+    # The library looks for a refusal's words in the body, which the answer to a HEAD has not.
+    url = docker._canonicalize_url(request.path, versioned_api=True)  # noqa: SLF001
+    async with docker.session.head(url, params=request.params) as response:
+        if not response.ok:
+            raise DockerError(response.status, f"{request}: {response.reason}")
+        return response.headers
 
 
 @asynccontextmanager

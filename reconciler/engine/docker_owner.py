@@ -15,12 +15,13 @@ import posixpath
 import re
 import tarfile
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.errors import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ARCHIVE_HEAD: Final = 1 << 16
 ACCOUNTS_BYTES: Final = 1 << 20
@@ -94,14 +95,29 @@ def place(header: str) -> Place:
     return Place(mode & _PERMISSIONS | special, str(stat["linkTarget"]))
 
 
-def chown_archive(path: str, owner: Owner, mode: int, now: float) -> bytes:
-    """An archive that, put at the mount point ``path``, gives it to ``owner``."""
-    header = tarfile.TarInfo(posixpath.join("..", posixpath.basename(posixpath.normpath(path))))
-    header.type, header.mode, header.mtime = tarfile.DIRTYPE, mode, int(now)
-    header.uid, header.gid = owner.uid, owner.gid
+def way_down(path: str, working_dir: str) -> list[str]:
+    """The folders below ``path`` that lead to ``working_dir``, relative, the outermost first."""
+    top = PurePosixPath(posixpath.normpath(path))
+    folder = PurePosixPath(posixpath.normpath(working_dir))
+    if not folder.is_relative_to(top):
+        return []
+    below = folder.relative_to(top).parts
+    return ["/".join(below[: end + 1]) for end in range(len(below))]
+
+
+def chown_archive(path: str, modes: Mapping[str, int], owner: Owner, now: float) -> bytes:
+    """An archive that, put at the mount point ``path``, gives folders below it to ``owner``.
+
+    ``modes`` are theirs by relative path; the empty path is the mount point itself.
+    """
+    name = posixpath.basename(posixpath.normpath(path))
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.addfile(header)
+        for relative, mode in modes.items():
+            header = tarfile.TarInfo(posixpath.normpath(posixpath.join("..", name, relative)))
+            header.type, header.mode, header.mtime = tarfile.DIRTYPE, mode, int(now)
+            header.uid, header.gid = owner.uid, owner.gid
+            archive.addfile(header)
     return buffer.getvalue()
 
 

@@ -117,9 +117,9 @@ def stat(container_id: str, path: str) -> Request:
 
 
 def put_archive(container_id: str, path: str, archive: bytes) -> Request:
-    """Unpack an archive in a container's folder."""
+    """Unpack an archive in a container's folder. No file there gives way to a folder."""
     target = container(container_id, "archive")
-    return Request("PUT", target, {"path": path}, archive, _TAR)
+    return Request("PUT", target, {"path": path, "noOverwriteDirNonDir": "1"}, archive, _TAR)
 
 
 def _labelled(instance: str) -> str:

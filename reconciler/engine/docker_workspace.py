@@ -10,15 +10,19 @@ from reconciler.core.errors import NotFound, Refused
 from reconciler.engine import docker_owner as owners
 from reconciler.engine import docker_requests as requests
 from reconciler.engine.docker_errors import understood
+from reconciler.engine.docker_owner import Place
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from reconciler.core.blueprint import Blueprint
     from reconciler.core.spec import WorkspaceSpec
     from reconciler.engine.docker_client import Client
-    from reconciler.engine.docker_owner import Head, Owner, Place
+    from reconciler.engine.docker_owner import Head, Owner
 
 _STAT: Final = "X-Docker-Container-Path-Stat"
 _MOST_LINKS: Final = 8
+_FRESH: Final = Place(mode=0o755, link="")
 
 
 class Workspaces:
@@ -34,7 +38,9 @@ class Workspaces:
         self._proven = False
 
     async def settle(self, container_id: str, blueprint: Blueprint) -> None:
-        """Set the owner of the volume's root; its mode and what is in it stay as they are.
+        """Set the owner of the volume's root, and of the folders from there to the working dir.
+
+        The engine makes those that lack, for root. Modes, and what else is there, stay.
 
         Raises:
             Refused: the user is not in the image, or the engine does not change the owner.
@@ -42,25 +48,24 @@ class Workspaces:
         workspace = blueprint.spec.workspace
         if workspace is None or blueprint.volume is None:
             return
-        owner = await self._wanted(container_id, workspace, blueprint.spec.user)
+        user, working_dir = await self._config(container_id)
+        owner = await self._wanted(container_id, workspace, user)
         if owner is not None:
-            await self._give(container_id, workspace.path, owner)
+            folders = owners.way_down(workspace.path, working_dir)
+            await self._give(container_id, workspace.path, folders, owner)
 
-    async def _wanted(
-        self, container_id: str, workspace: WorkspaceSpec, user: str | None
-    ) -> Owner | None:
-        chosen = workspace.owner
-        if chosen is None:
-            chosen = user or await self._image_user(container_id)
-            if owners.is_root(chosen):
-                return None
-        return owners.numeric(chosen) or await self._look_up(container_id, chosen)
-
-    async def _image_user(self, container_id: str) -> str:
+    async def _config(self, container_id: str) -> tuple[str, str]:
+        """The user and the working dir, the spec's or else the image's."""
         request = requests.get(requests.container(container_id, "json"))
         answer: Any = await self._client.call(request, self._seconds)
         with understood("a container's user"):
-            return str(answer["Config"]["User"])
+            return str(answer["Config"]["User"]), str(answer["Config"]["WorkingDir"])
+
+    async def _wanted(self, container_id: str, workspace: WorkspaceSpec, user: str) -> Owner | None:
+        chosen = workspace.owner or user
+        if workspace.owner is None and owners.is_root(user):
+            return None
+        return owners.numeric(chosen) or await self._look_up(container_id, chosen)
 
     async def _look_up(self, container_id: str, user: str) -> Owner:
         passwd = await self._accounts(container_id, "/etc/passwd")
@@ -78,9 +83,12 @@ class Workspaces:
             return ""
         raise Refused(f"{path}: too many links in the image")
 
-    async def _give(self, container_id: str, path: str, owner: Owner) -> None:
+    async def _give(
+        self, container_id: str, path: str, folders: Sequence[str], owner: Owner
+    ) -> None:
         target, place = await self._find(container_id, path)
-        archive = owners.chown_archive(target, owner, place.mode, time.time())
+        modes = {"": place.mode, **await self._modes(container_id, target, folders)}
+        archive = owners.chown_archive(target, modes, owner, time.time())
         request = requests.put_archive(container_id, target, archive)
         await self._client.call(request, self._seconds)
         if not self._proven:
@@ -95,17 +103,35 @@ class Workspaces:
             )
         self._proven = True
 
+    async def _modes(
+        self, container_id: str, path: str, folders: Sequence[str]
+    ) -> Mapping[str, int]:
+        """The folders' modes, down to the first link: where that leads is its owner's affair."""
+        modes = {}
+        for folder in folders:
+            try:
+                place = await self._stat(container_id, posixpath.join(path, folder))
+            except NotFound:
+                place = _FRESH
+            if place.link:
+                break
+            modes[folder] = place.mode
+        return modes
+
     async def _find(self, container_id: str, path: str) -> tuple[str, Place]:
         """Where a path ends, links followed, and what is there."""
         for _ in range(_MOST_LINKS):
-            request = requests.stat(container_id, path)
-            headers = await self._client.headers(request, self._seconds)
-            with understood(f"{path} in a container"):
-                place = owners.place(headers[_STAT])
+            place = await self._stat(container_id, path)
             if not place.link:
                 return path, place
             path = _target(path, place.link)
         raise Refused(f"{path}: too many links in the image")
+
+    async def _stat(self, container_id: str, path: str) -> Place:
+        request = requests.stat(container_id, path)
+        headers = await self._client.headers(request, self._seconds)
+        with understood(f"{path} in a container"):
+            return owners.place(headers[_STAT])
 
     async def _head(self, container_id: str, path: str, limit: int) -> Head:
         request = requests.read_archive(container_id, path)

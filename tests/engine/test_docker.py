@@ -67,6 +67,44 @@ async def test_who_owns_a_workspace(
     assert stat(real, container, "/workspace") == f"{expected} 755"
 
 
+@pytest.mark.parametrize("kept", [False, True])
+async def test_the_way_down_to_the_working_dir_belongs_to_the_owner_too(
+    real: RealWorld, *, kept: bool
+) -> None:
+    spec: dict[str, Any] = {"user": "agent", "workspace": {"path": "/workspace"}}
+    if kept:
+        container = await prepared(real, **spec)
+        touch = ["sh", "-c", "mkdir -m 2700 /workspace/a && mkdir /workspace/beside"]
+        assert await real.engine.run_in(container, touch, 10) == 0
+        await real.engine.remove(container)
+    container = await prepared(real, **spec, working_dir="/workspace/a/b/")
+    assert stat(real, container, "/workspace") == "10001:10001 755"
+    assert stat(real, container, "/workspace/a") == f"10001:10001 {2700 if kept else 755}"
+    assert stat(real, container, "/workspace/a/b") == "10001:10001 755"
+    assert await real.engine.run_in(container, ["touch", "file"], 10) == 0
+
+
+async def test_a_file_where_the_working_dir_should_be_is_kept(real: RealWorld) -> None:
+    spec: dict[str, Any] = {"user": "agent", "workspace": {"path": "/workspace"}}
+    container = await prepared(real, **spec)
+    assert await real.engine.run_in(container, ["sh", "-c", "echo data > /workspace/a"], 10) == 0
+    await real.engine.remove(container)
+    with pytest.raises(EngineError, match="non-directory"):
+        await prepared(real, **spec, working_dir="/workspace/a")
+    await real.engine.remove(f"{real.prefix}alice")
+    container = await prepared(real, **spec)
+    assert stat(real, container, "/workspace/a") == "10001:10001 644"
+
+
+async def test_a_link_in_a_workspace_is_not_followed_to_the_working_dir(real: RealWorld) -> None:
+    spec: dict[str, Any] = {"user": "agent", "workspace": {"path": "/workspace"}}
+    container = await prepared(real, **spec)
+    assert await real.engine.run_in(container, ["ln", "-s", "/etc", "/workspace/a"], 10) == 0
+    await real.engine.remove(container)
+    container = await prepared(real, **spec, working_dir="/workspace/a")
+    assert stat(real, container, "/etc") == "0:0 755"
+
+
 async def test_folders_above_a_workspace_keep_owner_and_mode(real: RealWorld) -> None:
     container = await prepared(real, user="7:8", workspace={"path": "/home/agent/work"})
     assert stat(real, container, "/home/agent/work") == "7:8 755"

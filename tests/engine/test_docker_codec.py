@@ -384,9 +384,23 @@ def test_users_that_are_not_there(user: str) -> None:
 
 
 def test_an_archive_reaches_the_mount_point_itself() -> None:
-    archive = owners.chown_archive("/a/b/", owners.Owner(7, 8), 0o2750, 1.0)
-    assert archive.startswith(b"../b")
+    archive = owners.chown_archive("/a/b/", {"": 0o2750}, owners.Owner(7, 8), 1.0)
+    assert archive.startswith(b"../b/\0")
     assert owners.head(archive).owner == owners.Owner(7, 8)
+
+
+@pytest.mark.parametrize(
+    ("working_dir", "folders"),
+    [
+        ("/workspace/a/b/", ["a", "a/b"]),
+        ("/workspace", []),
+        ("/workspace2/a", []),
+        ("/", []),
+        ("", []),
+    ],
+)
+def test_the_way_from_a_workspace_to_the_working_dir(working_dir: str, folders: list[str]) -> None:
+    assert owners.way_down("/workspace/", working_dir) == folders
 
 
 def test_modes_come_in_gos_own_bits() -> None:
