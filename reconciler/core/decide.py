@@ -148,8 +148,9 @@ def _finish_replacement(world: _World) -> Decision | None:
     if never_started and world.failed(Verb.START, current):
         return _on(Verb.REMOVE, current, "it cannot be started: the one before it comes back")
     if never_started and world.desired.state is not DesiredState.STOPPED:
-        if predecessor.live:
-            return _wind_down(predecessor, "it was replaced")
+        for other in (predecessor, world.roles.successor):
+            if other is not None and other.live:
+                return _wind_down(other, "one runs at a time, and it is not the one")
         return _on(Verb.START, current, "it replaces the one before it")
     return _on(Verb.REMOVE, predecessor, "it was replaced")
 

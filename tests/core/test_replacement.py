@@ -97,9 +97,12 @@ def test_a_swap_that_failed_is_tried_again_when_it_is_due():
     assert len(steps(rolled_back)) == 6
 
 
-def test_two_are_never_live_at_once():
-    someone_started_it = view(desired(), container(PREV, RUNNING, OLD), container(NAME, CREATED))
-    assert step(someone_started_it) == "stop prev (it was replaced)"
+@pytest.mark.parametrize(("prev", "successor"), [(RUNNING, EXITED), (EXITED, RUNNING)])
+def test_two_are_never_live_at_once(prev, successor):
+    others = [container(PREV, prev, OLD), container(NEXT, successor)]
+    started_by_hand = view(desired(), container(NAME, CREATED), *others)
+    live = "prev" if prev is RUNNING else "next"
+    assert step(started_by_hand) == f"stop {live} (one runs at a time, and it is not the one)"
 
 
 @pytest.mark.parametrize(
