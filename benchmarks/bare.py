@@ -14,9 +14,10 @@ from tests.harness.instance import Instance
 async def converge(instance: Instance, count: int) -> float:
     """Seconds until all run."""
     path = instance.docker.host.removeprefix("unix://")
+    connector = UnixConnector(path, limit=0)
     docker = aiodocker.Docker(
         url="unix://localhost",
-        connector=UnixConnector(path, limit=0),
+        connector=connector,
         timeout=ClientTimeout(total=300),
     )
     try:
@@ -26,6 +27,7 @@ async def converge(instance: Instance, count: int) -> float:
         return time.monotonic() - began
     finally:
         await docker.close()
+        await connector.close()
         remove_all(instance)
 
 

@@ -145,7 +145,9 @@ def _request(url: str) -> bool:
             outcome = str(response.status)
     except HTTPError as error:
         outcome = str(error.code)
-    except (OSError, HTTPException) as error:
+    except HTTPException:
+        outcome = "not spoken, but it answers"
+    except OSError as error:
         print(f"  no answer  {url}  ({error})")  # noqa: T201
         return False
     print(f"  HTTP {outcome}  {url}")  # noqa: T201
