@@ -32,12 +32,13 @@ from reconciler.core.roles import (
 from reconciler.core.spec import DesiredState, PullPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Mapping
 
     from reconciler.core.model import Container, Desired, Failure, View
     from reconciler.core.roles import Names, Roles
 
 _POLL: Final = 1.0
+_WRECKAGE: Final = frozenset({Phase.DEAD, Phase.REMOVING})
 NOTHING: Final = Decision()
 
 
@@ -45,8 +46,8 @@ def decide(view: View) -> Decision:
     """The next step for this key, or why there is none."""
     if view.desired is None:
         return _unwanted(view)
-    stuck = _stuck(view)
-    decision = _wanted(_without(view, stuck), view.desired) or _collect_volumes(view)
+    stuck = _stuck(view, view.desired)
+    decision = _wanted(view, view.desired, stuck) or _collect_volumes(view)
     if decision.action is not None or not stuck:
         return decision
     # The sandbox is well, but for what is left to remove.
@@ -57,8 +58,10 @@ def decide(view: View) -> Decision:
     return Decision(wait_until=due, waiting_for=decision.waiting_for or cause)
 
 
-def _wanted(view: View, desired: Desired) -> Decision | None:
-    world = _World(view, desired, roles_of(view), names_of(view))
+def _wanted(view: View, desired: Desired, stuck: Mapping[str, Failure]) -> Decision | None:
+    seen = tuple(c for c in view.observed.containers if c.name not in stuck)
+    view = replace(view, observed=replace(view.observed, containers=seen))
+    world = _World(view, desired, roles_of(view), names_of(view), frozenset(stuck))
     for rule in _RULES:
         decision = rule(world)
         if decision is not None:
@@ -66,22 +69,31 @@ def _wanted(view: View, desired: Desired) -> Decision | None:
     return None
 
 
-def _stuck(view: View) -> dict[str, Failure]:
-    """Leftovers that do nothing, are in nobody's way, and cannot be removed yet, by their id."""
+def _stuck(view: View, desired: Desired) -> dict[str, Failure]:
+    """Leftovers that do nothing, and that cannot be removed yet, by their names."""
     found = {}
     for container in view.observed.containers:
         failure = _held_by(view, Verb.REMOVE, container.spec_hash)
-        in_the_way = container.live or container.name == names_of(view).current
-        if failure is not None and not in_the_way:
-            found[container.id] = failure
+        if failure is not None and not container.live and _useless(view, desired, container):
+            found[container.name] = failure
     return found
 
 
-def _without(view: View, ids: Collection[str]) -> View:
-    if not ids:
-        return view
-    seen = tuple(c for c in view.observed.containers if c.id not in ids)
-    return replace(view, observed=replace(view.observed, containers=seen))
+def _useless(view: View, desired: Desired, container: Container) -> bool:
+    """Whether no step needs the container, except for those that need its name."""
+    roles = roles_of(view)
+    current = roles.current
+    if container is current:
+        return False
+    if container.phase in _WRECKAGE:
+        return True
+    if container is roles.successor and drift(view, desired, container):
+        return True
+    if current is None:
+        return False
+    if container is roles.predecessor:
+        return current.started_at is not None
+    return container is not roles.successor or not replace_cause(view, desired, current)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +102,7 @@ class _World:
     desired: Desired
     roles: Roles
     names: Names
+    stuck: frozenset[str]
 
     def in_sync(self, container: Container) -> bool:
         return not drift(self.view, self.desired, container)
@@ -104,7 +117,7 @@ class _World:
 
 def _clear_wreckage(world: _World) -> Decision | None:
     for container in world.view.observed.containers:
-        if container.phase in {Phase.DEAD, Phase.REMOVING}:
+        if container.phase in _WRECKAGE:
             return _on(Verb.REMOVE, container, f"the engine says it is {container.phase}")
     return None
 
@@ -166,6 +179,8 @@ def _replace(world: _World) -> Decision | None:
         return _on(Verb.REMOVE, successor, "no replacement is needed")
     if not world.in_sync(successor):
         return _on(Verb.REMOVE, successor, "it was made for an older edit")
+    if world.names.predecessor in world.stuck:
+        return None
     if current.live:
         return _wind_down(current, cause)
     return _on(Verb.RENAME, current, cause, new_name=world.names.predecessor)
@@ -173,8 +188,10 @@ def _replace(world: _World) -> Decision | None:
 
 def _making_must_wait(world: _World) -> bool:
     """While a replacement cannot be made, the container that is there is kept as desired."""
-    hindered = world.desired.problem is not None or world.view.image is ImageState.PULLING
-    return hindered or _blocked_until(world) > world.view.now
+    view, names = world.view, world.names
+    hindered = world.desired.problem is not None or view.image is ImageState.PULLING
+    taken = world.stuck & {names.successor, names.predecessor}
+    return hindered or bool(taken) or _blocked_until(world) > view.now
 
 
 def _blocked_until(world: _World) -> float:
@@ -203,13 +220,9 @@ def _make(world: _World, name: str, cause: str) -> Decision:
 
 
 def _needs_pull(view: View, desired: Desired) -> bool:
-    match desired.spec.pull:
-        case PullPolicy.ALWAYS:
-            return view.image is not ImageState.FRESH
-        case PullPolicy.MISSING:
-            return view.image is ImageState.ABSENT
-        case PullPolicy.NEVER:
-            return False
+    if desired.spec.pull is PullPolicy.ALWAYS:
+        return view.image is not ImageState.FRESH
+    return desired.spec.pull is PullPolicy.MISSING and view.image is ImageState.ABSENT
 
 
 # --- the state of the container that is there -------------------------------------------------
@@ -305,7 +318,8 @@ def _still_to_make(world: _World) -> Decision | None:
         return Decision(waiting_for=f"pulling {world.desired.spec.image}")
     failure = world.view.memory.failure
     cause = failure.cause if failure else "a replacement"
-    return Decision(wait_until=_blocked_until(world), waiting_for=cause)
+    due = _blocked_until(world)
+    return Decision(wait_until=due if due > world.view.now else None, waiting_for=cause)
 
 
 _RULES: Final[tuple[Callable[[_World], Decision | None], ...]] = (

@@ -111,10 +111,6 @@ def _host_drift(view: View, desired: Desired, container: Container) -> str:
 
 
 def _may_replace(desired: Desired, container: Container) -> bool:
-    match desired.spec.on_change:
-        case OnChange.RECREATE:
-            return True
-        case OnChange.NEXT_START:
-            return not container.live and desired.state is not DesiredState.STOPPED
-        case OnChange.IGNORE:
-            return False
+    if desired.spec.on_change is OnChange.NEXT_START:
+        return not container.live and desired.state is not DesiredState.STOPPED
+    return desired.spec.on_change is OnChange.RECREATE

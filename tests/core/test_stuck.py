@@ -19,6 +19,7 @@ from tests.core.builders import (
     view,
 )
 
+CREATED = Phase.CREATED
 DAY = 86400.0
 STUCK = failing(Verb.REMOVE, spec_hash=OLD, cause="device busy")
 
@@ -44,6 +45,38 @@ def test_a_leftover_is_tried_again_when_it_is_due():
     due = failing(Verb.REMOVE, spec_hash=OLD, due=NOW)
     leftover = container(PREV, Phase.EXITED, OLD)
     assert step(view(desired(), leftover, container(), memory=due)).startswith("remove prev")
+
+
+@pytest.mark.parametrize("name", [NEXT, PREV])
+def test_no_replacement_is_begun_while_a_name_that_it_needs_is_taken(name):
+    leftover = container(name, Phase.DEAD, OLD)
+    asleep = container(NAME, Phase.PAUSED, OLD)
+    assert step(view(desired(), leftover, asleep, memory=STUCK)).startswith("unpause alice")
+    ready = [container(spec_hash=OLD), leftover]
+    assert step(view(desired(), *ready, memory=STUCK)) == "wait until +30: device busy"
+
+
+def test_no_replacement_is_finished_while_a_name_that_it_needs_is_taken():
+    made = [container(PREV, Phase.DEAD, OLD), container(spec_hash=OLD), container(NEXT, CREATED)]
+    assert step(view(desired(), *made, memory=STUCK)) == "wait until +30: device busy"
+
+
+def test_what_is_still_needed_is_no_leftover():
+    stuck = failing(Verb.REMOVE, cause="device busy")
+    made = [container(NAME, Phase.EXITED, OLD), container(NEXT, CREATED)]
+    assert step(view(desired(), *made, memory=stuck)).startswith("rename alice -> prev")
+    undone = [container(PREV, Phase.EXITED)]
+    assert step(view(desired(), *undone, memory=stuck)).startswith("rename prev -> alice")
+    unneeded = [container(PREV, Phase.EXITED, OLD), container(NAME, CREATED)]
+    assert step(view(desired(), *unneeded, memory=STUCK)).startswith("start alice")
+
+
+def test_a_successor_that_nobody_needs_holds_back_no_edit():
+    stuck = failing(Verb.REMOVE, cause="device busy")
+    asleep = [container(NAME, Phase.PAUSED), container(NEXT, CREATED)]
+    assert step(view(desired(), *asleep, memory=stuck)).startswith("unpause alice")
+    outdated = container(NEXT, CREATED, OLD)
+    assert step(view(desired(), outdated, memory=STUCK)) == "create alice (it does not exist)"
 
 
 def test_the_earlier_of_two_waits_counts():
