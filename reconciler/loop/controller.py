@@ -28,8 +28,9 @@ from reconciler.core.model import (
     Verb,
     Verdict,
 )
-from reconciler.core.roles import names_of, roles_of
+from reconciler.core.roles import roles_of
 from reconciler.core.spec import DesiredState, ProbeKind, PullPolicy, RestartSpec
+from reconciler.loop.announce import announce
 from reconciler.loop.prober import Target
 from reconciler.loop.queue import Priority
 from reconciler.service.events import Event
@@ -223,7 +224,7 @@ class Controller:
             memory = await self._account_for_stop(view, action, memory)
         if memory != view.memory:
             self._store.put_memory(view.key, memory)
-        self._announce(view, action)
+        announce(self._reporter, view, action)
 
     async def _account_for_stop(self, view: View, action: Action, memory: Memory) -> Memory:
         await self._informer.refresh(view.key)
@@ -288,14 +289,6 @@ class Controller:
         self._store.put_memory(view.key, memory)
         return memory.failures[-1]
 
-    def _announce(self, view: View, action: Action) -> None:
-        event = _EVENTS.get(action.verb)
-        if event is None:
-            return
-        told = _special_event(view, action) or event
-        say = self._reporter.note if _is_a_detail(view, action) else self._reporter.tell
-        say(told, view.key, action.cause, **_details(action))
-
     # --- come to rest -------------------------------------------------------------------------
 
     def _settle(self, view: View, decision: Decision) -> None:
@@ -343,47 +336,3 @@ def _target(desired: Desired, container: Container, address: str) -> Target | No
     host = address if container.ports else "127.0.0.1"
     reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - a lookup
     return Target(container.id, container.started_at, health, reachable, port)
-
-
-_EVENTS: Final = {
-    Verb.CREATE_VOLUME: Event.VOLUME_CREATED,
-    Verb.CREATE: Event.SANDBOX_CREATED,
-    Verb.START: Event.SANDBOX_STARTED,
-    Verb.STOP: Event.SANDBOX_STOPPED,
-    Verb.PAUSE: Event.SANDBOX_PAUSED,
-    Verb.UNPAUSE: Event.SANDBOX_RESUMED,
-    Verb.RENAME: Event.SANDBOX_RENAMED,
-    Verb.REMOVE: Event.SANDBOX_REMOVED,
-    Verb.REMOVE_VOLUME: Event.VOLUME_REMOVED,
-}
-
-
-def _special_event(view: View, action: Action) -> Event | None:
-    """What the removal of a container is told as, where it is more than that."""
-    if action.verb is not Verb.REMOVE:
-        return None
-    if view.desired is None:
-        return Event.GARBAGE_REMOVED if view.fate is Fate.UNKNOWN else None
-    predecessor = roles_of(view).predecessor
-    replaced = predecessor is not None and predecessor.id == action.container_id
-    return Event.SANDBOX_REPLACED if replaced else None
-
-
-def _is_a_detail(view: View, action: Action) -> bool:
-    """For the ledger alone: the log has told, or will tell, what it is a part of."""
-    roles = roles_of(view)
-    follows_a_death = action.verb is Verb.START and action.restart
-    parts = {c.id for c in (roles.successor, roles.predecessor) if c is not None}
-    makes_way = action.verb is Verb.RENAME and action.new_name != names_of(view).current
-    within = action.verb is Verb.RENAME and action.container_id in parts
-    return follows_a_death or makes_way or within
-
-
-def _details(action: Action) -> dict[str, str]:
-    match action.verb:
-        case Verb.CREATE_VOLUME | Verb.REMOVE_VOLUME:
-            return {"volume": action.target}
-        case Verb.RENAME:
-            return {"old": action.target, "new": action.new_name}
-        case _:
-            return {"container": action.target}

@@ -1,0 +1,65 @@
+"""How a step that was done is told: to the log and the ledger, or to the ledger alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core.model import Fate, Verb
+from reconciler.core.roles import names_of, roles_of
+from reconciler.service.events import Event
+
+if TYPE_CHECKING:
+    from reconciler.core.model import Action, View
+    from reconciler.loop.reporter import Reporter
+
+_EVENTS: Final = {
+    Verb.CREATE_VOLUME: Event.VOLUME_CREATED,
+    Verb.CREATE: Event.SANDBOX_CREATED,
+    Verb.START: Event.SANDBOX_STARTED,
+    Verb.STOP: Event.SANDBOX_STOPPED,
+    Verb.PAUSE: Event.SANDBOX_PAUSED,
+    Verb.UNPAUSE: Event.SANDBOX_RESUMED,
+    Verb.RENAME: Event.SANDBOX_RENAMED,
+    Verb.REMOVE: Event.SANDBOX_REMOVED,
+    Verb.REMOVE_VOLUME: Event.VOLUME_REMOVED,
+}
+
+
+def announce(reporter: Reporter, view: View, action: Action) -> None:
+    """Tell of the step. ``view`` is what it was decided from."""
+    event = _special_event(view, action) or _EVENTS.get(action.verb)
+    if event is None:
+        return
+    say = reporter.note if _is_a_detail(view, action) else reporter.tell
+    say(event, view.key, action.cause, **_details(action))
+
+
+def _special_event(view: View, action: Action) -> Event | None:
+    """What the removal of a container is told as, where it is more than that."""
+    if action.verb is not Verb.REMOVE:
+        return None
+    if view.desired is None:
+        return Event.GARBAGE_REMOVED if view.fate is Fate.UNKNOWN else None
+    predecessor = roles_of(view).predecessor
+    replaced = predecessor is not None and predecessor.id == action.container_id
+    return Event.SANDBOX_REPLACED if replaced else None
+
+
+def _is_a_detail(view: View, action: Action) -> bool:
+    """For the ledger alone: the log has told, or will tell, what it is a part of."""
+    roles = roles_of(view)
+    follows_a_death = action.verb is Verb.START and action.restart
+    parts = {c.id for c in (roles.successor, roles.predecessor) if c is not None}
+    makes_way = action.verb is Verb.RENAME and action.new_name != names_of(view).current
+    within = action.verb is Verb.RENAME and action.container_id in parts
+    return follows_a_death or makes_way or within
+
+
+def _details(action: Action) -> dict[str, str]:
+    match action.verb:
+        case Verb.CREATE_VOLUME | Verb.REMOVE_VOLUME:
+            return {"volume": action.target}
+        case Verb.RENAME:
+            return {"old": action.target, "new": action.new_name}
+        case _:
+            return {"container": action.target}
