@@ -53,13 +53,14 @@ class Manager:
         store: Store,
         reporter: Reporter,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self.engine = engine
         self.store = store
         self.reporter = reporter
         self._clock = clock
-        self.queue = WorkQueue(time.monotonic)
+        self.queue = WorkQueue(monotonic)
         self.env_files = EnvFiles()
         self.around = Surroundings(
             instance=settings.instance,
@@ -71,7 +72,7 @@ class Manager:
             engine,
             enqueue=self.queue.add,
             on_first_sync=self._adopt,
-            clock=time.monotonic,
+            clock=monotonic,
             resync_interval=settings.resync_interval,
             reporter=reporter,
         )
@@ -79,7 +80,7 @@ class Manager:
             engine,
             on_done=self._on_pulled,
             reporter=reporter,
-            clock=time.monotonic,
+            clock=monotonic,
         )
         self.prober = Prober(
             engine,
@@ -99,7 +100,7 @@ class Manager:
             store,
             port_range=settings.port_range,
             address=settings.publish_address,
-            clock=time.monotonic,
+            clock=monotonic,
             reporter=reporter,
         )
         self.views = Views(self._sources())
@@ -122,7 +123,7 @@ class Manager:
             reconcile=self._controller.reconcile,
             ready=self.informer.synced,
             workers=settings.workers,
-            clock=time.monotonic,
+            clock=monotonic,
             longest_pass=_longest_pass(settings),
             reporter=reporter,
         )
