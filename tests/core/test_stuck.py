@@ -16,6 +16,7 @@ from tests.core.builders import (
     desired,
     failing,
     step,
+    steps,
     view,
 )
 
@@ -89,6 +90,14 @@ def test_the_earlier_of_two_waits_counts():
 def test_what_bears_the_name_has_to_go_first():
     wreck = container(NAME, Phase.DEAD, OLD)
     assert step(view(desired(), wreck, memory=STUCK)) == "wait until +30: device busy"
+
+
+def test_one_whose_name_is_taken_gives_up_the_name_that_it_bears():
+    taken = failing(Verb.RENAME, due=NOW)
+    swapped, aside = container("bob"), container(PREV)
+    assert steps(view(desired(), swapped))[0] == "rename bob -> alice"
+    assert steps(view(desired(), swapped, memory=taken))[0] == "rename bob -> prev"
+    assert steps(view(desired(), aside, memory=taken)) == ["rename prev -> alice"]
 
 
 def test_one_that_cannot_be_removed_holds_back_no_other_deletion():

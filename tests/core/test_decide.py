@@ -1,0 +1,285 @@
+"""The life cycle: from each phase to each state, deletion, garbage, and what is waited for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from reconciler.core.model import (
+    Death,
+    Fate,
+    ImageState,
+    Memory,
+    Orphans,
+    Phase,
+    Verb,
+    Verdict,
+)
+from tests.core.builders import (
+    HASH,
+    HEALTH,
+    NAME,
+    NEXT,
+    NOW,
+    OLD,
+    PREV,
+    VOLUME,
+    container,
+    desired,
+    failing,
+    health,
+    step,
+    view,
+    volume,
+)
+
+DAY = 86400.0
+
+
+@pytest.mark.parametrize(
+    ("state", "phase", "expected"),
+    [
+        ("running", Phase.CREATED, "start alice (running is desired)"),
+        ("running", Phase.RUNNING, "nothing"),
+        ("running", Phase.PAUSED, "unpause alice (running is desired)"),
+        ("running", Phase.RESTARTING, "wait until +1: the engine restarts it"),
+        ("running", Phase.EXITED, "start alice (it ended: exit code 0)"),
+        ("running", Phase.REMOVING, "remove alice (the engine says it is removing)"),
+        ("running", Phase.DEAD, "remove alice (the engine says it is dead)"),
+        ("paused", Phase.CREATED, "start alice (paused is desired)"),
+        ("paused", Phase.RUNNING, "pause alice (paused is desired)"),
+        ("paused", Phase.PAUSED, "nothing"),
+        ("paused", Phase.RESTARTING, "wait until +1: the engine restarts it"),
+        ("paused", Phase.EXITED, "start alice (it ended: exit code 0)"),
+        ("paused", Phase.DEAD, "remove alice (the engine says it is dead)"),
+        ("stopped", Phase.CREATED, "nothing"),
+        ("stopped", Phase.RUNNING, "stop alice (stopped is desired)"),
+        ("stopped", Phase.PAUSED, "unpause alice (stopped is desired)"),
+        ("stopped", Phase.RESTARTING, "stop alice (stopped is desired)"),
+        ("stopped", Phase.EXITED, "nothing"),
+        ("stopped", Phase.DEAD, "remove alice (the engine says it is dead)"),
+    ],
+)
+def test_each_phase_leads_to_each_desired_state(state, phase, expected):
+    assert step(view(desired(state), container(NAME, phase))) == expected
+
+
+@pytest.mark.parametrize(
+    ("pull", "image", "expected"),
+    [
+        ("missing", ImageState.UNKNOWN, "create alice (it does not exist)"),
+        ("missing", ImageState.FRESH, "create alice (it does not exist)"),
+        ("missing", ImageState.ABSENT, "pull demo:1 (it does not exist)"),
+        ("missing", ImageState.PULLING, "wait: pulling demo:1"),
+        ("always", ImageState.UNKNOWN, "pull demo:1 (it does not exist)"),
+        ("always", ImageState.ABSENT, "pull demo:1 (it does not exist)"),
+        ("always", ImageState.FRESH, "create alice (it does not exist)"),
+        ("never", ImageState.ABSENT, "create alice (it does not exist)"),
+    ],
+)
+def test_the_pull_policy_says_what_is_done_before_a_create(pull, image, expected):
+    assert step(view(desired(pull=pull), image=image)) == expected
+
+
+def test_the_workspace_is_made_before_the_container():
+    assert step(view(desired(), volumes=())) == (
+        "create-volume workspace (its workspace does not exist)"
+    )
+    assert step(view(desired(workspace=None), volumes=())) == "create alice (it does not exist)"
+
+
+def test_a_record_with_a_problem_is_not_made():
+    assert step(view(desired(problem="no env file", spec_hash=None))) == "wait: no env file"
+
+
+def test_a_step_that_failed_waits_until_it_is_due():
+    memory = failing(Verb.CREATE, cause="bad mount")
+    assert step(view(desired(), memory=memory)) == "wait until +30: bad mount"
+    assert step(view(desired(), memory=failing(Verb.CREATE, due=NOW))).startswith("create alice")
+    assert step(view(desired(spec_hash="1:newer"), memory=memory)).startswith("create alice")
+
+
+EXITED = container(NAME, Phase.EXITED)
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        (Memory(), "start alice (it ended: exit code 0)"),
+        (Memory(last_exit=NOW - 10), "start alice (running is desired)"),
+        (Memory(last_exit=NOW - 10, not_before=NOW), "start alice (it ended: exit code 0)"),
+        (
+            Memory(last_exit=NOW - 10, not_before=NOW + 4),
+            "wait until +4: its next restart: it ended: exit code 0",
+        ),
+    ],
+    ids=["not yet learned of", "our own stop", "due", "backing off"],
+)
+def test_a_sandbox_that_ended_is_started_when_it_is_due(memory, expected):
+    assert step(view(desired(), EXITED, memory=memory)) == expected
+
+
+@pytest.mark.parametrize(
+    ("death", "cause"),
+    [
+        (Death(EXITED.id, NOW, 137, oom_killed=True), "exit code 137, out of memory"),
+        (Death("of another", NOW, 137, oom_killed=True), "exit code 0"),
+    ],
+)
+def test_the_cause_of_a_restart_is_the_death_of_that_container(death, cause):
+    memory = Memory(death=death)
+    assert step(view(desired(), EXITED, memory=memory)) == f"start alice (it ended: {cause})"
+
+
+WATCHED = container()
+
+
+@pytest.mark.parametrize(
+    ("state", "verdict", "expected"),
+    [
+        ("running", Verdict.UNKNOWN, "nothing"),
+        ("running", Verdict.BAD, "nothing"),
+        ("running", Verdict.GOOD, "nothing"),
+        ("running", Verdict.UNHEALTHY, "stop alice (unhealthy: timed out)"),
+        ("paused", Verdict.UNKNOWN, "wait: a good probe, then it is paused"),
+        ("paused", Verdict.BAD, "wait: a good probe, then it is paused"),
+        ("paused", Verdict.GOOD, "pause alice (paused is desired)"),
+        ("paused", Verdict.UNHEALTHY, "stop alice (unhealthy: timed out)"),
+        ("stopped", Verdict.UNHEALTHY, "stop alice (stopped is desired)"),
+    ],
+)
+def test_a_verdict_counts_for_what_runs(state, verdict, expected):
+    seen = health(verdict, WATCHED, reason="timed out")
+    assert step(view(desired(state, health=HEALTH), WATCHED, health=seen)) == expected
+
+
+def test_a_verdict_on_an_earlier_run_does_not_count():
+    earlier = health(Verdict.UNHEALTHY, WATCHED, started_at=NOW - 5000)
+    assert step(view(desired(health=HEALTH), WATCHED, health=earlier)) == "nothing"
+
+
+def test_an_unhealthy_sandbox_is_restarted_with_backoff():
+    seen = health(Verdict.UNHEALTHY, WATCHED, reason="timed out")
+    waits = step(view(desired(health=HEALTH), WATCHED, health=seen, memory=Memory(streak=2)))
+    assert waits.startswith("wait until +1.")
+    assert waits.endswith("its next restart: unhealthy: timed out")
+
+
+def test_a_renamed_container_gets_its_name_back():
+    renamed = container("renamed")
+    assert step(view(desired(), renamed)) == "rename renamed -> alice (it is not under its name)"
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (container("b"), container("a", spec_hash=OLD)),
+        (container("b"), container("a", Phase.EXITED)),
+        (container("b"), container("a", created_at=NOW - 900)),
+        (container("b", Phase.EXITED), container("a", spec_hash=OLD)),
+    ],
+    ids=["the spec", "life", "youth", "the spec before life"],
+)
+def test_of_several_the_nearest_to_the_record_is_kept(better, worse):
+    for strays in ([better, worse], [worse, better]):
+        assert step(view(desired(), *strays)).startswith("rename b -> alice")
+
+
+def test_a_stray_goes_once_another_bears_the_name():
+    strays = view(desired(), container("renamed"), container())
+    assert step(strays) == "remove renamed (alice has taken its place)"
+
+
+@pytest.mark.parametrize(
+    ("phase", "expected"),
+    [
+        (Phase.RUNNING, "stop alice (its record was taken out)"),
+        *((p, "remove alice (its record was taken out)") for p in Phase if p is not Phase.RUNNING),
+    ],
+)
+def test_a_deleted_sandbox_goes_from_each_phase(phase, expected):
+    gone = view(None, container(NAME, phase), fate=Fate.DELETED, may_collect=False)
+    assert step(gone) == expected
+
+
+def test_a_deleted_sandbox_that_will_not_stop_is_removed():
+    gone = view(None, container(), fate=Fate.DELETED, memory=failing(Verb.STOP))
+    assert step(gone) == "remove alice (its record was taken out)"
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_what_belongs_to_no_record_goes_after_the_grace_from_each_phase(phase):
+    found = container(NAME, phase)
+
+    def since(seconds: float) -> Orphans:
+        return Orphans(containers={found.id: NOW - seconds})
+
+    grace = "the grace of what belongs to no record"
+    assert step(view(None, found)) == "nothing"
+    assert step(view(None, found, orphans=since(100))) == f"wait until +200: {grace}"
+    assert step(view(None, found, orphans=since(300))) == "remove alice (it belongs to no record)"
+    assert step(view(None, found, orphans=since(-DAY))) == f"wait until +300: {grace}"
+    assert step(view(None, found, orphans=since(300), may_collect=False)) == "nothing"
+
+
+def test_the_earliest_grace_counts_and_a_younger_find_waits():
+    old, young = container("old"), container("young")
+    books = Orphans(containers={old.id: NOW - 200, young.id: NOW - 50})
+    assert step(view(None, young, old, orphans=books)).startswith("wait until +100")
+
+
+def kept(since: float, retain: float | None) -> Orphans:
+    return Orphans(volumes={VOLUME: since}, retain={VOLUME: retain})
+
+
+@pytest.mark.parametrize(
+    ("orphans", "expected"),
+    [
+        (Orphans(), "nothing"),
+        (kept(NOW, 0.0), "remove-volume workspace (it was kept as long as was asked)"),
+        (kept(NOW - 50, 60.0), "wait until +10: "),
+        (kept(NOW - 60, 60.0), "remove-volume workspace (it was kept as long as was asked)"),
+        (kept(NOW + DAY, 60.0), "wait until +60: "),
+        (kept(NOW - 900 * DAY, None), "nothing"),
+    ],
+    ids=["not yet noted", "0", "not over", "over", "clock set back", "forever"],
+)
+def test_a_volume_is_kept_as_long_as_was_asked(orphans, expected):
+    for wanted in (None, desired(workspace=None)):
+        made = container(volumes=frozenset()) if wanted else ()
+        crowd = (made,) if wanted else ()
+        assert step(view(wanted, *crowd, orphans=orphans)) == expected
+
+
+def test_no_volume_is_collected_that_is_wanted_in_use_or_uncertain():
+    over = kept(NOW - DAY, 0.0)
+    assert step(view(desired(), container(), orphans=over)) == "nothing"
+    in_use = view(desired(workspace=None), container(), orphans=over)
+    assert step(in_use) == "nothing"
+    assert step(view(None, orphans=over, may_collect=False)) == "nothing"
+
+
+def test_a_volume_that_cannot_be_removed_waits():
+    memory = failing(Verb.REMOVE_VOLUME, spec_hash="", cause="in use")
+    stuck = view(None, orphans=kept(NOW - DAY, 0.0), memory=memory)
+    assert step(stuck) == "wait until +30: in use"
+    assert step(replace(stuck, now=NOW + 30)).startswith("remove-volume workspace")
+
+
+def test_volumes_wait_until_the_containers_of_a_deleted_sandbox_are_gone():
+    over = kept(NOW - DAY, 0.0)
+    gone = view(None, container(NAME, Phase.EXITED), orphans=over, fate=Fate.DELETED)
+    assert step(gone) == "remove alice (its record was taken out)"
+
+
+def test_a_volume_beside_the_wanted_one_is_surplus():
+    other = volume("from-another-prefix")
+    orphans = Orphans(volumes={other.name: NOW - 1}, retain={other.name: 0.0})
+    both = view(desired(), container(), volumes=(volume(), other), orphans=orphans)
+    assert step(both).startswith("remove-volume from-another-prefix")
+
+
+def test_roles_go_by_name_alone():
+    crowd = [container(n, Phase.EXITED, HASH) for n in (PREV, NEXT, "x")]
+    assert step(view(desired(), *crowd)).startswith("rename next -> alice")

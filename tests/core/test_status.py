@@ -1,0 +1,114 @@
+"""Each row of the table of states that users see."""
+
+from __future__ import annotations
+
+import pytest
+
+from reconciler.core.model import Death, Identity, ImageState, Memory, Phase, Status, Verb, Verdict
+from reconciler.core.status import status_of
+from tests.core.builders import (
+    HEALTH,
+    NAME,
+    NOW,
+    PORTS,
+    container,
+    desired,
+    failing,
+    health,
+    view,
+)
+
+ENDED = container(NAME, Phase.EXITED, exit_code=3)
+DEATH = Death(ENDED.id, NOW - 10, 137, oom_killed=True)
+LAST_WORDS = Death(ENDED.id, NOW - 10, 1, oom_killed=False, log_tail=("first", "last"))
+OF_ANOTHER = Death("another", NOW - 10, 1, oom_killed=False)
+
+
+@pytest.mark.parametrize(
+    ("state", "phase", "expected"),
+    [
+        ("running", Phase.CREATED, (Status.STARTING, "")),
+        ("stopped", Phase.CREATED, (Status.STOPPED, "never started")),
+        ("running", Phase.RESTARTING, (Status.STARTING, "")),
+        ("running", Phase.RUNNING, (Status.RUNNING, "")),
+        ("running", Phase.PAUSED, (Status.PAUSED, "")),
+        ("paused", Phase.PAUSED, (Status.PAUSED, "")),
+        ("running", Phase.REMOVING, (Status.MISSING, "the engine is removing it")),
+        ("running", Phase.EXITED, (Status.ERROR, "exit code 0")),
+        ("running", Phase.DEAD, (Status.ERROR, "exit code 0")),
+        ("stopped", Phase.EXITED, (Status.STOPPED, "")),
+        ("stopped", Phase.DEAD, (Status.ERROR, "exit code 0")),
+    ],
+)
+def test_a_status_for_each_phase(state, phase, expected):
+    assert status_of(view(desired(state), container(NAME, phase))) == expected
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected"),
+    [
+        (Verdict.GOOD, (Status.RUNNING, "")),
+        (Verdict.BAD, (Status.STARTING, "refused")),
+        (Verdict.UNHEALTHY, (Status.ERROR, "unhealthy: refused")),
+        (Verdict.UNKNOWN, (Status.STARTING, "not probed yet")),
+    ],
+)
+def test_a_status_for_each_verdict(verdict, expected):
+    runs = container()
+    seen = health(verdict, runs, reason="refused")
+    assert status_of(view(desired(health=HEALTH), runs, health=seen)) == expected
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        (Memory(last_exit=NOW - 10), (Status.STARTING, "")),
+        (Memory(death=DEATH), (Status.ERROR, "exit code 137, out of memory")),
+        (Memory(death=LAST_WORDS), (Status.ERROR, "exit code 1: last")),
+        (Memory(death=OF_ANOTHER), (Status.ERROR, "exit code 3")),
+    ],
+    ids=["we stopped it", "out of memory", "last words", "nothing known"],
+)
+def test_why_a_sandbox_ended(memory, expected):
+    assert status_of(view(desired(), ENDED, memory=memory)) == expected
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (view(None), (Status.MISSING, "")),
+        (view(desired()), (Status.MISSING, "")),
+        (view(desired(problem="no env file")), (Status.ERROR, "no env file")),
+        (view(desired(), image=ImageState.PULLING), (Status.MISSING, "pulling demo:1")),
+        (view(desired(), memory=failing(Verb.CREATE)), (Status.ERROR, "no")),
+    ],
+    ids=["unknown", "new", "a problem", "pulling", "creating failed"],
+)
+def test_what_is_not_there(seen, expected):
+    assert status_of(seen) == expected
+
+
+def test_a_problem_shows_while_the_old_one_runs():
+    blocked = view(desired(problem="no env file"), container())
+    assert status_of(blocked) == (Status.ERROR, "no env file")
+    assert status_of(view(None, container())) == (Status.RUNNING, "")
+
+
+@pytest.mark.parametrize(
+    ("death", "expected"),
+    [
+        (Death("x", NOW, 0, oom_killed=False), "exit code 0"),
+        (Death("x", NOW, 137, oom_killed=True), "exit code 137, out of memory"),
+        (Death("x", NOW, 143, oom_killed=False), "exit code 143, signal 15"),
+        (
+            Death("x", NOW, 128, oom_killed=False, error="no such file"),
+            "exit code 128, no such file",
+        ),
+    ],
+)
+def test_how_it_ended_for_a_person(death, expected):
+    assert death.reason == expected
+
+
+def test_no_secret_shows():
+    assert "hush" not in repr(Identity("hush", PORTS)) + repr(container(session_key="hush"))
