@@ -43,7 +43,8 @@ class FakeEngine:
     """One instance's view of a host.
 
     ``calls`` holds each verb with its target, in the order they began. ``latency`` maps verbs to
-    seconds, spent in ``sleep``. A verb's name is that of the protocol's method.
+    seconds, spent in ``sleep`` before the work is done, ``answering`` to those spent after it. A
+    verb's name is that of the protocol's method.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class FakeEngine:
         self.instance = instance
         self.calls: list[tuple[str, str]] = []
         self.latency: dict[str, float] = {}
+        self.answering: dict[str, float] = {}
         self.closed = False
         self._sleep = sleep
         self._faults: dict[str, deque[_Fault]] = defaultdict(deque)
@@ -98,6 +100,8 @@ class FakeEngine:
         if fault and not fault.after:
             raise fault.error
         yield
+        if seconds := self.answering.get(verb):
+            await self._sleep(seconds)
         if fault:
             raise fault.error
 

@@ -1,0 +1,73 @@
+"""An event loop in simulated time: when nothing is ready, the clock jumps to the next timer.
+
+Hours pass in milliseconds, and in the same order each time. Work in threads (the store, files) is
+waited for in real time, and no simulated time passes meanwhile.
+"""
+
+import asyncio
+import selectors
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any
+
+EPOCH = 1_750_000_000.0
+
+
+class Deadlock(RuntimeError):
+    """No timer, no thread: nothing will ever happen again."""
+
+
+class _JumpingSelector(selectors.SelectSelector):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.in_threads = 0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if ready or timeout == 0:
+            return ready
+        if self.in_threads:
+            return super().select(None)
+        if timeout is None:
+            raise Deadlock
+        self.now += timeout
+        return ready
+
+
+class SimulatedLoop(asyncio.SelectorEventLoop):
+    """``time()`` is simulated, and so is every sleep and timeout."""
+
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+        # Timers that lie closer together than this are run in one turn.
+        self._clock_resolution = 1e-9
+
+    def time(self) -> float:
+        return self._jumping.now
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Executor | None, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        self._jumping.in_threads += 1
+        future = super().run_in_executor(executor, func, *args)
+        future.add_done_callback(self._leave_thread)
+        return future
+
+    def _leave_thread(self, _future: asyncio.Future[Any]) -> None:
+        self._jumping.in_threads -= 1
+
+
+class WallClock:
+    """Seconds since the epoch, as they pass in the loop, plus jumps on request."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._loop = loop or asyncio.get_running_loop()
+        self._ahead = EPOCH
+
+    def __call__(self) -> float:
+        return self._ahead + self._loop.time()
+
+    def jump(self, seconds: float) -> None:
+        self._ahead += seconds

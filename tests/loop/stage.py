@@ -1,0 +1,172 @@
+"""A whole manager on a host in memory, in simulated time, with a desired file that is edited."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from reconciler.core.model import Container
+from reconciler.loop.intake import Reading
+from reconciler.loop.manager import Manager
+from reconciler.loop.reporter import Reporter
+from reconciler.service.events import Event
+from reconciler.settings import Settings
+from reconciler.store.store import Store
+from tests.fakes.engine import FakeEngine
+from tests.fakes.host import IMAGE, FakeHost
+from tests.loop.simulated import WallClock
+
+PREFIX = "oh-agent-server-"
+DAY = 86400.0
+PLAIN: Mapping[str, Any] = {
+    "image": IMAGE,
+    "workspace": {"path": "/workspace"},
+    "ports": [{"name": "HTTP", "container_port": 8000}],
+}
+# Root tasks that these tests leave out: edits are read when a test says so.
+_ABSENT = {"manifest-watch"}
+
+
+class Notebook(Reporter):
+    """Keeps every line of the log, as it is before anything is struck out."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self.lines: list[tuple[Event, dict[str, Any]]] = []
+
+    def log(self, event: Event, **fields: Any) -> None:
+        self.lines.append((event, fields))
+
+    def said(self, event: Event, **fields: Any) -> list[dict[str, Any]]:
+        """The lines of this event that have these fields, in order."""
+        lines = [line for said, line in self.lines if said is event]
+        return [line for line in lines if fields.items() <= line.items()]
+
+
+class Stage(AbstractAsyncContextManager["Stage"]):
+    """``host`` outlives every manager, and so does the state directory."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.clock = WallClock()
+        self.host = FakeHost(self.clock)
+        self.engine = FakeEngine(self.host)
+        self.file = folder / "desired.yaml"
+        options = {"port_range": (20000, 20099), "state_dir": folder / "state", **settings}
+        self.settings = Settings(desired=self.file, **options)
+        self.notes = Notebook(asyncio.get_running_loop().time)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.manager: Manager
+        self.store: Store
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._tasks:
+            await self.stop()
+
+    # --- the daemon's life
+
+    async def start(self, absent: Sequence[str] = tuple(_ABSENT)) -> Self:
+        self.store = await self._opened_store()
+        await self.store.__aenter__()
+        self.notes.ledger = self.store.append
+        self.manager = Manager(
+            self.settings,
+            engine=self.engine,
+            store=self.store,
+            reporter=self.notes,
+            clock=self.clock,
+            monotonic=asyncio.get_running_loop().time,
+        )
+        await self.manager.read_manifest()
+        roots = {name: run for name, run in self.manager.tasks().items() if name not in absent}
+        self._tasks = [asyncio.create_task(run(), name=name) for name, run in roots.items()]
+        return self
+
+    async def _opened_store(self) -> Store:
+        return await Store.open(
+            self.settings.state_dir,
+            on_trouble=lambda error: self.notes.log(Event.STORE_WRITE_FAILED, error=str(error)),
+            on_recovered=lambda: self.notes.log(Event.STORE_RECOVERED),
+            clock=self.clock,
+        )
+
+    async def stop(self) -> None:
+        await self._end_tasks()
+        await self.store.close()
+
+    async def crash(self) -> None:
+        """Like kill -9: what was not written is lost, and what was asked for is not waited for."""
+        await self._end_tasks()
+        await self.store._flusher.stop()
+        await self.store._thread.run(self.store._disk.close)
+        self.store._thread.end()
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    async def _end_tasks(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        await self.manager.close()
+        failed = [e for e in ended if not isinstance(e, asyncio.CancelledError)]
+        assert not failed, failed
+
+    # --- what its users do
+
+    def write(self, sandboxes: Mapping[str, Any], **specs: Mapping[str, Any]) -> None:
+        """Records as a state, or as overrides over the spec ``plain``."""
+        records = {
+            name: {"spec": "plain", **({"state": it} if isinstance(it, str) else it)}
+            for name, it in sandboxes.items()
+        }
+        content = {"version": 1, "specs": {"plain": PLAIN, **specs}, "sandboxes": records}
+        self.file.write_text(yaml.safe_dump(content), encoding="utf-8")
+
+    async def edit(self, sandboxes: Mapping[str, Any], **specs: Mapping[str, Any]) -> Reading:
+        self.write(sandboxes, **specs)
+        return await self.manager.intake.read()
+
+    async def converge(self, sandboxes: Mapping[str, Any], **specs: Mapping[str, Any]) -> None:
+        self.write(sandboxes, **specs)
+        if self._tasks:
+            await self.manager.intake.read()
+        else:
+            await self.start()
+        await self.quiet()
+
+    # --- how time passes
+
+    async def after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def quiet(self, within: float = 600.0) -> None:
+        """Until nothing is to be done in the next moment."""
+        async with asyncio.timeout(within):
+            while not self.is_quiet():
+                await asyncio.sleep(0.05)
+
+    def is_quiet(self) -> bool:
+        synced = self.manager.informer.synced.is_set()
+        return synced and self.manager.queue.idle(0.1) and not self.manager.puller._pulls
+
+    # --- what there is
+
+    def seen(self, name: str) -> Container:
+        return self.host.box(f"{PREFIX}{name}").seen
+
+    def phases(self) -> dict[str, str]:
+        """Every container's phase, by its name without the prefix."""
+        boxes = (box.seen for box in self.host.boxes.values())
+        return {seen.name.removeprefix(PREFIX): str(seen.phase) for seen in boxes}
+
+    def row(self, name: str) -> dict[str, Any]:
+        (row,) = self.manager.survey.sandboxes(name, secrets=True)
+        return row
+
+    def statuses(self) -> dict[str, str]:
+        return {row["name"]: row["status"] for row in self.manager.survey.sandboxes()}
