@@ -129,7 +129,8 @@ def _fill_the_name(world: _World) -> Decision | None:
         return None
     heir = _heir(world)
     if heir is not None:
-        return _on(Verb.RENAME, heir, "it is not under its name", new_name=world.names.current)
+        name = world.names.predecessor if _stands_in_the_way(world, heir) else world.names.current
+        return _on(Verb.RENAME, heir, "it is not under its name", new_name=name)
     if roles.successor is not None:
         return _on(Verb.REMOVE, roles.successor, "it was made for an older edit")
     return _make(world, world.names.current, "it does not exist")
@@ -142,6 +143,12 @@ def _heir(world: _World) -> Container | None:
     if roles.predecessor is not None:
         return roles.predecessor
     return max(roles.strays, key=lambda c: (world.in_sync(c), c.live, c.created_at), default=None)
+
+
+def _stands_in_the_way(world: _World, heir: Container) -> bool:
+    """Its name is taken: by one that may itself wait for the name that this one bears."""
+    taken = policy.failure_of(world.view.memory, Verb.RENAME, heir.spec_hash)
+    return heir in world.roles.strays and taken is not None
 
 
 def _drop_strays(world: _World) -> Decision | None:
