@@ -1,0 +1,143 @@
+"""What happens to containers and volumes behind our back, and how it is put right."""
+
+import time
+
+import pytest
+
+from tests.e2e.world import World, box, web
+
+ENDS = ("die", "start")
+CRASH = ["sh", "-c", "echo the disk is on fire; exit 7"]
+
+
+def test_a_paused_container_is_resumed(world: World) -> None:
+    world.start(alice=box())
+    world.docker.pause(world.name("alice"))
+    world.wait(lambda: world.state("alice") == "running")
+
+
+def test_a_resumed_container_is_paused_again(world: World) -> None:
+    world.start(alice=box("paused"))
+    world.docker.unpause(world.name("alice"))
+    world.wait(lambda: world.state("alice") == "paused")
+
+
+def test_a_started_container_is_stopped_again(world: World) -> None:
+    world.start(alice=box("stopped"))
+    world.docker.start(world.name("alice"))
+    world.wait(lambda: world.state("alice") == "exited")
+
+
+def pauses_of(world: World, container: str) -> list[float]:
+    """The seconds from each end of a container to the start that followed."""
+    told = world.docker.events(0, time.time(), container=[container], event=list(ENDS))
+    times = {what: [e["timeNano"] / 1e9 for e in told if e["Action"] == what] for what in ENDS}
+    return [start - end for end, start in zip(times["die"], times["start"][1:], strict=False)]
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_container_that_was_ended_is_started_again(world: World, end: str) -> None:
+    world.start(alice=web())
+    former = world.id("alice")
+    getattr(world.docker, end)(world.name("alice"))
+    died = world.daemon.wait_event("sandbox.died", sandbox="alice")
+    assert died["exit_code"] == {"stop": 0, "kill": 137}[end]
+    world.converge()
+    assert world.id("alice") == former
+    assert world.row("alice")["restarts"] == 1
+
+
+def test_a_removed_container_is_made_again_with_what_it_had(world: World) -> None:
+    world.start(alice=web())
+    former, key, ports = str(world.id("alice")), world.key("alice"), world.ports("alice")
+    world.run_in("alice", "echo data > /workspace/file")
+    world.docker.rm(world.name("alice"))
+    world.wait_replaced("alice", former)
+    assert (world.key("alice"), world.ports("alice")) == (key, ports)
+    assert world.run_in("alice", "cat /workspace/file") == "data"
+
+
+def test_a_renamed_container_gets_its_name_back(world: World) -> None:
+    world.start(alice=box(), bob=box())
+    ids = world.ids()
+    world.docker.rename(world.name("alice"), f"{world.instance.prefix}somebody")
+    world.wait(lambda: world.ids() == ids)
+
+
+def test_names_that_were_swapped_are_swapped_back(world: World) -> None:
+    world.start(alice=box(), bob=box())
+    ids = world.ids()
+    names = [world.name("alice"), f"{world.instance.prefix}aside", world.name("bob")]
+    world.daemon.kill9()
+    world.docker.rename(names[0], names[1])
+    world.docker.rename(names[2], names[0])
+    world.docker.rename(names[1], names[2])
+    world.daemon.start()
+    world.wait(lambda: world.ids() == ids)
+    world.converge()
+
+
+def test_a_crash_loop_is_told_with_its_last_words_and_slows_down(world: World) -> None:
+    slow = {"backoff": "300ms", "max_backoff": "1m"}
+    world.start(bob=box())
+    world.declare(alice=box(command=CRASH, restart=slow), bob=box())
+    row = world.wait_error("alice", "exit code 7", "the disk is on fire")
+    assert row["last_exit"]["exit_code"] == 7
+    world.wait(lambda: world.row("alice")["restarts"] >= 3)
+    # At once, then after 300 ms, then after 600 ms, each less 10 % at most.
+    pauses = pauses_of(world, str(world.id("alice")))
+    assert pauses[1] >= 0.27
+    assert pauses[2] >= 0.54
+    assert world.row("bob")["status"] == "RUNNING"
+    world.declare(alice=box(), bob=box())
+    world.converge("alice", "bob")
+
+
+def test_a_crash_inside_is_told_and_mended(world: World) -> None:
+    script = "echo about to fail; while ! test -e /tmp/crash; do sleep 0.1; done; exit 3"
+    world.start(alice=box(command=["sh", "-c", script]))
+    world.run_in("alice", "touch /tmp/crash")
+    row = world.wait_error("alice", "exit code 3", "about to fail")
+    assert row["last_exit"]["log_tail"][-1] == "about to fail"
+
+
+def test_a_container_and_its_volume_that_were_removed_are_made_again(world: World) -> None:
+    world.start(alice=box(user="agent"))
+    former = str(world.id("alice"))
+    world.docker.rm(world.name("alice"), volumes=True)
+    world.docker.rm_volume(world.instance.volume("alice"), force=True)
+    world.wait_replaced("alice", former)
+    assert world.volumes() == {"alice"}
+    assert world.run_in("alice", "touch /workspace/file; stat -c %U /workspace") == "agent"
+
+
+def test_a_volume_removed_while_the_daemon_was_down_is_made_again(world: World) -> None:
+    world.start(alice=box())
+    world.daemon.kill9()
+    world.docker.rm(world.name("alice"))
+    world.docker.rm_volume(world.instance.volume("alice"))
+    world.daemon.start()
+    world.converge("alice")
+    assert world.state("alice") == "running"
+    assert world.volumes() == {"alice"}
+
+
+def test_of_two_containers_the_one_with_the_name_stays(world: World) -> None:
+    world.start(alice=box())
+    former = world.id("alice")
+    second = world.add_container(f"{world.instance.prefix}second", sandbox="alice")
+    world.wait(lambda: second not in world.ids().values())
+    assert world.id("alice") == former
+    assert world.names() == ["alice"]
+
+
+def test_what_changes_while_the_daemon_is_down_is_put_right(world: World) -> None:
+    world.start(alice=box(), bob=box("paused"), carol=box("stopped"))
+    ids = world.ids()
+    world.daemon.terminate()
+    world.docker.kill(world.name("alice"))
+    world.docker.unpause(world.name("bob"))
+    world.docker.start(world.name("carol"))
+    world.daemon.start()
+    world.wait_status(alice="RUNNING", bob="PAUSED", carol="STOPPED")
+    assert world.ids() == ids
