@@ -249,6 +249,8 @@ class Controller:
 
     def _fail(self, view: View, action: Action, error: Exception, event: Event) -> None:
         roles = roles_of(view)
+        if view.desired is None and view.fate is Fate.UNKNOWN:
+            event = Event.GARBAGE_FAILED
         swap = action.verb is Verb.START and roles.predecessor is not None
         spec_hash = concerned_hash(view, action)
         failure = self._remember_failure(view, action.verb, spec_hash, str(error), swap=swap)

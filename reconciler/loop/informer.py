@@ -163,6 +163,7 @@ class Informer:
         # Subscribe first, list after: what changes in between is told by an event.
         async with self._engine.events() as events:
             await self.sync_once()
+            await self._say_connected()
             relisting = asyncio.create_task(self._relist_for_ever(), name="relist")
             try:
                 async for event in events:
@@ -172,6 +173,15 @@ class Informer:
                 with contextlib.suppress(asyncio.CancelledError):
                     await relisting
         self._reporter.log(Event.ENGINE_STREAM_LOST, error="the event stream ended")
+
+    async def _say_connected(self) -> None:
+        info = await self._engine.info()
+        self._reporter.log(
+            Event.ENGINE_CONNECTED,
+            engine=info.name,
+            version=info.version,
+            api_version=info.api_version,
+        )
 
     def _hear(self, event: EngineEvent) -> None:
         match event.kind:

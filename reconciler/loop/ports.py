@@ -53,6 +53,12 @@ class Identities:
         for container in sorted(observed.containers, key=_by_seniority):
             if container.session_key and self._store.identity(key) is None:
                 self._store.put_identity(key, self._read_back(key, container))
+                self._reporter.tell(
+                    Event.SANDBOX_ADOPTED,
+                    key,
+                    "it was there already",
+                    container=container.name,
+                )
 
     def ensure(self, key: str, spec: SandboxSpec) -> Identity:
         """The sandbox's identity, with a lease for each port that the spec publishes.

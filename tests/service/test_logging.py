@@ -88,8 +88,8 @@ def test_levels_are_filtered_and_can_be_changed_later(stream):
     configure("json", "warning", stream)
     log.info(Event.SANDBOX_PAUSED)
     configure("json", "debug", stream)
-    log.debug(Event.PORT_LEASED)
-    assert [line["event"] for line in lines(stream)] == ["port.leased"]
+    log.debug(Event.LIBRARY_LOG)
+    assert [line["event"] for line in lines(stream)] == ["library.log"]
 
 
 def test_an_unknown_level_is_an_error():

@@ -72,19 +72,6 @@ class Event(StrEnum):
     ENGINE_SLOW = _of(
         "engine.slow", "warning", "A call took unusually long.", "call", "seconds", "repeated"
     )
-    ENGINE_WEDGED = _of(
-        "engine.wedged",
-        "error",
-        "The engine answers questions but finishes no change; restart it.",
-        *("calls", "seconds", "repeated"),
-    )
-    ENGINE_UNWEDGED = _of("engine.unwedged", "info", "The engine finishes changes again.")
-    ENGINE_RELISTED = _of(
-        "engine.relisted",
-        "debug",
-        "Everything that is there was listed anew.",
-        *("containers", "volumes", "seconds", "why"),
-    )
     ENGINE_STREAM_LOST = _of(
         "engine.stream_lost", "warning", "The event stream ended; a relist follows.", "error"
     )
@@ -140,7 +127,6 @@ class Event(StrEnum):
         "A container that was there already is taken over unchanged.",
         "container",
     )
-    SANDBOX_CREATING = _of("sandbox.creating", "info", "Its container is being made.", "image")
     SANDBOX_CREATED = _of(
         "sandbox.created", "info", "Its container is made.", "container", "image", "seconds"
     )
@@ -180,9 +166,6 @@ class Event(StrEnum):
     SANDBOX_RECOVERED = _of(
         "sandbox.recovered", "info", "What was wrong with it is over.", "after", "complaints"
     )
-    SANDBOX_DRIFTED = _of(
-        "sandbox.drifted", "info", "It differs from its record.", "differences", "on_change"
-    )
 
     ACTION_FAILED = _of(
         "action.failed",
@@ -196,9 +179,6 @@ class Event(StrEnum):
         "A step on the engine did not answer in time; what it did is looked up.",
         *("action", "seconds", "retry_in", "repeated"),
     )
-    QUEUE_SATURATED = _of(
-        "queue.saturated", "warning", "Work waits longer than it should.", "waiting", "oldest"
-    )
 
     PULL_STARTED = _of("pull.started", "info", "An image is being pulled.", "image")
     PULL_PROGRESS = _of(
@@ -209,7 +189,6 @@ class Event(StrEnum):
         "pull.failed", "error", "The image cannot be had.", "image", "error", "retry_in", "repeated"
     )
 
-    PORT_LEASED = _of("port.leased", "debug", "It got a host port.", "name", "port")
     PORT_REPLACED = _of(
         "port.replaced",
         "warning",
@@ -244,16 +223,7 @@ class Event(StrEnum):
         *("kind", "name", "error", "repeated"),
     )
 
-    DISK_PRESSURE = _of(
-        "disk.pressure",
-        "error",
-        "Too little space: no sandbox is created until there is more.",
-        *("path", "free", "threshold", "repeated"),
-    )
-    DISK_RELIEVED = _of("disk.relieved", "info", "There is space again.", "path", "free")
-
     STORE_OPENED = _of("store.opened", "info", "The database is open.", "path", "schema_version")
-    STORE_CORRUPT = _of("store.corrupt", "error", "The database is unusable.", "path", "error")
     STORE_WRITE_FAILED = _of(
         "store.write_failed",
         "error",
@@ -261,9 +231,6 @@ class Event(StrEnum):
         *("error", "repeated"),
     )
     STORE_RECOVERED = _of("store.recovered", "info", "Writing works again.", "complaints")
-
-    API_STARTED = _of("api.started", "info", "The API listens.", "address")
-    API_FAILED = _of("api.failed", "error", "A request failed inside.", "method", "path", "error")
 
     LIBRARY_LOG = _of(
         "library.log",
