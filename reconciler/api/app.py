@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import FastAPI, Query
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.exceptions import HTTPException
 
-from reconciler.core.errors import EngineError, ReconcilerError
+from reconciler.core.errors import EngineError, EngineUnavailable, NotFound, ReconcilerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -15,22 +18,30 @@ if TYPE_CHECKING:
     from fastapi import Request
 
     from reconciler.loop.answers import Answers
+    from reconciler.loop.informer import Informer
     from reconciler.loop.manager import Manager
 
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 
+# Longer than it takes to list again after a lost event stream.
+_PATIENCE: Final = 5.0
+
 
 def create_app(manager: Manager) -> FastAPI:
-    """The application over one manager."""
+    """The application over one manager. Every error is ``{"error": "..."}``."""
     app = FastAPI(title="reconciler", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(ReconcilerError, _explain)
-    _add_questions(app, manager)
+    app.add_exception_handler(RequestValidationError, _explain_question)
+    app.add_exception_handler(HTTPException, _explain_address)
+    app.add_exception_handler(Exception, _own_up)
+    _add_state(app, manager)
+    _add_observations(app, manager)
     _add_requests(app, manager.answers)
     _add_logs(app, manager.answers)
     return app
 
 
-def _add_questions(app: FastAPI, manager: Manager) -> None:
+def _add_state(app: FastAPI, manager: Manager) -> None:
     @app.get("/v1/ping")
     async def ping() -> dict[str, str]:
         return {"desired": str(manager.intake.path), "instance": manager.settings.instance}
@@ -38,14 +49,6 @@ def _add_questions(app: FastAPI, manager: Manager) -> None:
     @app.get("/v1/status")
     async def status(name: str | None = None, *, secrets: bool = False) -> dict[str, Any]:
         return await manager.answers.status(name, secrets=secrets)
-
-    @app.get("/v1/plan")
-    async def plan() -> dict[str, Any]:
-        return manager.answers.plan()
-
-    @app.get("/v1/convergence")
-    async def convergence() -> dict[str, Any]:
-        return manager.survey.convergence()
 
     @app.get("/v1/events")
     async def events(
@@ -58,6 +61,32 @@ def _add_questions(app: FastAPI, manager: Manager) -> None:
     @app.get("/v1/export")
     async def export() -> PlainTextResponse:
         return PlainTextResponse(manager.answers.export(), media_type="application/yaml")
+
+
+def _add_observations(app: FastAPI, manager: Manager) -> None:
+    """What only an engine that answers can tell."""
+
+    @app.get("/v1/plan")
+    async def plan() -> dict[str, Any]:
+        await _observed(manager.informer)
+        return manager.answers.plan()
+
+    @app.get("/v1/convergence")
+    async def convergence() -> dict[str, Any]:
+        state = manager.survey.convergence()
+        if manager.informer.synced.is_set():
+            return {**state, "engine_error": None}
+        unknown = {"converged": False, "hopeless": False, "engine_error": manager.informer.error}
+        return {**state, **unknown}
+
+
+async def _observed(informer: Informer) -> None:
+    """What was seen before the engine was lost says nothing about what is: "in sync" least."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await informer.synced.wait()
+    except TimeoutError:
+        raise EngineUnavailable(informer.error) from None
 
 
 def _add_requests(app: FastAPI, answers: Answers) -> None:
@@ -88,6 +117,33 @@ async def _as_text(lines: AsyncIterator[str]) -> AsyncIterator[str]:
         yield f"{line}\n"
 
 
+# --- errors -----------------------------------------------------------------------------------
+
+
 async def _explain(_request: Request, error: Exception) -> JSONResponse:
-    status = 503 if isinstance(error, EngineError) else 404
-    return JSONResponse({"error": str(error)}, status_code=status)
+    return _error(_status_of(error), str(error))
+
+
+def _status_of(error: Exception) -> int:
+    if isinstance(error, NotFound):
+        return 404
+    return 503 if isinstance(error, EngineError) else 500
+
+
+async def _explain_question(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    wrong = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
+    return _error(422, "; ".join(wrong))
+
+
+async def _explain_address(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, str(error.detail))
+
+
+async def _own_up(_request: Request, error: Exception) -> JSONResponse:
+    return _error(500, f"this is a defect, see the daemon's log: {type(error).__name__}: {error}")
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": message}, status_code=status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-_GOODBYE: Final = 2
+# What an open answer gets to end by itself. A log that is followed never does.
+_GOODBYE: Final = 0.5
+_LAST_RESORT: Final = 5
 
 
 class _Server(uvicorn.Server):
@@ -41,10 +44,25 @@ async def serve(app: FastAPI, path: Path) -> None:
         lifespan="off",
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=_GOODBYE,
+        timeout_graceful_shutdown=_LAST_RESORT,
     )
     with listening(path) as listener:
-        await _Server(config).serve(sockets=[listener])
+        await _until_cancelled(_Server(config), listener)
+
+
+async def _until_cancelled(server: uvicorn.Server, listener: socket.socket) -> None:
+    """A server that is cancelled leaves its connections open: it is asked to end instead."""
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    try:
+        await asyncio.shield(serving)
+    except asyncio.CancelledError:
+        server.should_exit = True
+        await asyncio.wait({serving}, timeout=_GOODBYE)
+        for connection in list(server.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.close()
+        await serving
+        raise
 
 
 @contextlib.contextmanager
