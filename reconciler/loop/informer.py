@@ -12,14 +12,14 @@ import contextlib
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.errors import EngineError, EngineTimeout
+from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
 from reconciler.core.model import Observed
 from reconciler.engine.protocol import EventKind
 from reconciler.loop.queue import Priority
 from reconciler.service.events import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from reconciler.core.model import Container, Volume
     from reconciler.engine.protocol import Engine, EngineEvent, Listing, Summary
@@ -27,17 +27,23 @@ if TYPE_CHECKING:
 
 _RECONNECT_FIRST: Final = 0.1
 _RECONNECT_LONGEST: Final = 5.0
+# A connection that held this long was a good one.
+_STABLE: Final = 5.0
 _CONCURRENT_INSPECTIONS: Final = 16
 
 
 class Informer:
-    """The cache of one engine, and the tasks that keep it true."""
+    """The cache of one engine, and the tasks that keep it true.
+
+    ``wanted`` names the keys that are looked at again with every list, though nothing bears them.
+    """
 
     def __init__(
         self,
         engine: Engine,
         *,
         enqueue: Callable[[str, Priority], None],
+        wanted: Callable[[], Iterable[str]],
         on_first_sync: Callable[[], None],
         clock: Callable[[], float],
         resync_interval: float,
@@ -45,6 +51,7 @@ class Informer:
     ) -> None:
         self._engine = engine
         self._enqueue = enqueue
+        self._wanted = wanted
         self._on_first_sync = on_first_sync
         self._clock = clock
         self._resync_interval = resync_interval
@@ -67,6 +74,10 @@ class Informer:
         containers = self._by_key.get(key, {})
         volumes = (v for v in self._volumes.values() if v.sandbox == key)
         return Observed(tuple(containers.values()), tuple(volumes))
+
+    def knows(self, key: str) -> bool:
+        """Whether nothing under the key waits to be looked at."""
+        return key not in self._dirty and key not in self._unsure
 
     def keys(self) -> set[str]:
         """Every key that something bears."""
@@ -128,10 +139,16 @@ class Informer:
     def _put(self, container_id: str, container: Container | None) -> None:
         former = self._containers.pop(container_id, None)
         if former is not None:
-            self._by_key[former.sandbox].pop(container_id, None)
+            self._drop_from_key(former)
         if container is not None:
             self._containers[container.id] = container
             self._by_key[container.sandbox][container.id] = container
+
+    def _drop_from_key(self, container: Container) -> None:
+        siblings = self._by_key[container.sandbox]
+        del siblings[container.id]
+        if not siblings:
+            del self._by_key[container.sandbox]
 
     # --- the tasks ----------------------------------------------------------------------------
 
@@ -142,27 +159,39 @@ class Informer:
             EngineError: the engine could not be asked.
         """
         self._apply(await self._engine.list(), everything=True)
-        await self._inspect_all()
+        for error in await self._inspect_all():
+            raise error
+        self._become_synced()
+
+    async def _sync(self) -> None:
+        self._apply(await self._engine.list(), everything=True)
+        if not self.ever_synced:
+            # What exists is adopted before anything is made. Later, each key's own pass inspects.
+            for error in await self._inspect_all():
+                if not _is_about_one(error):
+                    raise error
         self._become_synced()
 
     async def run(self) -> None:
         """Stay in touch with the engine, for ever."""
         delay = _RECONNECT_FIRST
         while True:
+            began = self._clock()
             try:
                 await self._stay_connected()
             except EngineError as error:
                 self.error = str(error)
                 self._reporter.complain(Event.ENGINE_LOST, error=str(error))
-            connected, self.complete = self.synced.is_set(), False
+            held = self.synced.is_set() and self._clock() - began >= _STABLE
+            self.complete = False
             self.synced.clear()
-            delay = _RECONNECT_FIRST if connected else min(delay * 2, _RECONNECT_LONGEST)
+            delay = _RECONNECT_FIRST if held else min(delay * 2, _RECONNECT_LONGEST)
             await asyncio.sleep(delay)
 
     async def _stay_connected(self) -> None:
         # Subscribe first, list after: what changes in between is told by an event.
         async with self._engine.events() as events:
-            await self.sync_once()
+            await self._sync()
             await self._say_connected()
             relisting = asyncio.create_task(self._relist_for_ever(), name="relist")
             try:
@@ -172,11 +201,14 @@ class Informer:
                 relisting.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await relisting
-        self._reporter.log(Event.ENGINE_STREAM_LOST, error="the event stream ended")
+        self._reporter.complain(Event.ENGINE_STREAM_LOST, error="the event stream ended")
 
     async def _say_connected(self) -> None:
-        info = await self._engine.info()
-        self._reporter.log(
+        try:
+            info = await self._engine.info()
+        except EngineError:
+            return
+        self._reporter.complain(
             Event.ENGINE_CONNECTED,
             engine=info.name,
             version=info.version,
@@ -214,7 +246,10 @@ class Informer:
     async def _relist(self) -> None:
         self._apply(await self._engine.list(), everything=False)
         self.complete = True
-        for key in self.keys() | set(self._dirty):
+        self._enqueue_all()
+
+    def _enqueue_all(self) -> None:
+        for key in {*self.keys(), *self._dirty, *self._wanted()}:
             self._enqueue(key, Priority.RESYNC)
 
     def _apply(self, listing: Listing, *, everything: bool) -> None:
@@ -242,16 +277,22 @@ class Informer:
         self._volumes = {**listed, **kept}
         self._touched = {name: self._touched[name] for name in recent}
 
-    async def _inspect_all(self) -> None:
+    async def _inspect_all(self) -> list[EngineError]:
+        """Inspect what may have changed; what fails is left for its key's own pass."""
         gate = asyncio.Semaphore(_CONCURRENT_INSPECTIONS)
+        failed: list[EngineError] = []
 
         async def inspect(key: str) -> None:
             async with gate:
-                await self.refresh(key)
+                try:
+                    await self.refresh(key)
+                except EngineError as error:
+                    failed.append(error)
 
         async with asyncio.TaskGroup() as group:
             for key in list(self._dirty):
                 group.create_task(inspect(key), name=f"inspect {key}")
+        return failed
 
     def _become_synced(self) -> None:
         if not self.ever_synced:
@@ -259,9 +300,13 @@ class Informer:
             self._on_first_sync()
         self.complete, self.error = True, ""
         self._reporter.resolve(Event.ENGINE_LOST)
-        for key in self.keys():
-            self._enqueue(key, Priority.RESYNC)
+        self._enqueue_all()
         self.synced.set()
+
+
+def _is_about_one(error: EngineError) -> bool:
+    """Whether it speaks of one container, and not of the engine."""
+    return isinstance(error, EngineTimeout) or not isinstance(error, EngineUnavailable)
 
 
 _LIST_SLACK: Final = 30.0

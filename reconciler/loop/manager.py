@@ -71,6 +71,7 @@ class Manager:
         self.informer = Informer(
             engine,
             enqueue=self.queue.add,
+            wanted=self._wanted,
             on_first_sync=self._adopt,
             clock=monotonic,
             resync_interval=settings.resync_interval,
@@ -181,7 +182,7 @@ class Manager:
     async def read_manifest(self, *, allow_mass_delete: bool = False) -> Reading:
         """Take in the desired file, and everything that was declared before."""
         reading = await self.intake.read(allow_mass_delete=allow_mass_delete)
-        for name in {*self.store.records, *self.store.deleted}:
+        for name in self._wanted():
             self.queue.add(name, Priority.RESYNC)
         return reading
 
@@ -223,6 +224,9 @@ class Manager:
 
     def _on_verdict(self, key: str, health: Health) -> None:
         self._controller.on_verdict(key, health)
+
+    def _wanted(self) -> set[str]:
+        return {*self.store.records, *self.store.deleted}
 
     def _adopt(self) -> None:
         # Before anything new is leased, what exists keeps what it has.

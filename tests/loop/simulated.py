@@ -55,6 +55,11 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._leave_thread)
         return future
 
+    async def shutdown_default_executor(self) -> None:
+        self._jumping.in_threads += 1
+        await super().shutdown_default_executor()
+        self._jumping.in_threads -= 1
+
     def _leave_thread(self, _future: asyncio.Future[Any]) -> None:
         self._jumping.in_threads -= 1
 

@@ -147,7 +147,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
     async def quiet(self, within: float = 600.0) -> None:
         """Until nothing is to be done in the next moment."""
         async with asyncio.timeout(within):
-            while not self.is_quiet():
+            while not self.is_quiet():  # noqa: ASYNC110 - a turn of simulated time
                 await asyncio.sleep(0.05)
 
     def is_quiet(self) -> bool:
