@@ -30,7 +30,7 @@ def status_of(view: View) -> tuple[Status, str]:  # noqa: PLR0911 - a table, one
             return _made(view)
         case Phase.EXITED | Phase.DEAD:
             return _ended(view, current)
-        case Phase.REMOVING:
+        case _:
             return Status.MISSING, "the engine is removing it"
 
 
@@ -54,7 +54,7 @@ def _running(view: View, current: Container) -> tuple[Status, str]:
             return Status.ERROR, f"unhealthy: {view.health.reason}"
         case Verdict.BAD:
             return Status.STARTING, view.health.reason
-        case Verdict.UNKNOWN:
+        case _:
             return Status.STARTING, "not probed yet"
 
 

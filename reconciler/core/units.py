@@ -11,8 +11,8 @@ _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES: Final = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 # An engine's sizes have 64 bits.
 _LARGEST: Final = 2**63 - 1
-_DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)")
-_SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,3})?)([bkmgt])b?", re.IGNORECASE)
+_DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)", re.ASCII)
+_SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,3})?)([bkmgt])b?", re.IGNORECASE | re.ASCII)
 
 DURATION_PATTERN: Final = r"^\d{1,12}(\.\d{1,3})?(ms|s|m|h|d)$"
 SIZE_PATTERN: Final = r"^\d{1,15}(\.\d{1,3})?[bkmgtBKMGT][bB]?$"

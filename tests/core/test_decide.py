@@ -171,6 +171,15 @@ def test_a_renamed_container_gets_its_name_back():
     assert step(view(desired(), renamed)) == "rename renamed -> alice (it is not under its name)"
 
 
+def test_one_whose_name_is_taken_gives_up_the_name_that_it_bears():
+    memory = failing(Verb.RENAME, cause="the name is taken")
+    swapped = view(desired(), container("the-name-of-another"), memory=memory)
+    assert step(swapped) == "wait until +30: the name is taken"
+    due = view(desired(), container("the-name-of-another"), memory=failing(Verb.RENAME, due=NOW))
+    assert step(due) == "rename the-name-of-another -> prev (it is not under its name)"
+    assert step(view(desired(), container(PREV))).startswith("rename prev -> alice")
+
+
 @pytest.mark.parametrize(
     ("better", "worse"),
     [

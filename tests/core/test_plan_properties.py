@@ -44,7 +44,7 @@ from tests.core.builders import (
 from tests.core.worlds import LIVE, World, check
 
 settings.register_profile("core", derandomize=True, deadline=None, database=None)
-steady = settings(settings.get_profile("core"), max_examples=400)
+steady = settings(settings.get_profile("core"), max_examples=200)
 
 LIMIT = 120
 STATES = st.sampled_from(["running", "paused", "stopped"])
