@@ -7,10 +7,13 @@ import heapq
 import itertools
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# How many void items a heap may hold for each valid one.
+_SLACK: Final = 4
 
 
 class Priority(IntEnum):
@@ -73,16 +76,21 @@ class WorkQueue:
         ticket = next(self._tickets)
         self._entries[key] = _Entry(priority, due, ticket)
         if key not in self._active:
-            heapq.heappush(self._waiting, (due, ticket, key))
-            self._changed.set()
+            self._await_turn(key)
+
+    def _await_turn(self, key: str) -> None:
+        if len(self._waiting) > _SLACK * (1 + len(self._entries)):
+            self._waiting = [it for it in self._waiting if self._is_valid(it[2], it[1])]
+            heapq.heapify(self._waiting)
+        entry = self._entries[key]
+        heapq.heappush(self._waiting, (entry.due, entry.ticket, key))
+        self._changed.set()
 
     def done(self, key: str) -> None:
         """The key's worker has ended."""
         self._active.discard(key)
-        entry = self._entries.get(key)
-        if entry is not None:
-            heapq.heappush(self._waiting, (entry.due, entry.ticket, key))
-            self._changed.set()
+        if key in self._entries:
+            self._await_turn(key)
 
     async def get(self) -> str:
         """The next key that is due; it is the caller's until ``done``."""
