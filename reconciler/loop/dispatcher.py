@@ -57,9 +57,10 @@ class Dispatcher:
         """Hand out keys, for ever; workers end with this task."""
         async with asyncio.TaskGroup() as workers:
             while True:
-                await self._beating(self._ready.wait)
                 await self._beating(self._slots.acquire)
                 key = await self._beating(self._queue.get)
+                # Last, for whoever waited long for a key: readiness may be gone since.
+                await self._beating(self._ready.wait)
                 workers.create_task(self._work(key), name=f"reconcile {key}")
 
     async def _beating(self, wait: Callable[[], Awaitable[str | bool]]) -> str:
