@@ -235,9 +235,13 @@ class Controller:
 
     def _move_ports(self, view: View, action: Action, error: PortTaken) -> None:
         try:
-            self._identities.replace(view.key, error.port)
+            replaced = self._identities.replace(view.key, error.port)
         except ReconcilerError as exhausted:
             self._fail(view, action, exhausted, Event.ACTION_FAILED)
+            return
+        if not replaced:
+            # The container has a port that is not leased: its spec is older than the record's.
+            self._fail(view, action, error, Event.ACTION_FAILED)
 
     def _lack_image(self, view: View, action: Action, error: ImageNotFound) -> None:
         assert view.desired is not None

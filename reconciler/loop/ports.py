@@ -77,17 +77,19 @@ class Identities:
             self._store.put_identity(key, identity)
         return identity
 
-    def replace(self, key: str, taken: int | None) -> None:
+    def replace(self, key: str, taken: int | None) -> bool:
         """Lease others in place of the port that something else took; None: of all of them.
+
+        Says whether there was anything to replace.
 
         Raises:
             ReconcilerError: the range of host ports is used up.
         """
         identity = self._store.identity(key)
-        if identity is None:
-            return
-        ports = dict(identity.ports)
+        ports = dict(identity.ports) if identity else {}
         lost = {c: h for c, h in ports.items() if taken is None or h == taken}
+        if identity is None or not lost:
+            return False
         for container_port, host_port in lost.items():
             self._quarantine[host_port] = self._clock() + _QUARANTINE
             ports[container_port] = self._allocate(ports.values())
@@ -99,6 +101,7 @@ class Identities:
                 port=ports[container_port],
             )
         self._store.put_identity(key, Identity(identity.session_key, ports))
+        return True
 
     def _read_back(self, key: str, container: Container) -> Identity:
         free = {

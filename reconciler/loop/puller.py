@@ -6,7 +6,7 @@ import asyncio
 from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.errors import EngineError
+from reconciler.core.errors import EngineError, PullFailed
 from reconciler.core.model import ImageState
 from reconciler.service.events import Event
 
@@ -87,6 +87,10 @@ class Puller:
             await self._engine.pull(image, _Progress(image, self._reporter, self._clock))
         except EngineError as error:
             self._finish(image, ImageState.UNKNOWN, error)
+        except Exception as error:  # noqa: BLE001 - a bug must leave nobody waiting for ever
+            about = f"pull {image}"
+            self._reporter.complain(Event.TASK_FAILED, about=about, task=about, error=repr(error))
+            self._finish(image, ImageState.UNKNOWN, PullFailed(f"{image}: {error!r}"))
         else:
             seconds = round(self._clock() - began, 1)
             self._reporter.log(Event.PULL_DONE, image=image, seconds=seconds)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.loop import ports
 from tests.loop.simulated import SimulatedLoop
 from tests.loop.stage import Stage
 
@@ -15,6 +16,14 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Loops:
     marker = item.get_closest_marker("asyncio")
     named = marker.kwargs.get("loop_factories") if marker else None
     return {"real": asyncio.SelectorEventLoop} if named else {"simulated": SimulatedLoop}
+
+
+@pytest.fixture(autouse=True)
+def taken_ports(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Ports that cannot be bound; all others can, whatever else runs on this machine."""
+    taken: set[int] = set()
+    monkeypatch.setattr(ports, "can_bind", lambda _address, port: port not in taken)
+    return taken
 
 
 @pytest.fixture
