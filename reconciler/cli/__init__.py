@@ -2,36 +2,71 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Final
+import traceback
+from typing import TYPE_CHECKING, Final, NoReturn
 
-import click
-
-from reconciler.cli.app import group
-from reconciler.core.errors import ManifestError, ReconcilerError
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _INTERRUPTED: Final = 130
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command that the arguments name; never shows a traceback for what a user can mend."""
     try:
+        # Loaded here, so that Ctrl-C finds somebody to heed it from the first moment.
+        from reconciler.cli.app import group  # noqa: PLC0415
+
         code = group(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(_INTERRUPTED)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except ManifestError as error:
-        click.echo(str(error), err=True)
-        sys.exit(1)
-    except ReconcilerError as error:
-        click.echo(f"reconciler: {error}", err=True)
-        sys.exit(1)
+        _leave(_INTERRUPTED)
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough.
-        sys.stderr.close()
-        sys.exit(0)
+        _leave(0)
+    except Exception as error:  # noqa: BLE001 - whatever it is, a user gets a sentence
+        sys.exit(_explain(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave(code: int) -> NoReturn:
+    # What is left in the buffers has no reader.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _explain(error: BaseException) -> int:
+    import click  # noqa: PLC0415 - as above
+
+    from reconciler.core.errors import ManifestError, ReconcilerError  # noqa: PLC0415
+
+    match error:
+        case click.exceptions.Abort():
+            return _INTERRUPTED
+        case click.ClickException():
+            error.show()
+            return error.exit_code
+        case ManifestError():
+            click.echo(str(error), err=True)
+        case ReconcilerError():
+            click.echo(f"reconciler: {error}", err=True)
+        case BaseExceptionGroup():
+            return _explain(error.exceptions[0])
+        case _:
+            _own_up(error)
+    return 1
+
+
+def _own_up(error: BaseException) -> None:
+    if os.environ.get("RECONCILER_LOG_LEVEL") == "debug":
+        traceback.print_exception(error)
+    what = f"{type(error).__name__}: {error}"
+    message = f"reconciler: a defect of this program: {what} (at {_place(error.__traceback__)})"
+    print(f"{message}; RECONCILER_LOG_LEVEL=debug shows more", file=sys.stderr)  # noqa: T201
+
+
+def _place(trace: TracebackType | None) -> str:
+    frames = traceback.extract_tb(trace)
+    return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "?"  # noqa: PTH119

@@ -1,4 +1,4 @@
-"""The commands that only ask: ``status``, ``logs``, ``events``, ``gc``."""
+"""The commands that only ask: ``status``, ``logs``, ``events``; and ``gc``."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from reconciler.cli import options, render
-from reconciler.cli.backend import Local, Remote, backend, rehearsal
-from reconciler.core.errors import ReconcilerError
+from reconciler.cli import options
+from reconciler.cli.backend import backend, daemon_of
 
 if TYPE_CHECKING:
     from reconciler.cli.app import Context
     from reconciler.settings import Settings
 
-_WATCH_SECONDS: Final = 1.0
+_FOLLOW_SECONDS: Final = 1.0
 _PAGE: Final = 1000
 
 
@@ -24,7 +23,7 @@ _PAGE: Final = 1000
 @click.argument("name", required=False)
 @options.as_json
 @click.option("--watch", is_flag=True, help="Show it again each second, until Ctrl-C.")
-@click.option("--show-secrets", is_flag=True, help="Show session keys, too (JSON only).")
+@click.option("--show-secrets", is_flag=True, help="With --json: session keys, too.")
 @click.pass_obj
 def status(
     context: Context,
@@ -37,63 +36,70 @@ def status(
     """Show every sandbox, or one: what is desired, what is, and why.
 
     \b
+      reconciler status
+      reconciler status alice --json --show-secrets
+      reconciler status --json | jq -r '.sandboxes[] | select(.status == "ERROR") | .name'
+
+    \b
     STARTING  made or started, not yet well       RUNNING  runs, and its probe is good
     PAUSED    frozen                              STOPPED  not running, as desired
     MISSING   not made yet                        ERROR    see the reason; it is tried again
-    Exit codes: 0, or 1 where NAME is unknown.
+
+    NAME is a sandbox's name or its container's.
+    Exit codes: 0, or 1 where NAME is unknown or the engine cannot be asked.
     """
+    from reconciler.cli import render, watching  # noqa: PLC0415 - slow to load
+
     settings = context.settings()
-    asked = backend(settings, quiet=as_json)
     if watch:
-        _watch(asked, name)
-    answer = asked.status(name, secrets=show_secrets)
+        watching.watch(settings, name, as_json=as_json, secrets=show_secrets)
+    answer = backend(settings, quiet=as_json).status(name, secrets=show_secrets)
     if as_json:
         render.print_json(answer)
     else:
-        _show(answer)
+        render.print_status(answer)
     if name is not None and not answer["sandboxes"]:
         click.echo(f"reconciler: no sandbox is called {name}", err=True)
         return 1
     return 0
 
 
-def _show(answer: dict[str, Any]) -> None:
-    console = render.console()
-    console.print(render.status_table(answer))
-    for note in render.status_notes(answer):
-        console.print(note, markup=False)
-
-
-def _watch(asked: Remote | Local, name: str | None) -> None:
-    from rich.live import Live  # noqa: PLC0415 - slow to load, and seldom used
-
-    with Live(console=render.console(), auto_refresh=False, screen=True) as live:
-        while True:
-            live.update(render.status_table(asked.status(name, secrets=False)), refresh=True)
-            time.sleep(_WATCH_SECONDS)
-
-
 @click.command()
 @click.argument("name")
-@click.option("--follow", "-f", is_flag=True, help="Go on with lines as they come.")
-@click.option("--tail", default=100, show_default=True, help="How many of the last lines.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with lines as they come, after the last.")
+@click.option(
+    "--tail",
+    type=click.IntRange(1, 10_000),
+    default=100,
+    show_default=True,
+    help="How many of the last lines; --follow begins with ten.",
+)
 @click.pass_obj
 def logs(context: Context, name: str, *, follow: bool, tail: int) -> int:
-    """Show the log of a sandbox's container."""
+    """Show the log of a sandbox's container: both its outputs.
+
+    \b
+      reconciler logs alice --tail 20
+      reconciler logs alice --follow
+
+    \b
+    What the daemon did with it, and why, is told by `reconciler events alice`.
+    Exit codes: 0, or 1 where there is no such sandbox, or it has no container.
+    """
     settings = context.settings()
-    remote = Remote.connect(settings)
-    if remote is not None:
-        for line in remote.logs(name, tail=tail, follow=follow):
-            click.echo(line)
+    daemon = daemon_of(settings)
+    if daemon is None:
+        asyncio.run(_print_logs(settings, name, tail=tail, follow=follow))
         return 0
-    asyncio.run(_print_logs(settings, name, tail=tail, follow=follow))
+    for line in daemon.logs(name, tail=tail, follow=follow):
+        click.echo(line)
     return 0
 
 
 async def _print_logs(settings: Settings, name: str, *, tail: int, follow: bool) -> None:
+    from reconciler.cli.local import rehearsal  # noqa: PLC0415 - it loads the engine's client
+
     async with rehearsal(settings) as manager:
-        await manager.read_manifest()
-        await manager.observe()
         async for line in await manager.answers.logs(name, tail=tail, follow=follow):
             click.echo(line)
 
@@ -106,21 +112,34 @@ async def _print_logs(settings: Settings, name: str, *, tail: int, follow: bool)
 def events(context: Context, name: str | None, *, follow: bool, as_json: bool) -> int:
     """Tell the story of all sandboxes, or of one: what was done, when and why.
 
-    Also of sandboxes that are gone. Oldest first.
+    \b
+      reconciler events alice
+      reconciler events --follow
+      reconciler events --json | jq '.[] | select(.event == "sandbox.died")'
+
+    \b
+    Oldest first, also of sandboxes that are gone. Times are local on a terminal, UTC elsewhere.
+    With --follow, --json prints one object a line.
     """
-    asked = backend(context.settings(), quiet=True)
-    entries = asked.events(name, None, _PAGE)
+    from reconciler.cli import render  # noqa: PLC0415 - slow to load
+
+    settings = context.settings()
+    entries = backend(settings, quiet=True).events(name, None, _PAGE)
     if as_json and not follow:
         render.print_json(entries)
         return 0
     last = _tell(entries, 0, as_json=as_json)
     while follow:
-        time.sleep(_WATCH_SECONDS)
-        last = _tell(asked.events(name, last, _PAGE), last, as_json=as_json)
+        time.sleep(_FOLLOW_SECONDS)
+        # A daemon may have started or ended since.
+        entries = backend(settings, quiet=True).events(name, last, _PAGE)
+        last = _tell(entries, last, as_json=as_json)
     return 0
 
 
 def _tell(entries: list[dict[str, Any]], last: int, *, as_json: bool) -> int:
+    from reconciler.cli import render  # noqa: PLC0415 - slow to load
+
     for entry in entries:
         click.echo(render.json_line(entry) if as_json else render.event_line(entry))
     return int(entries[-1]["id"]) if entries else last
@@ -133,13 +152,20 @@ def _tell(entries: list[dict[str, Any]], last: int, *, as_json: bool) -> int:
 def gc(context: Context, *, dry_run: bool, as_json: bool) -> int:
     """Show what belongs to no record, and have what is due removed now.
 
+    \b
+      reconciler gc --dry-run
+      reconciler gc --json | jq -r '.[] | select(.due) | .name'
+
+    \b
     What is not yet due goes when its grace is over (setting gc_grace), and a workspace when it has
     been kept as long as its spec asked for. Nothing that lacks this instance's label is touched.
+    Where no daemon runs, this process removes what belongs to no record, and changes nothing else.
+    Exit codes: 0, or 1 where something could not be removed.
     """
-    asked = backend(context.settings(), quiet=as_json)
-    if isinstance(asked, Local) and not dry_run:
-        raise ReconcilerError("no daemon runs here: start it, or ask with --dry-run")
-    rows = asked.garbage() if dry_run or isinstance(asked, Local) else asked.collect()
+    from reconciler.cli import render  # noqa: PLC0415 - slow to load
+
+    asked = backend(context.settings(), quiet=as_json or not dry_run)
+    rows = asked.garbage() if dry_run else asked.collect()
     if as_json:
         render.print_json(rows)
     elif rows:

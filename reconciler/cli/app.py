@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from reconciler import __version__
-from reconciler import settings as settings_module
 
 if TYPE_CHECKING:
     from reconciler.settings import Settings
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 HELP = """Keep a Docker host's agent sandboxes exactly as a YAML file says.
 
 \b
+  reconciler doctor                is all here that is needed?
   reconciler check                 is the desired file right?
   reconciler plan                  what would be done?
   reconciler apply                 do it once, and wait until it is so
@@ -25,7 +25,14 @@ HELP = """Keep a Docker host's agent sandboxes exactly as a YAML file says.
   reconciler events alice          what happened to alice, and why?
 
 Settings come from flags, then RECONCILER_* variables, then the settings file, then defaults.
-Commands ask the running daemon over its control socket, and look for themselves where none runs."""
+Commands ask the running daemon over its control socket, and look for themselves where none runs.
+
+\b
+Exit codes: 0 it is so, 1 it is not (says why on stderr), 2 wrong usage; `plan` has 2 for changes
+pending; 130 after Ctrl-C. COMMAND --help has examples."""
+
+
+_SHOWN: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +48,27 @@ class Context:
         Raises:
             SettingsError: one of them is wrong.
         """
-        return settings_module.load(self.config, **{**self.flags, **flags})
+        from reconciler.settings import load  # noqa: PLC0415 - slow to load, and not for --help
+
+        return load(self.config, **{**self.flags, **flags})
+
+    def reading(self, config: Path | None) -> Context:
+        """The same with another settings file, where one is given."""
+        return replace(self, config=config or self.config)
 
 
-@click.group(help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(help=HELP, context_settings=_SHOWN)
 @click.version_option(__version__, prog_name="reconciler")
-@click.option("--config", type=click.Path(path_type=Path), help="The settings file.")
-@click.option("--state-dir", type=click.Path(path_type=Path), help="Where the database is.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="The settings file; RECONCILER_CONFIG says it too.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    help="Where the database and the control socket are: which daemon is meant.",
+)
 @click.option("--instance", help="Whose sandboxes: what this daemon's labels say.")
 @click.option("--docker-host", help="The engine; DOCKER_HOST says it too.")
 @click.pass_context

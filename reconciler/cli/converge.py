@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from reconciler.cli import options, render
-from reconciler.cli.backend import Local, Remote
-from reconciler.cli.progress import Progress
+from reconciler.cli import options
+from reconciler.cli.backend import daemon_of, in_its_place
 from reconciler.core.errors import ReconcilerError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from reconciler.cli.app import Context
-    from reconciler.loop.manager import Manager
+    from reconciler.cli.client import Client
     from reconciler.settings import Settings
 
-_POLL_SECONDS: Final = 0.2
 _CHANGES_PENDING: Final = 2
 
 
@@ -31,28 +28,46 @@ def plan(context: Context, desired: Path | None, *, as_json: bool) -> int:
     """Print exactly what the daemon would do now, each step with its cause.
 
     \b
+      reconciler plan                            of the file that is in force
+      reconciler plan --desired new.yaml         of a file that is not yet
+      reconciler plan --json | jq .changes       for programs
+
+    \b
+    Nothing is changed. A daemon that runs need not be stopped.
     Exit codes: 0 in sync, 2 changes pending, 1 error.
     """
     settings = context.settings(desired=desired)
-    remote = Remote.connect(settings)
-    same = remote is not None and (desired is None or _same(remote, settings))
-    answer = remote.plan() if remote is not None and same else Local(settings).plan()
+    answer = _planned(settings, desired)
     if as_json:
+        from reconciler.cli import render  # noqa: PLC0415 - slow to load
+
         render.print_json(answer)
     else:
         _print_plan(answer)
     if answer["errors"]:
         return 1
-    return 0 if answer["in_sync"] else _CHANGES_PENDING
+    return 0 if _is_in_sync(answer) else _CHANGES_PENDING
+
+
+def _planned(settings: Settings, desired: Path | None) -> dict[str, Any]:
+    daemon = daemon_of(settings)
+    if daemon is not None and (desired is None or _follows(daemon, settings)):
+        return daemon.plan()
+    return in_its_place(settings).plan()
 
 
 def _print_plan(answer: dict[str, Any]) -> None:
-    for line in answer["errors"]:
-        click.echo(line, err=True)
-    if answer["awaiting_confirmation"]:
-        click.echo(render.braked_line(answer["awaiting_confirmation"]), err=True)
-    lines = render.plan_lines(answer)
-    click.echo("\n".join(lines) if lines else "in sync")
+    from reconciler.cli import render  # noqa: PLC0415 - slow to load
+
+    render.complain(answer)
+    for line in render.plan_lines(answer):
+        click.echo(line)
+    if _is_in_sync(answer) and not answer["errors"]:
+        click.echo("in sync")
+
+
+def _is_in_sync(answer: dict[str, Any]) -> bool:
+    return bool(answer["in_sync"]) and not answer["awaiting_confirmation"]
 
 
 @click.command()
@@ -62,7 +77,7 @@ def _print_plan(answer: dict[str, Any]) -> None:
     type=options.Duration(),
     default="5m",
     show_default=True,
-    help="How long to wait.",
+    help="How long to wait: 30s, 5m, 1h.",
 )
 @options.allow_mass_delete
 @options.as_json
@@ -78,99 +93,32 @@ def apply(
     """Take the host to what the desired file says, once, and wait until it is so.
 
     \b
+      reconciler apply
+      reconciler apply --timeout 30m             a first start that pulls large images
+      reconciler apply --allow-mass-delete       yes, delete them all
+
+    \b
     A running daemon does it; without one, this process does, and ends.
+    What is wrong in the file holds back only what it touches; the rest is done.
     Exit codes: 0 converged, 1 not: says which sandbox is not, and why.
     """
     settings = context.settings(desired=desired)
-    remote = Remote.connect(settings)
-    if remote is None:
-        found = asyncio.run(_apply_here(settings, timeout, allow_mass_delete=allow_mass_delete))
-    else:
-        if desired is not None and not _same(remote, settings):
-            raise ReconcilerError(f"the daemon here follows {remote.desired}, not {desired}")
-        found = _apply_there(remote, timeout, allow_mass_delete=allow_mass_delete)
-    return _conclude(found, as_json=as_json)
-
-
-def _apply_there(remote: Remote, timeout: float, *, allow_mass_delete: bool) -> dict[str, Any]:
-    reading = remote.reload(allow_mass_delete=allow_mass_delete)
-    deadline = time.monotonic() + timeout
-    with Progress() as progress:
-        state = remote.convergence()
-        while not _is_over(state) and time.monotonic() < deadline:
-            progress.show(state)
-            time.sleep(_POLL_SECONDS)
-            state = remote.convergence()
-    return {"reading": reading, **state, "status": remote.status(None, secrets=False)}
-
-
-async def _apply_here(
-    settings: Settings,
-    timeout: float,  # noqa: ASYNC109 - it is the user's
-    *,
-    allow_mass_delete: bool,
-) -> dict[str, Any]:
-    from reconciler.daemon import quiet_manager  # noqa: PLC0415 - it loads the engine's client
-    from reconciler.store.lock import StateLock  # noqa: PLC0415
-    from reconciler.store.store import Store  # noqa: PLC0415
-
-    with StateLock(settings.state_dir):
-        store = await Store.open(
-            settings.state_dir,
-            on_trouble=lambda error: click.echo(f"reconciler: {error}", err=True),
-            on_recovered=lambda: None,
-            ledger_rows=settings.ledger_rows,
+    daemon = daemon_of(settings)
+    if daemon is not None and desired is not None and not _follows(daemon, settings):
+        raise ReconcilerError(
+            f"the daemon here follows {daemon.desired}, not {desired}: edit that file, or stop it",
         )
-        async with store, quiet_manager(settings, store) as manager:
-            reading = await manager.answers.reload(allow_mass_delete=allow_mass_delete)
-            await manager.read_manifest(allow_mass_delete=allow_mass_delete)
-            await manager.engine.ping()
-            state = await _converge(manager, timeout)
-            answer = await manager.answers.status()
-    return {"reading": reading, **state, "status": answer}
+    from reconciler.cli import applying  # noqa: PLC0415 - slow to load
+
+    if daemon is not None:
+        found = applying.through(daemon, timeout, allow_mass_delete=allow_mass_delete)
+    else:
+        found = applying.here(settings, timeout, allow_mass_delete=allow_mass_delete)
+    return applying.conclude(found, as_json=as_json)
 
 
-async def _converge(manager: Manager, timeout: float) -> dict[str, Any]:  # noqa: ASYNC109
-    deadline = time.monotonic() + timeout
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(root(), name=name) for name, root in manager.tasks().items()]
-        with Progress() as progress:
-            while True:
-                state = manager.survey.convergence()
-                synced = manager.informer.synced.is_set()
-                if (synced and _is_over(state)) or time.monotonic() > deadline:
-                    break
-                progress.show(state)
-                await asyncio.sleep(_POLL_SECONDS)
-        for task in tasks:
-            task.cancel()
-    return state
-
-
-def _is_over(state: dict[str, Any]) -> bool:
-    return bool(state["converged"] or state["hopeless"])
-
-
-def _conclude(found: dict[str, Any], *, as_json: bool) -> int:
-    if as_json:
-        render.print_json(found)
-    reading = found["reading"]
-    for line in reading["errors"]:
-        click.echo(line, err=True)
-    if reading["awaiting_confirmation"]:
-        click.echo(render.braked_line(reading["awaiting_confirmation"]), err=True)
-    for row in found["status"]["sandboxes"]:
-        if row["name"] in found["pending"]:
-            reason = row["reason"] or row["next"]
-            click.echo(f"{row['name']}: {row['status']}: {reason}", err=True)
-    good = found["converged"] and not reading["errors"] and not reading["awaiting_confirmation"]
-    if good and not as_json:
-        click.echo(f"converged: {found['total']} sandboxes are as desired")
-    return 0 if good else 1
-
-
-def _same(remote: Remote, settings: Settings) -> bool:
-    return Path(remote.desired).resolve() == settings.desired.resolve()
+def _follows(daemon: Client, settings: Settings) -> bool:
+    return daemon.desired_path == settings.desired.resolve()
 
 
 COMMANDS = (plan, apply)

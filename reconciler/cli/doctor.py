@@ -6,9 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 import click
-from rich.text import Text
 
-from reconciler.cli import options, render
+from reconciler.cli import options
 
 if TYPE_CHECKING:
     from reconciler.cli.app import Context
@@ -23,10 +22,15 @@ def doctor(context: Context, *, as_json: bool) -> int:
     """Check everything that the daemon needs, and say how to mend what is wrong.
 
     \b
+      reconciler doctor
+      reconciler --state-dir /tmp/try doctor --json
+
+    \b
     The engine and the right to use it, the state directory, the host ports, the desired file,
     disk space, and whether a sandbox can reach this host on the webhook port.
     Exit codes: 0, or 1 where a check fails.
     """
+    from reconciler.cli import render  # noqa: PLC0415 - slow to load
     from reconciler.cli.checks import examine  # noqa: PLC0415 - it loads the engine's client
 
     findings = asyncio.run(examine(context.settings()))
@@ -34,8 +38,7 @@ def doctor(context: Context, *, as_json: bool) -> int:
         render.print_json([finding.as_dict() for finding in findings])
     else:
         for finding in findings:
-            line = Text.assemble((f"{finding.verdict:5}", _COLOURS[finding.verdict]), finding.line)
-            render.console().print(line)
+            render.print_finding(finding.verdict, _COLOURS[finding.verdict], finding.line)
     return int(any(finding.verdict == "FAIL" for finding in findings))
 
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli import render
-from reconciler.cli.backend import Remote, backend
+from reconciler.cli.backend import backend, daemon_of
 from reconciler.core.errors import ReconcilerError
 
 if TYPE_CHECKING:
@@ -22,9 +21,15 @@ def check(context: Context, path: Path | None) -> int:
     """Say whether the desired file is right. Asks no engine and changes nothing.
 
     \b
+      reconciler check
+      reconciler check new.yaml && mv new.yaml /etc/reconciler/desired.yaml
+
+    \b
+    PATH is a file, or a folder of *.yaml files.
     Exit codes: 0 valid, 1 invalid: everything that is wrong, as FILE:LINE:COL: message.
     """
-    from reconciler.store.manifest import SpecDefaults, load  # noqa: PLC0415 - slow to load
+    from reconciler.store.documents import gather  # noqa: PLC0415 - slow to load
+    from reconciler.store.manifest import SpecDefaults, load  # noqa: PLC0415
 
     settings = context.settings()
     defaults = SpecDefaults(settings.mounts, settings.exposed_ports, settings.health_check_path)
@@ -34,7 +39,8 @@ def check(context: Context, path: Path | None) -> int:
         click.echo(str(diagnostic), err=True)
     if loaded.diagnostics:
         return 1
-    click.echo(f"{found}: valid, {len(loaded.records)} sandboxes")
+    specs = len(gather(found).specs)
+    click.echo(f"{found}: valid, {specs} specs, {len(loaded.records)} sandboxes")
     return 0
 
 
@@ -44,32 +50,45 @@ def reload(context: Context) -> int:
     """Have the daemon read its desired file now, and say what it found.
 
     \b
-    An edit is seen without it; this is for scripts that want the answer.
-    Exit codes: 0 in force, 1 with what is wrong as FILE:LINE:COL: message; the last good
-    state stays in force.
+      reconciler reload && echo in force
+
+    \b
+    An edit is seen without it; this is for scripts that want the answer. Nothing is waited for:
+    that is what `reconciler apply` does.
+    Exit codes: 0 in force, 1 with what is wrong as FILE:LINE:COL: message, or with the deletions
+    that wait to be confirmed; the last good state stays in force.
     """
-    remote = Remote.connect(context.settings())
-    if remote is None:
+    daemon = daemon_of(context.settings())
+    if daemon is None:
         raise ReconcilerError("no daemon runs here: start it with `reconciler run`")
-    answer = remote.reload(allow_mass_delete=False)
-    for line in answer["errors"]:
-        click.echo(line, err=True)
-    if answer["awaiting_confirmation"]:
-        click.echo(render.braked_line(answer["awaiting_confirmation"]), err=True)
+    from reconciler.cli import render  # noqa: PLC0415 - slow to load
+
+    answer = daemon.reload(allow_mass_delete=False)
+    render.complain(answer)
     return 1 if answer["errors"] or answer["awaiting_confirmation"] else 0
 
 
 @click.command()
 @click.pass_obj
 def export(context: Context) -> int:
-    """Print the records that are in force as a desired file."""
+    """Print the records that are in force as a desired file.
+
+    \b
+      reconciler export > desired.yaml           the last good state, where the file was lost
+      reconciler export | diff - desired.yaml
+    """
     click.echo(backend(context.settings(), quiet=True).export(), nl=False)
     return 0
 
 
 @click.command()
 def schema() -> int:
-    """Print the JSON Schema of the desired file, for editors."""
+    """Print the JSON Schema of the desired file, for editors.
+
+    \b
+      reconciler schema > desired.schema.json
+      # yaml-language-server: $schema=desired.schema.json     as the file's first line
+    """
     from reconciler.store.schema import json_schema_text  # noqa: PLC0415 - slow to load
 
     click.echo(json_schema_text(), nl=False)

@@ -31,8 +31,9 @@ async def webhook_reach(
     async with _answering(settings.host_port):
         for image in images:
             with suppress(EngineError):
-                if await engine.has_image(image):
-                    return await _ask_from(settings, engine, image)
+                reached = await _ask_from(settings, engine, image)
+                if reached is not None:
+                    return reached
     return None
 
 
@@ -49,17 +50,30 @@ async def _answering(port: int) -> AsyncIterator[None]:
 
 
 async def _ask_from(settings: Settings, engine: DockerEngine, image: str) -> bool | None:
+    if not await engine.has_image(image):
+        return None
     container = await engine.create(_blueprint(settings, image))
     try:
         await engine.start(container)
-        command = ["sh", "-c", f"nc -w 3 {_HOST} {settings.host_port} </dev/null"]
+        command = ["sh", "-c", _SCRIPT, "reach", _HOST, str(settings.host_port)]
         code = await engine.run_in(container, command, _LIMIT)
     finally:
         await engine.remove(container)
-    return None if code == _NO_SUCH_COMMAND else code == 0
+    return None if code >= _CANNOT_TELL else code == 0
 
 
-_NO_SUCH_COMMAND: Final = 127
+# What is at hand differs from image to image. 126 and 127 are a shell's own: it cannot run that.
+_CANNOT_TELL: Final = 126
+_SCRIPT: Final = """
+has() { command -v "$1" >/dev/null 2>&1; }
+quietly() { "$@" </dev/null >/dev/null 2>&1; [ $? = 0 ]; }
+if has nc; then quietly nc -w 3 "$1" "$2"
+elif has timeout && has bash; then quietly timeout 3 bash -c "exec 3<>/dev/tcp/$1/$2"
+elif has python3; then
+  quietly python3 -c "import socket; socket.create_connection(('$1', $2), 3)"
+else exit 127
+fi
+"""
 
 
 def _blueprint(settings: Settings, image: str) -> Blueprint:

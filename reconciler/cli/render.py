@@ -45,6 +45,14 @@ def json_line(entry: dict[str, Any]) -> str:
     return json.dumps(entry, ensure_ascii=False)
 
 
+def print_status(answer: dict[str, Any]) -> None:
+    """The table, and what else a user must know."""
+    out = console()
+    out.print(status_table(answer))
+    for note in status_notes(answer):
+        out.print(note, markup=False)
+
+
 def status_table(answer: dict[str, Any]) -> Table:
     """One row a sandbox."""
     table = _table("SANDBOX", "DESIRED", "STATUS", "RESTARTS", "AGE", "URLS", "REASON")
@@ -70,6 +78,14 @@ def status_notes(answer: dict[str, Any]) -> list[str]:
     return notes
 
 
+def complain(answer: dict[str, Any]) -> None:
+    """What is wrong with the desired file, and which deletions wait, on stderr."""
+    for line in answer["errors"]:
+        click.echo(line, err=True)
+    if answer["awaiting_confirmation"]:
+        click.echo(braked_line(answer["awaiting_confirmation"]), err=True)
+
+
 def braked_line(names: Sequence[str]) -> str:
     """Which deletions wait, and how they are confirmed."""
     return (
@@ -93,6 +109,11 @@ def garbage_table(rows: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
+def print_finding(verdict: str, style: str, line: str) -> None:
+    """One check of ``doctor``."""
+    console().print(Text.assemble((f"{verdict:5}", style), line))
+
+
 def plan_lines(answer: dict[str, Any]) -> list[str]:
     """One line an action, in order."""
     lines = []
@@ -107,7 +128,7 @@ def plan_lines(answer: dict[str, Any]) -> list[str]:
 def event_line(entry: dict[str, Any]) -> str:
     """One entry of the ledger as a line of a story."""
     data = entry.get("data", {})
-    details = " ".join(f"{key}={value}" for key, value in data.items() if value not in {"", None})
+    details = " ".join(f"{key}={value}" for key, value in data.items() if value or value == 0)
     at = entry["at"]
     if sys.stdout.isatty():
         at = datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -9,16 +10,19 @@ import click
 from reconciler.cli import options
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from reconciler.cli.app import Context
 
 
 @click.command()
 @options.desired
+@click.option("--config", type=click.Path(path_type=Path), help="The settings file.")
 @click.pass_obj
-def run(context: Context, desired: Path | None) -> int:
+def run(context: Context, desired: Path | None, config: Path | None) -> int:
     """Run the daemon in the foreground, until SIGTERM or Ctrl-C.
+
+    \b
+      reconciler run --desired /etc/reconciler/desired.yaml
+      RECONCILER_STATE_DIR=/tmp/try RECONCILER_INSTANCE=try reconciler run
 
     \b
     Sandboxes run on when it ends, and it takes up again where it was.
@@ -26,7 +30,7 @@ def run(context: Context, desired: Path | None) -> int:
     """
     from reconciler import daemon  # noqa: PLC0415 - it loads the engine's client
 
-    return daemon.run(context.settings(desired=desired))
+    return daemon.run(context.reading(config).settings(desired=desired))
 
 
 COMMANDS = (run,)

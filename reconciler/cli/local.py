@@ -1,0 +1,120 @@
+"""This process in the daemon's place: what it sees, and what it does where none runs."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from reconciler.cli.sweep import sweep
+from reconciler.daemon import quiet_manager
+from reconciler.service import logging
+from reconciler.store.lock import StateLock
+from reconciler.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from reconciler.loop.manager import Manager
+    from reconciler.settings import Settings
+
+T = TypeVar("T")
+
+
+class Local:
+    """Looks at a rehearsal of the store, which is never written; only ``collect`` changes things.
+
+    Every answer is as the daemon's.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def status(self, name: str | None, *, secrets: bool) -> dict[str, Any]:
+        """As ``status --json`` prints it."""
+        return self._rehearse(lambda m: m.answers.status(name, secrets=secrets))
+
+    def plan(self) -> dict[str, Any]:
+        """As ``plan --json`` prints it."""
+
+        async def ask(manager: Manager) -> dict[str, Any]:
+            return manager.answers.plan()
+
+        return self._rehearse(ask)
+
+    def events(self, name: str | None, after: int | None, limit: int) -> list[dict[str, Any]]:
+        """Ledger entries, oldest first."""
+        return self._rehearse(
+            lambda m: m.answers.events(name, after=after, limit=limit),
+            observe=False,
+        )
+
+    def garbage(self) -> list[dict[str, Any]]:
+        """What nothing asks for."""
+
+        async def ask(manager: Manager) -> list[dict[str, Any]]:
+            return manager.answers.garbage()
+
+        return self._rehearse(ask)
+
+    def export(self) -> str:
+        """The records in force, as YAML."""
+
+        async def ask(manager: Manager) -> str:
+            return manager.answers.export()
+
+        return self._rehearse(ask, observe=False)
+
+    def collect(self) -> list[dict[str, Any]]:
+        """Collect what is due; what there was."""
+
+        async def act() -> list[dict[str, Any]]:
+            async with acting(self._settings) as manager:
+                return await sweep(manager)
+
+        return asyncio.run(act())
+
+    def _rehearse(self, ask: Callable[[Manager], Awaitable[T]], *, observe: bool = True) -> T:
+        async def look() -> T:
+            async with rehearsal(self._settings, observe=observe) as manager:
+                return await ask(manager)
+
+        return asyncio.run(look())
+
+
+@asynccontextmanager
+async def rehearsal(settings: Settings, *, observe: bool = True) -> AsyncIterator[Manager]:
+    """The loop over a store that is never written, with the file read; none of its tasks runs."""
+    store = await Store.open_readonly(settings.state_dir)
+    async with store, quiet_manager(settings, store) as manager:
+        _hush(settings)
+        await manager.read_manifest()
+        if observe:
+            await manager.observe()
+        yield manager
+
+
+@asynccontextmanager
+async def acting(settings: Settings) -> AsyncIterator[Manager]:
+    """The loop in the daemon's place, with the state directory locked; none of its tasks runs yet.
+
+    Raises:
+        LockedError: a daemon works on the state directory, and does not answer.
+    """
+    with StateLock(settings.state_dir):
+        store = await Store.open(
+            settings.state_dir,
+            on_trouble=lambda error: click.echo(f"reconciler: {error}", err=True),
+            on_recovered=lambda: None,
+            ledger_rows=settings.ledger_rows,
+        )
+        async with store, quiet_manager(settings, store) as manager:
+            _hush(settings)
+            yield manager
+
+
+def _hush(settings: Settings) -> None:
+    # The command itself says what is wrong; a log beside it would say so twice.
+    logging.configure("auto", "debug" if settings.log_level == "debug" else "critical")

@@ -1,0 +1,63 @@
+"""``gc`` where no daemon runs: only what belongs to no record is worked on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from reconciler.core.errors import EngineError, EngineTimeout
+from reconciler.loop.queue import Priority
+
+if TYPE_CHECKING:
+    from reconciler.loop.manager import Manager
+
+_POLL: Final = 0.05
+_LIMIT: Final = 300.0
+
+
+async def sweep(manager: Manager) -> list[dict[str, Any]]:
+    """Note what is garbage, remove what of it is due, and return all that there was.
+
+    Raises:
+        EngineError: the engine cannot be asked, or is not done in time.
+    """
+    await manager.read_manifest()
+    await manager.observe()
+    rows = manager.answers.garbage()
+    unclaimed = {row["sandbox"] for row in rows} - set(manager.store.records)
+    await _forget_all_else(manager)
+    for key in unclaimed:
+        manager.queue.add(key, Priority.USER)
+    await _work_off(manager)
+    _complain_of_what_is_left(manager, unclaimed)
+    return rows
+
+
+def _complain_of_what_is_left(manager: Manager, unclaimed: set[str]) -> None:
+    left = [row for row in manager.answers.garbage() if row["due"] and row["sandbox"] in unclaimed]
+    if left:
+        failures = [manager.store.memory(row["sandbox"]).failure for row in left]
+        causes = sorted({failure.cause for failure in failures if failure is not None})
+        raise EngineError(
+            "; ".join([f"not removed: {', '.join(r['name'] for r in left)}", *causes])
+        )
+
+
+async def _forget_all_else(manager: Manager) -> None:
+    # To read the file and to look at the engine puts every key into the queue: sandboxes that are
+    # to be created and started, which is not what was asked for.
+    while not manager.queue.idle(0.0):
+        manager.queue.done(await manager.queue.get())
+
+
+async def _work_off(manager: Manager) -> None:
+    working = asyncio.create_task(manager.dispatcher.run(), name="dispatcher")
+    try:
+        async with asyncio.timeout(_LIMIT):
+            while not manager.queue.idle(0.0):  # noqa: ASYNC110 - the queue tells nobody
+                await asyncio.sleep(_POLL)
+    except TimeoutError:
+        raise EngineTimeout(f"the engine is not done after {_LIMIT:g} s: ask again") from None
+    finally:
+        working.cancel()
+        await asyncio.wait({working})
