@@ -7,10 +7,12 @@ from urllib.parse import quote, urlencode
 
 from scripts.image import TEST_IMAGE
 from scripts.unixhttp import request
+from tests.harness.waiting import wait_until
 
 INSTANCE_LABEL = "io.sandbox-reconciler.instance"
 SANDBOX_LABEL = "io.sandbox-reconciler.sandbox"
 NOT_FOUND = 404
+CONFLICT = 409
 
 
 class DockerError(Exception):
@@ -182,19 +184,24 @@ class Docker:
         return [json.loads(line) for line in body.splitlines() if line.strip()]
 
     def purge(self, instance: str) -> None:
-        """Remove all that bears the instance's label."""
-        for row in self.containers(instance):
-            self._forget("DELETE", f"/containers/{row['Id']}", force=True, v=True)
-        for volume in self.volumes(instance):
-            self._forget("DELETE", f"/volumes/{volume}", force=True)
-        for network in self.networks(instance):
-            self._forget("DELETE", f"/networks/{network}")
+        """Remove all that bears the instance's label, also what is still being made."""
+        wait_until(lambda: self._purged(instance))
 
-    def _forget(self, method: str, path: str, **query: Any) -> None:
+    def _purged(self, instance: str) -> bool:
+        paths = [
+            *(f"/containers/{row['Id']}" for row in self.containers(instance)),
+            *(f"/volumes/{volume}" for volume in self.volumes(instance)),
+            *(f"/networks/{network}" for network in self.networks(instance)),
+        ]
+        for path in paths:
+            self._forget(path)
+        return not paths
+
+    def _forget(self, path: str) -> None:
         try:
-            self.call(method, path, **query)
+            self.call("DELETE", path, force=True, v=True)
         except DockerError as error:
-            if error.status != NOT_FOUND:
+            if error.status not in {NOT_FOUND, CONFLICT}:
                 raise
 
     def _change(self, name: str, action: str, **query: Any) -> None:
