@@ -148,7 +148,8 @@ def _heir(world: _World) -> Container | None:
 def _stands_in_the_way(world: _World, heir: Container) -> bool:
     """Its name is taken: by one that may itself wait for the name that this one bears."""
     taken = policy.failure_of(world.view.memory, Verb.RENAME, heir.spec_hash)
-    return heir in world.roles.strays and taken is not None
+    aside = world.names.predecessor not in world.stuck
+    return aside and heir in world.roles.strays and taken is not None
 
 
 def _drop_strays(world: _World) -> Decision | None:

@@ -16,7 +16,6 @@ from tests.core.builders import (
     desired,
     failing,
     step,
-    steps,
     view,
 )
 
@@ -92,12 +91,15 @@ def test_what_bears_the_name_has_to_go_first():
     assert step(view(desired(), wreck, memory=STUCK)) == "wait until +30: device busy"
 
 
-def test_one_whose_name_is_taken_gives_up_the_name_that_it_bears():
-    taken = failing(Verb.RENAME, due=NOW)
-    swapped, aside = container("bob"), container(PREV)
-    assert steps(view(desired(), swapped))[0] == "rename bob -> alice"
-    assert steps(view(desired(), swapped, memory=taken))[0] == "rename bob -> prev"
-    assert steps(view(desired(), aside, memory=taken)) == ["rename prev -> alice"]
+def test_one_whose_name_was_taken_is_not_sent_to_a_name_that_is_taken():
+    failures = (*STUCK.failures, *failing(Verb.RENAME, due=NOW).failures)
+    seen = view(
+        desired(),
+        container("bob"),
+        container(PREV, Phase.DEAD, OLD),
+        memory=Memory(failures=failures),
+    )
+    assert step(seen) == "rename bob -> alice (it is not under its name)"
 
 
 def test_one_that_cannot_be_removed_holds_back_no_other_deletion():
