@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from scripts.image import TEST_IMAGE
-from tests.e2e.world import KEY, World, get, world_on
+from tests.e2e.world import KEY, World, box, get, world_on
 from tests.harness.docker import Docker
 
 DESIRED = f"""\
@@ -39,6 +39,7 @@ STATES = {
     "pool-1": ("RUNNING", "running"),
     "pool-2": ("RUNNING", "running"),
 }
+FOLDER = "/workspace/project"
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,19 @@ def test_session_keys_are_told_only_on_request(started: World) -> None:
     assert not [key for key in keys if key in text]
     shown = json.loads(started.daemon.cli("status", "--json", "--show-secrets").stdout)
     assert {row["session_api_key"] for row in shown["sandboxes"]} == set(keys)
+
+
+def test_a_workspace_belongs_to_its_user_however_that_is_said(world: World) -> None:
+    records = {
+        "name": box(user="agent"),
+        "number": box(user="10001"),
+        "both": box(user="10001:10001"),
+        "owner": box(workspace={"path": "/workspace", "owner": "10001:10001"}),
+    }
+    # The image has no such folder, so the engine makes it, for root.
+    world.start(**{name: {**record, "working_dir": FOLDER} for name, record in records.items()})
+    owners = {name: world.run_in(name, f"stat -c %u /workspace {FOLDER}") for name in records}
+    assert owners == dict.fromkeys(records, "10001\n10001")
 
 
 def test_a_file_that_is_there_later_is_picked_up(world: World) -> None:
