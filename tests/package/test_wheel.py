@@ -1,0 +1,52 @@
+"""`pip install .` gives the same command as the source tree, with nothing missing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+COMMANDS = "apply check doctor events export gc logs plan reload run schema status".split()
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    target = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(target), str(ROOT)], check=True, capture_output=True)
+    return target
+
+
+def run(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(installed / "bin" / "reconciler"), *words],
+        cwd=installed,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_installed_command_knows_every_command(installed):
+    shown = run(installed, "--help").stdout
+    assert [command for command in COMMANDS if f"\n  {command} " not in shown] == []
+
+
+def test_the_installed_command_works(installed):
+    found = run(installed, "check", str(ROOT / "config" / "desired.yaml"))
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_every_module_and_file_is_in_it(installed):
+    inside = {str(p.relative_to(installed)) for p in (installed / "reconciler").rglob("*")}
+    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "reconciler").rglob("*.py")}
+    shared = {
+        f"reconciler/share/{p.relative_to(ROOT)}"
+        for folder in ("config", "systemd")
+        for p in (ROOT / folder).rglob("*")
+        if p.is_file()
+    }
+    assert (modules | shared) - inside == set()
