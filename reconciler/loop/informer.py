@@ -8,7 +8,6 @@ serial with everything else that is done for the key.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
@@ -199,8 +198,8 @@ class Informer:
                     self._hear(event)
             finally:
                 relisting.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await relisting
+                # Not awaited itself: its end would be taken for ours, and ours for its.
+                await asyncio.wait({relisting})
         self._reporter.complain(Event.ENGINE_STREAM_LOST, error="the event stream ended")
 
     async def _say_connected(self) -> None:

@@ -311,6 +311,20 @@ async def test_nothing_is_kept_of_what_is_gone(watcher: Watcher):
     assert not watcher.informer._dirty
 
 
+async def test_it_ends_when_told_to_also_in_the_moment_that_the_stream_ends():
+    for turns in range(6):
+        watcher = Watcher()
+        task = asyncio.create_task(watcher.informer.run())
+        await watcher.synced()
+        await asyncio.sleep(1)
+        watcher.host.end_streams()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task}, timeout=60)
+        assert task.cancelled(), turns
+
+
 def refuse_inspection(engine: FakeEngine, refused: str, error: Exception) -> None:
     inspect = engine.inspect
 
