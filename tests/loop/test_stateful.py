@@ -131,8 +131,8 @@ class LoopMachine(RuleBasedStateMachine):
         theatre.write({})
         return theatre
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(specs=st.tuples(*[st.sampled_from(list(WELL))] * len(NAMES)), late=st.booleans())
+    def begin(self, specs: tuple[str, ...], late: bool) -> None:  # noqa: FBT001
         self.host.registry.add("elsewhere:1")
         self.host.add_container(f"{PREFIX}foreign")
         self.host.add_container(f"{PREFIX}other", labels("other", "alice"))
@@ -140,9 +140,14 @@ class LoopMachine(RuleBasedStateMachine):
         self.host.add_volume("others", labels("other", "alice"))
         self.foreign = self._foreign()
         self._guard_volumes()
+        self.wanted = {n: (spec, "running") for n, spec in zip(NAMES, specs, strict=True)}
+        self._write()
         self.run(self.theatre.start())
+        if not late:
+            self.run(asyncio.sleep(10))
 
     def teardown(self) -> None:
+        self.come_to_rest()
         self.run(self.theatre.end())
         self.loop.close()
         self.folder.cleanup()
@@ -153,17 +158,20 @@ class LoopMachine(RuleBasedStateMachine):
         name=st.sampled_from(NAMES),
         spec=st.sampled_from([*WELL, *WELL, *UNWELL]),
         state=st.sampled_from(list(GOALS)),
+        soon=st.sampled_from([0.0, 0.01, 0.05]),
     )
-    def edit(self, name: str, spec: str, state: str) -> None:
+    def edit(self, name: str, spec: str, state: str, soon: float) -> None:
         self.wanted[name] = (spec, state)
         self.gone_since.pop(name, None)
         self._save()
+        self.run(asyncio.sleep(soon))
 
     @rule(name=st.sampled_from(NAMES))
     def take_out(self, name: str) -> None:
         if self.wanted.pop(name, None):
             self.gone_since[name] = self.theatre.clock()
             self._save()
+            self._forget_key_without_volume(name)
 
     @rule(turns=st.integers(0, 40), name=st.sampled_from(NAMES), edited=st.booleans())
     def crash(self, turns: int, name: str, edited: bool) -> None:  # noqa: FBT001
@@ -196,6 +204,8 @@ class LoopMachine(RuleBasedStateMachine):
     def remove_volume(self, name: str) -> None:
         with suppress(EngineError):
             self.host.drop_volume(naming.volume_name(PREFIX, name))
+        if name not in self.wanted:
+            self._forget_key_without_volume(name)
 
     @rule(name=st.sampled_from(NAMES))
     def take_port(self, name: str) -> None:
@@ -236,7 +246,7 @@ class LoopMachine(RuleBasedStateMachine):
     def jump(self, hours: float) -> None:
         self.theatre.clock.jump(hours * 3600)
 
-    @rule(seconds=st.sampled_from([0.005, 0.03, 0.2, 1.0, 20.0]))
+    @rule(seconds=st.sampled_from([0.005, 0.03, 0.2, 1.0, 20.0, 70.0]))
     def wait(self, seconds: float) -> None:
         self.run(asyncio.sleep(seconds))
 
@@ -308,6 +318,11 @@ class LoopMachine(RuleBasedStateMachine):
         for seen in boxes:
             assert seen.session_key == self.keys.setdefault(name, seen.session_key)
 
+    def _forget_key_without_volume(self, name: str) -> None:
+        """A sandbox that was taken out, with nothing kept of it, comes back with another key."""
+        if naming.volume_name(PREFIX, name) not in self.host.volumes:
+            self.keys.pop(name, None)
+
     def _mend(self) -> None:
         self.host.start_engine()
         self.engine._faults.clear()
@@ -351,7 +366,7 @@ class LoopMachine(RuleBasedStateMachine):
 
 
 LoopMachine.TestCase.settings = settings(
-    max_examples=25,
+    max_examples=100,
     stateful_step_count=25,
     phases=[Phase.generate],
     deadline=None,
