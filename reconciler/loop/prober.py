@@ -119,7 +119,7 @@ class Prober:
                 return await self._ask(client, target)
         except TimeoutError:
             return f"no answer within {target.spec.timeout:g} s"
-        except (OSError, httpx.HTTPError, EngineError) as error:
+        except (OSError, httpx.HTTPError, httpx.InvalidURL, EngineError) as error:
             return (str(error) or type(error).__name__)[:_REASON_LENGTH]
 
     async def _ask(self, client: httpx.AsyncClient, target: Target) -> str | None:
