@@ -42,9 +42,12 @@ def create_app(manager: Manager) -> FastAPI:
 
 
 def _add_state(app: FastAPI, manager: Manager) -> None:
+    # A client's working directory is another than the daemon's.
+    desired = str(manager.intake.path.absolute())
+
     @app.get("/v1/ping")
     async def ping() -> dict[str, str]:
-        return {"desired": str(manager.intake.path), "instance": manager.settings.instance}
+        return {"desired": desired, "instance": manager.settings.instance}
 
     @app.get("/v1/status")
     async def status(name: str | None = None, *, secrets: bool = False) -> dict[str, Any]:

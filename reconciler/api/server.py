@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +13,7 @@ from reconciler.core.errors import StoreError
 from reconciler.service.sockets import short_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from fastapi import FastAPI
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 # What an open answer gets to end by itself. A log that is followed never does.
 _GOODBYE: Final = 0.5
 _LAST_RESORT: Final = 5
+_OWNER_ONLY: Final = 0o600
 
 
 class _Server(uvicorn.Server):
@@ -46,7 +46,7 @@ async def serve(app: FastAPI, path: Path) -> None:
         access_log=False,
         timeout_graceful_shutdown=_LAST_RESORT,
     )
-    with listening(path) as listener:
+    async with listening(path) as listener:
         await _until_cancelled(_Server(config), listener)
 
 
@@ -65,29 +65,31 @@ async def _until_cancelled(server: uvicorn.Server, listener: socket.socket) -> N
         raise
 
 
-@contextlib.contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
-    """A listening unix socket at ``path``, whatever stood there: the state lock is ours."""
+@contextlib.asynccontextmanager
+async def listening(path: Path) -> AsyncIterator[socket.socket]:
+    """A unix socket at ``path``, whatever stood there: the state lock is ours."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        listener = _bind(path)
+        listener = await asyncio.to_thread(_bind, path)
     except OSError as error:
         raise StoreError(f"the control socket {path} cannot be made: {error.strerror}") from error
     try:
         yield listener
     finally:
         listener.close()
-        path.unlink(missing_ok=True)
+        await asyncio.to_thread(path.unlink, missing_ok=True)
 
 
 def _bind(path: Path) -> socket.socket:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    former = os.umask(0o177)
     try:
         with short_path(path) as short:
             listener.bind(short)
-    finally:
-        os.umask(former)
+        # Nobody can connect before it listens, so nobody can be earlier than this.
+        path.chmod(_OWNER_ONLY)
+    except OSError:
+        listener.close()
+        raise
     listener.setblocking(False)  # noqa: FBT003 - the signature is the library's
     return listener

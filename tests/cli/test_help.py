@@ -1,0 +1,65 @@
+import re
+import subprocess
+import sys
+
+import pytest
+
+from reconciler import __version__
+from tests.cli.cli import COMMANDS, ROOT, Cli
+
+
+def test_help_names_every_command_and_no_other(cli: Cli) -> None:
+    done = cli("--help")
+    assert done.returncode == 0
+    listed = done.stdout.split("Commands:\n")[1].splitlines()
+    assert [line.split()[0] for line in listed if line] == list(COMMANDS)
+    assert "Exit codes" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_teaches_by_example(cli: Cli, command: str) -> None:
+    done = cli(command, "--help")
+    assert done.returncode == 0
+    assert re.search(rf"^ +.*reconciler .*\b{command}\b", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["run", "apply", "plan", "check", "status", "reload", "doctor"])
+def test_exit_codes_stand_in_the_help(cli: Cli, command: str) -> None:
+    assert "Exit codes: 0" in cli(command, "--help").stdout
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").stdout.strip() == f"reconciler, version {__version__}"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("check",), ("schema",), ("reload",)])
+def test_what_needs_no_engine_loads_none(cli: Cli, arguments: tuple[str, ...]) -> None:
+    script = (
+        "import sys, atexit; from reconciler.cli import main\n"
+        "atexit.register(lambda: print(*sys.modules, sep='\\n', file=sys.stderr)); main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=cli.environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    loaded = set(done.stderr.split())
+    assert "reconciler.cli" in loaded
+    assert not loaded & {"aiodocker", "aiohttp", "fastapi", "uvicorn", "httpx", "rich"}
+
+
+def test_no_color_codes_when_piped(cli: Cli) -> None:
+    assert "\x1b" not in cli("--help").stdout + cli("doctor", FORCE_COLOR="").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("nonsense",), ("check", "--nonsense"), ("apply", "--timeout", "soon"), ("logs",)],
+)
+def test_wrong_usage_is_two(cli: Cli, arguments: tuple[str, ...]) -> None:
+    done = cli(*arguments)
+    assert done.returncode == 2
+    assert "--help" in done.stderr

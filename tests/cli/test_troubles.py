@@ -1,0 +1,199 @@
+"""Whatever is wrong, a user gets a sentence and an exit code, and never a traceback."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.cli import Cli
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("plan",), ("status",), ("apply",), ("logs", "alice"), ("gc",), ("gc", "--dry-run")],
+)
+def test_an_engine_that_is_not_there(cli: Cli, arguments: tuple[str, ...]) -> None:
+    done = cli(*arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nobody.sock" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("reconciler: ")
+
+
+@pytest.mark.parametrize("command", ["plan", "apply"])
+def test_an_engine_address_that_is_none(cli: Cli, command: str) -> None:
+    done = cli(command, DOCKER_HOST="carrier pigeon")
+    assert done.returncode == 1
+    assert "carrier pigeon" in done.stderr
+
+
+def test_an_apply_without_an_engine_takes_nothing_in(cli: Cli) -> None:
+    cli("apply")
+    assert cli("export", RECONCILER_DESIRED=str(cli.home / "none.yaml")).stdout.count("spec:") == 0
+
+
+def test_bad_settings_are_named_all_at_once(cli: Cli) -> None:
+    done = cli("status", RECONCILER_WORKERS="0", RECONCILER_PORT_RANGE="9-1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("reconciler: ")
+    assert "workers" in done.stderr
+    assert "port_range" in done.stderr
+
+
+def test_settings_files(cli: Cli) -> None:
+    path = cli.home / "settings.yaml"
+    path.write_text("instance: mine\ncolour: red\n")
+    for arguments in (("--config", path, "status"), ("run", "--config", path)):
+        done = cli(*arguments)
+        assert done.returncode == 1
+        assert "colour" in done.stderr
+    assert "cannot be read" in cli("--config", cli.home / "none.yaml", "check").stderr
+
+
+def test_flags_go_before_variables(cli: Cli) -> None:
+    cli("--state-dir", cli.home / "mine", "--instance", "mine", "apply")
+    assert (cli.home / "mine").exists()
+    assert not (cli.home / "state").exists()
+
+
+def test_without_a_daemon_reload_says_what_to_start(cli: Cli) -> None:
+    done = cli("reload")
+    assert done.returncode == 1
+    assert "reconciler run" in done.stderr
+
+
+def test_what_needs_no_engine_answers_without_one(cli: Cli) -> None:
+    assert "alice" in cli("export").stdout
+    assert cli("events", "--json").stdout.strip() == "[]"
+    assert cli("events", "nobody").returncode == 0
+
+
+def test_a_state_directory_that_is_a_file(cli: Cli) -> None:
+    (cli.home / "state").write_text("")
+    for command in ("plan", "apply", "events", "run"):
+        done = cli(command)
+        assert done.returncode == 1
+        assert "state" in done.stderr
+
+
+def test_a_database_that_is_none(cli: Cli) -> None:
+    (cli.home / "state").mkdir(mode=0o700)
+    (cli.home / "state" / "reconciler.db").write_bytes(b"no database" * 1000)
+    for command in ("plan", "events", "export"):
+        done = cli(command)
+        assert done.returncode == 1
+        assert "reconciler.db" in done.stderr
+
+
+def test_a_database_of_a_later_release(cli: Cli) -> None:
+    cli.home.joinpath("state").mkdir(mode=0o700)
+    with sqlite3.connect(cli.home / "state" / "reconciler.db") as database:
+        database.execute("pragma user_version = 99")
+    database.close()
+    assert cli("plan").returncode == 1
+
+
+def test_a_socket_that_nobody_listens_on_is_no_daemon(cli: Cli) -> None:
+    _bind(cli).close()
+    assert "no daemon runs" in cli("reload").stderr
+
+
+def test_a_stranger_on_the_socket(cli: Cli) -> None:
+    with _bind(cli) as listener:
+        listener.listen()
+        done = cli.begin("reload")
+        connection, _ = listener.accept()
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]")
+        _, error = done.communicate(timeout=20)
+        connection.close()
+    assert done.returncode == 1
+    assert error == "reconciler: what listens on the control socket is no daemon of this release\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_another_users_daemon(cli: Cli) -> None:
+    """A folder that hides the socket is not taken for no daemon at all."""
+    with _bind(cli):
+        script = (
+            "import os, sys; from pathlib import Path\n"
+            "from reconciler.core.errors import ReconcilerError\n"
+            "from reconciler.cli import backend, client\n"
+            "from reconciler.settings import Settings\n"
+            "settings = Settings(state_dir=Path(sys.argv[1]))\n"
+            "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+            "try: print(backend.daemon_of(settings))\n"
+            "except ReconcilerError as error: print(error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(cli.home / "state")],
+            env={**cli.environment, "HOME": "/"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert "no right to ask the daemon" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("events", "--follow"), ("events", "--follow", "--json"), ("run",)]
+)
+def test_ctrl_c_leaves_no_traceback(cli: Cli, arguments: tuple[str, ...]) -> None:
+    running = cli.begin(*arguments)
+    if arguments == ("run",):
+        assert running.stderr is not None
+        while "engine.lost" not in running.stderr.readline():
+            pass
+    else:
+        _wait_until_loaded(running)
+    running.send_signal(signal.SIGINT)
+    _, error = running.communicate(timeout=20)
+    assert running.returncode == (0 if arguments == ("run",) else 130)
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("delay", [0.03, 0.1, 0.2])
+def test_ctrl_c_while_it_loads(cli: Cli, delay: float) -> None:
+    script = (
+        "import signal, threading, os\n"
+        f"threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "from reconciler.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "events", "--follow"],
+        env=cli.environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_seen_enough(cli: Cli) -> None:
+    command = f"{sys.executable} -m reconciler schema | true"
+    done = subprocess.run(
+        ["sh", "-c", command], env=cli.environment, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+
+
+def _bind(cli: Cli) -> socket.socket:
+    (cli.home / "state").mkdir(mode=0o700)
+    path = cli.home / "state" / "control.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    folder = os.open(path.parent, os.O_PATH)
+    listener.bind(f"/proc/self/fd/{folder}/{path.name}")
+    os.close(folder)
+    return listener
+
+
+def _wait_until_loaded(running: "subprocess.Popen[str]") -> None:
+    maps = Path(f"/proc/{running.pid}/maps")
+    while "_sqlite3" not in maps.read_text():
+        assert running.poll() is None
