@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _JSON: Final = {"Content-Type": "application/json"}
+_ALONE: Final = {"Connection": "close"}
 _TAR: Final = {"Content-Type": "application/x-tar"}
 
 
@@ -83,10 +84,13 @@ def events(since: float) -> Request:
 
 
 def logs(container_id: str, lines: int, *, follow: bool, since: float = 0.0) -> Request:
-    """The end of a container's log, and what comes after it. ``since``: seconds, of the epoch."""
+    """The end of a container's log, and what comes after it. ``since``: seconds, of the epoch.
+
+    It is asked for over a connection of its own, which an engine that ends no longer takes.
+    """
     path = container(container_id, "logs")
     span = {"tail": str(lines), "since": f"{since:.9f}", "follow": str(int(follow))}
-    return get(path, stdout="1", stderr="1", **span)
+    return Request("GET", path, {"stdout": "1", "stderr": "1", **span}, headers=_ALONE)
 
 
 def exec_create(container_id: str, command: Sequence[str]) -> Request:

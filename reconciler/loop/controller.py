@@ -159,6 +159,10 @@ class Controller:
             since = (container.started_at or 0.0) - _START_SLACK
             tail = await self._engine.log_tail(container.id, _TAIL_LINES, since=since)
         except EngineError as error:
+            if isinstance(error, EngineUnavailable) and not isinstance(error, EngineTimeout):
+                # Perhaps the engine ends, and ended the sandbox: what it is asked to start now it
+                # leaves half done, and the ports taken.
+                raise
             tail = (f"its log cannot be read: {error}",)
         return Death(
             container_id=container.id,
