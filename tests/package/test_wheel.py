@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = "apply check doctor events export gc logs plan reload run schema status".split()
+COMMANDS = [
+    "apply",
+    "check",
+    "doctor",
+    "events",
+    "export",
+    "gc",
+    "logs",
+    "plan",
+    "reload",
+    "run",
+    "schema",
+    "status",
+]
 
 
 @pytest.fixture(scope="module")
