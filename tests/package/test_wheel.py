@@ -9,18 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = [
-    "apply",
-    "check",
-    "doctor",
-    "events",
-    "export",
-    "gc",
-    "logs",
-    "plan",
-    "reload",
-    "run",
-    "schema",
-    "status",
+    *("apply", "check", "doctor", "events", "export", "gc"),
+    *("logs", "plan", "reload", "run", "schema", "status"),
 ]
 
 
