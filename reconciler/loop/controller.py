@@ -250,9 +250,10 @@ class Controller:
     def _lack_image(self, view: View, action: Action, error: ImageNotFound) -> None:
         assert view.desired is not None
         spec = view.desired.spec
-        if spec.pull is PullPolicy.NEVER:
+        never = spec.pull is PullPolicy.NEVER
+        if never or view.image is ImageState.FRESH:
             self._fail(view, action, error, Event.ACTION_FAILED)
-        else:
+        if not never:
             self._puller.mark(view.key, spec.image, ImageState.ABSENT)
 
     def _fail(self, view: View, action: Action, error: Exception, event: Event) -> None:
