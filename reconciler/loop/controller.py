@@ -39,7 +39,7 @@ from reconciler.service.redact import redactor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reconciler.core.model import Action, Container, Decision, Desired, Memory, View
+    from reconciler.core.model import Action, Container, Decision, Desired, View
     from reconciler.engine.protocol import Engine
     from reconciler.loop.collector import Collector
     from reconciler.loop.executor import Executor
@@ -140,7 +140,8 @@ class Controller:
         assert view.desired is not None
         death = await self._autopsy(view, container)
         restart = view.desired.spec.restart
-        memory = policy.after_death(view.memory, container, death, restart, view.key)
+        memory = self._store.memory(view.key)  # a pull may have failed meanwhile
+        memory = policy.after_death(memory, container, death, restart, view.key)
         self._store.put_memory(view.key, memory)
         self._reporter.tell(
             Event.SANDBOX_DIED,
@@ -223,19 +224,22 @@ class Controller:
                 await self._succeed(view, action)
 
     async def _succeed(self, view: View, action: Action) -> None:
-        memory = policy.after_restart(view.memory) if action.restart else view.memory
-        if action.verb is Verb.STOP:
-            memory = await self._account_for_stop(view, action, memory)
-        if memory != view.memory:
+        ended = await self._end_of(view, action) if action.verb is Verb.STOP else None
+        memory = self._store.memory(view.key)
+        if action.restart:
+            memory = policy.after_restart(memory)
+        if ended:
+            memory = policy.after_own_stop(memory, ended)
+        if action.restart or ended:
             self._store.put_memory(view.key, memory)
         announce(self._reporter, view, action)
 
-    async def _account_for_stop(self, view: View, action: Action, memory: Memory) -> Memory:
+    async def _end_of(self, view: View, action: Action) -> float | None:
+        """When the container ended that was just stopped."""
         await self._informer.refresh(view.key)
         containers = self._informer.observed(view.key).containers
         stopped = next((c for c in containers if c.id == action.container_id), None)
-        ended = stopped is not None and stopped.finished_at
-        return policy.after_own_stop(memory, ended) if ended else memory
+        return stopped.finished_at if stopped else None
 
     def _move_ports(self, view: View, action: Action, error: PortTaken) -> None:
         try:
@@ -308,10 +312,11 @@ class Controller:
             self._enqueue(view.key, Priority.TIMER, delay)
         if not decision.waiting_for:
             self._recover(view)
-        if view.desired is None:
-            self._leave(view)
-        else:
-            self._puller.release(view.key, view.desired.spec.image)
+        # What is known of an image is for the container that is to be made now, and for no later.
+        awaited = view.desired.spec.image if view.desired and decision.waiting_for else None
+        self._puller.release(view.key, awaited)
+        if view.desired is None and not view.observed.containers:
+            self._store.forget(view.key)
 
     def _recover(self, view: View) -> None:
         failure = view.memory.failure
@@ -321,11 +326,6 @@ class Controller:
         self._reporter.tell(
             Event.SANDBOX_RECOVERED, view.key, "it is as desired", after=failure.cause
         )
-
-    def _leave(self, view: View) -> None:
-        self._puller.release(view.key, None)
-        if view.fate is Fate.DELETED and not view.observed.containers:
-            self._store.forget(view.key)
 
 
 def _died(view: View, container: Container) -> bool:

@@ -95,8 +95,9 @@ class Intake:
         async with self._lock:
             loaded = await asyncio.to_thread(load, self.path, defaults_of(self._settings))
             reading = self._take_in(loaded, allow_mass_delete=allow_mass_delete)
+            former, self._last = self._last, _Last(loaded, reading.braked, reading.diagnostics)
             await self._refresh_env_files()
-            self._say(loaded, reading)
+            self._say(loaded, reading, former)
             return reading
 
     def _take_in(self, loaded: Loaded, *, allow_mass_delete: bool) -> Reading:
@@ -146,6 +147,8 @@ class Intake:
         """The time that a workspace is kept begins when its record is taken out."""
         for name in changes.removed:
             volume = naming.volume_name(self._settings.container_name_prefix, name)
+            # A note of an earlier deletion says nothing of this one.
+            self._store.drop_orphan("volume", volume)
             self._store.note_orphan(
                 "volume",
                 volume,
@@ -162,8 +165,7 @@ class Intake:
 
     # --- what is said -------------------------------------------------------------------------
 
-    def _say(self, loaded: Loaded, reading: Reading) -> None:
-        former, self._last = self._last, _Last(loaded, reading.braked, reading.diagnostics)
+    def _say(self, loaded: Loaded, reading: Reading, former: _Last) -> None:
         self._say_changes(reading)
         if reading.diagnostics != former.complaint:
             self._say_diagnostics(loaded)

@@ -24,7 +24,6 @@ from reconciler.loop.queue import Priority, WorkQueue
 from reconciler.loop.survey import Survey
 from reconciler.loop.views import Sources, Views
 from reconciler.service.events import Event
-from reconciler.service.redact import redactor
 from reconciler.store.watch import Watch
 
 if TYPE_CHECKING:
@@ -216,6 +215,7 @@ class Manager:
             await asyncio.sleep(_SWEEP_EVERY)
             if self.informer.complete:
                 self._collector.sweep(*self.informer.ids())
+                self._identities.sweep()
 
     # --- wiring -------------------------------------------------------------------------------
 
@@ -234,12 +234,12 @@ class Manager:
             self._identities.adopt(key, self.informer.observed(key))
 
     def _lease(self, name: str, spec: SandboxSpec) -> Identity | None:
-        if not self.informer.ever_synced:
-            return self.store.identity(name)
+        known = self.store.identity(name)
+        if not self.informer.ever_synced or (known is None and not self.informer.knows(name)):
+            # A container that was not looked at yet may have one already.
+            return known
         self._identities.adopt(name, self.informer.observed(name))
-        identity = self._identities.ensure(name, spec)
-        redactor.register(identity.session_key)
-        return identity
+        return self._identities.ensure(name, spec)
 
 
 def _seconds(retain: float | str) -> float | None:

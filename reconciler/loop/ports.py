@@ -11,6 +11,7 @@ import base62
 from reconciler.core.errors import ReconcilerError
 from reconciler.core.model import Identity
 from reconciler.service.events import Event
+from reconciler.service.redact import redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,6 +48,7 @@ class Identities:
         self._reporter = reporter
         self._next = self._first
         self._quarantine: dict[int, float] = {}
+        self._hidden: dict[str, str] = {}
 
     def adopt(self, key: str, observed: Observed) -> None:
         """Take over what containers were made with, where the books know nothing of it."""
@@ -75,7 +77,22 @@ class Identities:
         identity = Identity(known.session_key, ports)
         if identity != self._store.identity(key):
             self._store.put_identity(key, identity)
+        self._hide(key, identity.session_key)
         return identity
+
+    def _hide(self, key: str, secret: str) -> None:
+        former = self._hidden.get(key)
+        if former == secret:
+            return
+        if former is not None:
+            redactor.forget(former)
+        redactor.register(secret)
+        self._hidden[key] = secret
+
+    def sweep(self) -> None:
+        """No longer hide the session keys of sandboxes of which nothing is left."""
+        for key in [key for key in self._hidden if self._store.identity(key) is None]:
+            redactor.forget(self._hidden.pop(key))
 
     def replace(self, key: str, taken: int | None) -> bool:
         """Lease others in place of the port that something else took; None: of all of them.

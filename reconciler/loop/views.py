@@ -54,6 +54,8 @@ class Views:
         """All that is known of the key now."""
         sources = self._from
         record = sources.store.records.get(key)
+        if record is None:
+            self._hashes.pop(key, None)
         observed = sources.informer.observed(key)
         return View(
             key=key,
