@@ -6,7 +6,7 @@ import pytest
 
 from reconciler.loop import ports
 from tests.loop.simulated import SimulatedLoop
-from tests.loop.stage import DAY, Stage
+from tests.loop.stage import Stage
 
 Loops = dict[str, Callable[[], asyncio.AbstractEventLoop]]
 
@@ -29,11 +29,4 @@ def taken_ports(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     async with Stage(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def seldom(tmp_path: Path) -> AsyncIterator[Stage]:
-    """For tests over days: it relists twice a day."""
-    async with Stage(tmp_path, resync_interval=DAY / 2) as made:
         yield made

@@ -132,17 +132,25 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         return await self.manager.intake.read()
 
     async def converge(self, sandboxes: Mapping[str, Any], **specs: Mapping[str, Any]) -> None:
+        await self.edit_or_start(sandboxes, **specs)
+        await self.quiet()
+
+    async def edit_or_start(self, sandboxes: Mapping[str, Any], **specs: Mapping[str, Any]) -> None:
         self.write(sandboxes, **specs)
         if self._tasks:
             await self.manager.intake.read()
         else:
             await self.start()
-        await self.quiet()
 
     # --- how time passes
 
     async def after(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    async def days(self, count: float) -> None:
+        """The clock goes on by days, and the loop by as long as it takes to notice."""
+        self.clock.jump(count * DAY)
+        await asyncio.sleep(130)
 
     async def quiet(self, within: float = 600.0) -> None:
         """Until nothing is to be done in the next moment."""

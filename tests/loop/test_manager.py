@@ -5,7 +5,7 @@ from reconciler.core.blueprint import labels
 from reconciler.core.errors import EngineError, EngineTimeout
 from reconciler.service.redact import redactor
 from tests.fakes.host import IMAGE
-from tests.loop.stage import DAY, PREFIX, Stage
+from tests.loop.stage import PREFIX, Stage
 
 
 async def test_a_record_becomes_a_running_sandbox(stage: Stage):
@@ -103,19 +103,18 @@ async def test_garbage_that_could_not_be_removed_leaves_no_memory(stage: Stage):
     assert "who" not in stage.store._memories.values
 
 
-async def test_the_time_that_a_workspace_is_kept_counts_from_the_last_deletion(seldom: Stage):
-    stage = seldom
+async def test_the_time_that_a_workspace_is_kept_counts_from_the_last_deletion(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     await stage.converge({"bob": "running"})
-    await stage.after(6 * DAY)
+    await stage.days(6)
     stage.host.down = True
     stage.host.end_streams()
     await stage.edit({"alice": "running", "bob": "running"})
     await stage.edit({"bob": "running"})
     stage.host.down = False
-    await stage.after(2 * DAY)
+    await stage.days(2)
     assert f"openhands-workspace-{PREFIX}alice" in stage.host.volumes
-    await stage.after(6 * DAY)
+    await stage.days(6)
     assert f"openhands-workspace-{PREFIX}alice" not in stage.host.volumes
 
 
