@@ -88,7 +88,14 @@ class World:
     # Waiting
 
     def wait(self, predicate: Callable[[], T], timeout: float = PATIENCE) -> T:
-        return self.daemon.wait_until(predicate, timeout)
+        """Poll until the predicate holds; fail at once when the daemon has died."""
+
+        def holds() -> T:
+            dead = self.daemon.process is not None and not self.daemon.running
+            assert not dead, self.daemon.tail()
+            return predicate()
+
+        return self.daemon.wait_until(holds, timeout)
 
     def wait_status(self, **wanted: str) -> None:
         """Wait until these, and no others, have these statuses."""

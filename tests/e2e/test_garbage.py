@@ -1,0 +1,153 @@
+"""What belongs to no record goes, and nothing else does."""
+
+import json
+
+import pytest
+
+from tests.e2e.world import World, box, world_of, world_on
+from tests.harness.docker import Docker, labels
+from tests.harness.faults import answer, matching
+from tests.harness.proxy import FaultProxy
+
+GRACE = {"RECONCILER_GC_GRACE": "1s"}
+
+
+@pytest.fixture
+def collecting(world: World) -> World:
+    world.daemon.env.update(GRACE)
+    return world
+
+
+def orphan(world: World, name: str, *command: str) -> str:
+    return world.add_container(world.name(name), *command, sandbox=name)
+
+
+def test_orphans_in_every_state_go_after_the_grace(collecting: World) -> None:
+    made = {
+        state: orphan(collecting, state) for state in ("created", "running", "paused", "exited")
+    }
+    for state in ("running", "paused", "exited"):
+        collecting.docker.start(made[state])
+    collecting.docker.pause(made["paused"])
+    collecting.docker.kill(made["exited"])
+    # One that bears our label and names no sandbox, under a name that is not ours.
+    nameless = {"io.sandbox-reconciler.instance": collecting.instance.name}
+    collecting.docker.run(f"{collecting.instance.name}.x", "sleep", "1000000", labels=nameless)
+    collecting.wait(lambda: collecting.state("exited") == "exited")
+    collecting.start(alice=box("stopped"))
+    collecting.wait(lambda: collecting.names() == ["alice"])
+    found = collecting.daemon.events("garbage.found")
+    assert len(found) == 5
+    assert len(collecting.daemon.events("garbage.removed")) == 5
+
+
+def test_a_dry_run_says_what_would_go_and_why(world: World) -> None:
+    world.daemon.env["RECONCILER_GC_GRACE"] = "1h"
+    world.start(alice=box("stopped"))
+    ours = orphan(world, "stray")
+    world.daemon.wait_event("garbage.found")
+    world.docker.create_volume("unlabelled-" + world.instance.name)
+    try:
+        told = world.daemon.cli("gc", "--dry-run", "--json")
+    finally:
+        world.docker.rm_volume("unlabelled-" + world.instance.name)
+    (row,) = json.loads(told.stdout)
+    assert (row["kind"], row["name"], row["due"]) == ("container", world.name("stray"), False)
+    assert row["why"] == "it belongs to no record"
+    assert ours in world.ids().values()
+    world.daemon.terminate()
+    assert world.name("stray") in world.daemon.cli("gc", "--dry-run").stdout
+
+
+def test_workspaces_are_kept_as_long_as_their_label_says(collecting: World) -> None:
+    prefix = collecting.instance.volume("")
+    for name, retain in (("brief", "1s"), ("long", "1h"), ("ever", "forever")):
+        marks = labels(collecting.instance.name, name, retain=retain)
+        collecting.docker.create_volume(f"{prefix}{name}", marks)
+    collecting.start(alice=box("stopped"))
+    collecting.wait(lambda: collecting.volumes() == {"alice", "long", "ever"})
+    rows = {row["sandbox"]: row for row in json.loads(collecting.daemon.cli("gc", "--json").stdout)}
+    assert set(rows) == {"long", "ever"}
+    assert rows["ever"]["remove_at"] is None
+
+
+def test_the_time_of_a_workspace_is_counted_over_restarts(world: World) -> None:
+    brief = {"path": "/workspace", "retain": "3s"}
+    world.start(alice=box("stopped", workspace=brief), bob=box("stopped"))
+    world.declare(bob=box("stopped"))
+    since = world.daemon.wait_event("record.deleted", sandbox="alice")
+    world.converge("bob")
+    before = world.ask("/v1/gc?dry_run=true", "POST")
+    world.daemon.kill9()
+    world.daemon.start()
+    world.converge("bob")
+    after = world.ask("/v1/gc?dry_run=true", "POST")
+    assert [row["since"] for row in after] in ([row["since"] for row in before], []), since
+    world.wait(lambda: world.volumes() == {"bob"})
+
+
+def test_what_is_not_ours_is_never_touched(
+    collecting: World, engine: Docker, foreign: list[str], tmp_path
+) -> None:
+    unlabelled = collecting.name("unlabelled")
+    foreign.append(unlabelled)
+    collecting.add_container(unlabelled)
+    plain = collecting.instance.volume("plain")
+    engine.create_volume(plain)
+    try:
+        with world_on(engine, tmp_path / "other", **GRACE) as other:
+            theirs = orphan(other, "theirs")
+            ours = orphan(collecting, "ours")
+            collecting.start(alice=box("stopped"))
+            collecting.wait(lambda: ours not in collecting.ids().values())
+            assert theirs in other.ids().values()
+        assert engine.exists(unlabelled)
+        assert plain in engine.volumes()
+    finally:
+        engine.rm_volume(plain)
+
+
+def test_nothing_is_collected_before_a_file_was_ever_accepted(collecting: World) -> None:
+    collecting.daemon.env["RECONCILER_RESYNC_INTERVAL"] = "1s"
+    ours = orphan(collecting, "ours")
+    collecting.daemon.write("version: 1\nsandboxes: {alice: {spec: no-such}, : }\n")
+    collecting.daemon.start()
+    collecting.daemon.wait_event("manifest.rejected")
+    collecting.daemon.wait_event("daemon.ready")
+    collecting.wait(lambda: collecting.ask("/v1/gc", "POST") is not None)
+    assert json.loads(collecting.daemon.cli("gc", "--dry-run", "--json").stdout)[0]["due"] is False
+    assert ours in collecting.ids().values()
+    collecting.declare(alice=box("stopped"))
+    collecting.wait(lambda: collecting.names() == ["alice"])
+
+
+def test_a_list_that_fails_collects_nothing(proxied: World, proxy: FaultProxy) -> None:
+    proxied.daemon.env.update(GRACE)
+    orphans = {orphan(proxied, f"orphan-{number}") for number in range(2)}
+    proxied.declare(alice=box("stopped"))
+    lists = matching("GET", "/containers/json")
+    proxy.fault(lists, answer(500), times=None)
+    proxied.daemon.start()
+    # Several times over: the grace has passed by then.
+    proxied.wait(lambda: len(proxy.seen(lists)) >= 4)
+    assert set(proxied.ids().values()) == orphans
+    assert not proxy.seen(lambda request: request.changes)
+    proxy.clear()
+    proxied.wait(lambda: proxied.names() == ["alice"])
+
+
+def test_a_record_that_comes_back_within_the_grace_keeps_its_container(
+    world: World, tmp_path
+) -> None:
+    world.daemon.env["RECONCILER_GC_GRACE"] = "1h"
+    world.start(alice=box(), bob=box())
+    ids = world.ids()
+    world.daemon.terminate()
+    # A new database, and a file that no longer names alice: nobody asked for a deletion.
+    with world_of(world.instance, tmp_path / "new", RECONCILER_GC_GRACE="1h") as fresh:
+        fresh.start(bob=box())
+        fresh.daemon.wait_event("garbage.found")
+        assert fresh.ids() == ids
+        fresh.declare(alice=box(), bob=box())
+        fresh.converge("alice", "bob")
+        assert fresh.ids() == ids
