@@ -7,7 +7,7 @@ comes back never meets the removal of its own things.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from reconciler.core.model import Fate
 from reconciler.core.roles import surplus_volumes, wanted_volume
@@ -15,12 +15,16 @@ from reconciler.core.units import FOREVER, parse_retain
 from reconciler.service.events import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from reconciler.core.model import View, Volume
     from reconciler.loop.reporter import Reporter
     from reconciler.store.rows import OrphanKind
     from reconciler.store.store import Store
+
+
+# A clock is set right by seconds now and then; a note by more than this from the future is void.
+_CLOCK_SLACK: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class Collector:
     def _note_containers(self, view: View) -> bool:
         if view.desired is not None or view.fate is Fate.DELETED:
             return False
-        known = view.orphans.containers
+        known = _in_the_past(view.orphans.containers, view.now)
         fresh = [c for c in view.observed.containers if c.id not in known]
         for container in fresh:
             self._note("container", container.id, view, None)
@@ -88,7 +92,8 @@ class Collector:
         return bool(fresh)
 
     def _note_volumes(self, view: View) -> bool:
-        fresh = [v for v in surplus_volumes(view) if v.name not in view.orphans.volumes]
+        known = _in_the_past(view.orphans.volumes, view.now)
+        fresh = [v for v in surplus_volumes(view) if v.name not in known]
         for volume in fresh:
             retain = self._retain(view, volume)
             self._note("volume", volume.name, view, retain)
@@ -97,6 +102,7 @@ class Collector:
         return bool(fresh)
 
     def _note(self, kind: OrphanKind, key: str, view: View, retain: float | None) -> None:
+        self._store.drop_orphan(kind, key)
         self._store.note_orphan(kind, key, sandbox=view.key, since=view.now, retain=retain)
 
     def sweep(self, containers: Collection[str], volumes: Collection[str]) -> None:
@@ -109,6 +115,8 @@ class Collector:
             self._store.drop_key(sandbox)
 
     def _retain(self, view: View, volume: Volume) -> float | None:
+        if volume.name in view.orphans.retain:
+            return view.orphans.retain[volume.name]
         tombstone = self._store.deleted.get(view.key)
         if tombstone is not None:
             return tombstone.retain
@@ -139,8 +147,13 @@ class Collector:
         found = []
         for volume in surplus_volumes(view):
             since = view.orphans.volumes.get(volume.name, view.now)
-            retain = view.orphans.retain.get(volume.name, self._retain(view, volume))
+            retain = self._retain(view, volume)
             remove_at = since + retain if retain is not None and view.may_collect else None
             why = "no record wants this workspace"
             found.append(Garbage("volume", volume.name, view.key, since, remove_at, why))
         return found
+
+
+def _in_the_past(notes: Mapping[str, float], now: float) -> set[str]:
+    """Those made before now. The clock was set back after any other: its time begins anew."""
+    return {key for key, since in notes.items() if since <= now + _CLOCK_SLACK}
