@@ -15,7 +15,7 @@ VENV := .venv/complete
 # Each worker drives a real engine; more than two do not make it faster on two cores.
 WORKERS ?= 2
 
-.PHONY: demo demo-clean test core bench lint types layers venv engine clean
+.PHONY: demo demo-clean test core bench torture lint types layers venv engine clean
 
 demo: venv
 	@$(BIN)/python -m scripts.demo
@@ -33,6 +33,13 @@ core: venv
 
 bench: venv engine
 	$(BIN)/python -m benchmarks
+
+# The long form of the fault tests: ROUNDS of random faults, from seed SEED on.
+ROUNDS ?= 200
+SEED ?= 1
+torture: venv engine
+	RECONCILER_TORTURE_ROUNDS=$(ROUNDS) RECONCILER_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest \
+		tests/e2e/test_crash_points.py tests/e2e/test_faults.py -n $(WORKERS) -rP
 
 lint: venv
 	$(BIN)/ruff check .
