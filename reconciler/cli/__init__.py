@@ -5,24 +5,24 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+from reconciler.cli.interrupts import INTERRUPTED, loading
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-_INTERRUPTED: Final = 130
 
 
 def main() -> NoReturn:
     """Run the command that the arguments name; never shows a traceback for what a user can mend."""
     try:
-        # Loaded here, so that Ctrl-C finds somebody to heed it from the first moment.
-        from reconciler.cli.app import group  # noqa: PLC0415
+        with loading():
+            from reconciler.cli.app import group  # noqa: PLC0415 - heeding Ctrl-C comes first
 
         code = group(standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _leave(_INTERRUPTED)
+        _leave(INTERRUPTED)
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough.
         _leave(0)
@@ -44,7 +44,7 @@ def _explain(error: BaseException) -> int:
 
     match error:
         case click.exceptions.Abort():
-            return _INTERRUPTED
+            return INTERRUPTED
         case click.ClickException():
             error.show()
             return error.exit_code

@@ -10,6 +10,7 @@ import click
 
 from reconciler.cli import options
 from reconciler.cli.backend import backend, daemon_of
+from reconciler.cli.interrupts import loading
 
 if TYPE_CHECKING:
     from reconciler.cli.app import Context
@@ -97,7 +98,8 @@ def logs(context: Context, name: str, *, follow: bool, tail: int) -> int:
 
 
 async def _print_logs(settings: Settings, name: str, *, tail: int, follow: bool) -> None:
-    from reconciler.cli.local import rehearsal  # noqa: PLC0415 - it loads the engine's client
+    with loading():
+        from reconciler.cli.local import rehearsal  # noqa: PLC0415 - it loads the engine's client
 
     async with rehearsal(settings) as manager:
         async for line in await manager.answers.logs(name, tail=tail, follow=follow):

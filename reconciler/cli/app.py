@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from reconciler import __version__
+from reconciler.cli.interrupts import loading
 
 if TYPE_CHECKING:
     from reconciler.settings import Settings
@@ -48,7 +49,8 @@ class Context:
         Raises:
             SettingsError: one of them is wrong.
         """
-        from reconciler.settings import load  # noqa: PLC0415 - slow to load, and not for --help
+        with loading():
+            from reconciler.settings import load  # noqa: PLC0415 - slow to load, not for --help
 
         return load(self.config, **{**self.flags, **flags})
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from reconciler.cli import render
+from reconciler.cli.interrupts import loading
 from reconciler.cli.progress import Progress, standing_of, words_of
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ async def _here(
     *,
     allow_mass_delete: bool,
 ) -> dict[str, Any]:
-    from reconciler.cli.local import acting  # noqa: PLC0415 - it loads the engine's client
+    with loading():
+        from reconciler.cli.local import acting  # noqa: PLC0415 - it loads the engine's client
 
     async with acting(settings) as manager:
         # An engine that cannot be asked is told at once, before anything is taken in.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from reconciler.cli.interrupts import loading
 from reconciler.core.errors import ReconcilerError
 
 if TYPE_CHECKING:
@@ -26,14 +27,16 @@ def daemon_of(settings: Settings) -> Client | None:
     """
     if not _is_there(settings.socket):
         return None
-    from reconciler.cli.client import Client  # noqa: PLC0415 - slow to load, often not needed
+    with loading():
+        from reconciler.cli.client import Client  # noqa: PLC0415 - slow to load, often not needed
 
     return Client.connect(settings)
 
 
 def in_its_place(settings: Settings) -> Local:
     """This process."""
-    from reconciler.cli.local import Local  # noqa: PLC0415 - it loads the engine's client
+    with loading():
+        from reconciler.cli.local import Local  # noqa: PLC0415 - it loads the engine's client
 
     return Local(settings)
 

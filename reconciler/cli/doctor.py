@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from reconciler.cli import options
+from reconciler.cli.interrupts import loading
 
 if TYPE_CHECKING:
     from reconciler.cli.app import Context
@@ -30,8 +31,9 @@ def doctor(context: Context, *, as_json: bool) -> int:
     disk space, and whether a sandbox can reach this host on the webhook port.
     Exit codes: 0, or 1 where a check fails.
     """
-    from reconciler.cli import render  # noqa: PLC0415 - slow to load
-    from reconciler.cli.checks import examine  # noqa: PLC0415 - it loads the engine's client
+    with loading():
+        from reconciler.cli import render  # noqa: PLC0415 - slow to load
+        from reconciler.cli.checks import examine  # noqa: PLC0415 - it loads the engine's client
 
     findings = asyncio.run(examine(context.settings()))
     if as_json:

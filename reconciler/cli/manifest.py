@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reconciler.cli.backend import backend, daemon_of
+from reconciler.cli.interrupts import loading
 from reconciler.core.errors import ReconcilerError
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ def check(context: Context, path: Path | None) -> int:
     PATH is a file, or a folder of *.yaml files.
     Exit codes: 0 valid, 1 invalid: everything that is wrong, as FILE:LINE:COL: message.
     """
-    from reconciler.store.documents import gather  # noqa: PLC0415 - slow to load
-    from reconciler.store.manifest import SpecDefaults, load  # noqa: PLC0415
+    with loading():
+        from reconciler.store.documents import gather  # noqa: PLC0415 - slow to load
+        from reconciler.store.manifest import SpecDefaults, load  # noqa: PLC0415
 
     settings = context.settings()
     defaults = SpecDefaults(settings.mounts, settings.exposed_ports, settings.health_check_path)
@@ -89,7 +91,8 @@ def schema() -> int:
       reconciler schema > desired.schema.json
       # yaml-language-server: $schema=desired.schema.json     as the file's first line
     """
-    from reconciler.store.schema import json_schema_text  # noqa: PLC0415 - slow to load
+    with loading():
+        from reconciler.store.schema import json_schema_text  # noqa: PLC0415 - slow to load
 
     click.echo(json_schema_text(), nl=False)
     return 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reconciler.cli import options
+from reconciler.cli.interrupts import loading
 
 if TYPE_CHECKING:
     from reconciler.cli.app import Context
@@ -28,7 +29,8 @@ def run(context: Context, desired: Path | None, config: Path | None) -> int:
     Sandboxes run on when it ends, and it takes up again where it was.
     Exit codes: 0 ended by a signal, 1 could not start or go on.
     """
-    from reconciler import daemon  # noqa: PLC0415 - it loads the engine's client
+    with loading():
+        from reconciler import daemon  # noqa: PLC0415 - it loads the engine's client
 
     return daemon.run(context.reading(config).settings(desired=desired))
 

@@ -159,9 +159,9 @@ def test_ctrl_c_leaves_no_traceback(cli: Cli, arguments: tuple[str, ...]) -> Non
 @pytest.mark.parametrize("delay", [0.03, 0.1, 0.2])
 def test_ctrl_c_while_it_loads(cli: Cli, delay: float) -> None:
     script = (
-        "import signal, threading, os\n"
+        "import os, signal, threading; from reconciler.cli import main\n"
         f"threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-        "from reconciler.cli import main; main()"
+        "main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, "events", "--follow"],
