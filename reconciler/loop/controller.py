@@ -129,8 +129,17 @@ class Controller:
         await self._informer.refresh(key)
         view = self._views.view(key)
         noted = self._collector.note(view)
-        learned = await self._learn_of_death(view)
+        learned = self._own_up(view) or await self._learn_of_death(view)
         return self._views.view(key) if noted or learned else view
+
+    def _own_up(self, view: View) -> bool:
+        """Take an end into account that was asked for by a daemon which died before it noted it."""
+        container = _stopped_by_us(view)
+        if container is None or container.finished_at in {None, view.memory.last_exit}:
+            return False
+        memory = policy.after_own_stop(view.memory, container.finished_at or view.now)
+        self._store.put_memory(view.key, memory)
+        return True
 
     async def _learn_of_death(self, view: View) -> bool:
         """Take an exit that nobody here asked for into account, once."""
@@ -326,6 +335,19 @@ class Controller:
         self._reporter.tell(
             Event.SANDBOX_RECOVERED, view.key, "it is as desired", after=failure.cause
         )
+
+
+def _stopped_by_us(view: View) -> Container | None:
+    """The container that ended because the record, or its replacement, asks for that."""
+    roles, desired = roles_of(view), view.desired
+    if desired is None:
+        return None
+    stopped: Container | None = None
+    if roles.predecessor and (roles.current is None or roles.current.started_at is None):
+        stopped = roles.predecessor
+    elif roles.successor or desired.state is DesiredState.STOPPED:
+        stopped = roles.current
+    return stopped if stopped and stopped.phase is Phase.EXITED else None
 
 
 def _died(view: View, container: Container) -> bool:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from reconciler.service.events import Event
 from tests.loop.stage import PREFIX, Stage
 
 VERBS = ("create_volume", "create", "prepare", "start", "stop", "pause", "unpause", "rename")
@@ -41,6 +42,21 @@ async def test_a_kill_at_any_moment_leaves_one_container_a_record(stage: Stage, 
             assert stage.seen(name).session_key == stage.store.identity(name).session_key
         await stage.converge(former)
     assert len(stage.host.volumes) == len({*former, *wanted})
+
+
+@pytest.mark.parametrize("wanted", [{"alice": {"env": {"A": "1"}}}, {"alice": "stopped"}])
+async def test_what_was_stopped_before_a_kill_did_not_die(stage: Stage, wanted: dict):
+    stage.engine.latency = dict.fromkeys(VERBS, 0.01)
+    stage.engine.answering = dict.fromkeys(VERBS, 0.01)
+    await stage.converge({"alice": "running"})
+    for moment in MOMENTS[:20]:
+        await stage.edit(wanted)
+        await stage.after(moment)
+        await stage.crash()
+        await stage.start()
+        await stage.quiet()
+        await stage.converge({"alice": "running"})
+        assert not stage.notes.said(Event.SANDBOX_DIED), moment
 
 
 async def test_what_a_container_is_made_with_is_on_disk_before_it_is_made(stage: Stage):
