@@ -15,7 +15,7 @@ VENV := .venv/complete
 # Each worker drives a real engine; more than two do not make it faster on two cores.
 WORKERS ?= 2
 
-.PHONY: demo demo-clean test core bench torture lint types layers venv engine clean
+.PHONY: schema demo demo-clean test core bench torture lint types layers venv engine clean
 
 demo: venv
 	@$(BIN)/python -m scripts.demo
@@ -30,6 +30,10 @@ test: lint types layers core engine
 core: venv
 	$(BIN)/python -m pytest tests/core --cov=reconciler.core --cov-branch \
 		--cov-report=term-missing:skip-covered --cov-fail-under=100
+
+# What editors know of the desired file, renewed from the models.
+schema: venv
+	$(BIN)/reconciler schema > config/desired.schema.json
 
 bench: venv engine
 	$(BIN)/python -m benchmarks
