@@ -131,6 +131,7 @@ class Round:
         return right and world.statuses() == statuses
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + ROUNDS))
 def test_after_all_faults_it_is_as_declared(
     proxied: World, proxy: FaultProxy, foreign: list[str], seed: int
