@@ -14,7 +14,6 @@ from reconciler.core import policy
 from reconciler.core.model import (
     Action,
     Decision,
-    Fate,
     ImageState,
     Phase,
     Verb,
@@ -26,10 +25,11 @@ from reconciler.core.roles import (
     names_of,
     replace_cause,
     roles_of,
-    surplus_volumes,
     wanted_volume,
 )
 from reconciler.core.spec import DesiredState, PullPolicy
+from reconciler.core.steps import gated, held_by, step_on, wind_down
+from reconciler.core.unwanted import collect_volumes, unwanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,15 +39,14 @@ if TYPE_CHECKING:
 
 _POLL: Final = 1.0
 _WRECKAGE: Final = frozenset({Phase.DEAD, Phase.REMOVING})
-NOTHING: Final = Decision()
 
 
 def decide(view: View) -> Decision:
     """The next step for this key, or why there is none."""
     if view.desired is None:
-        return _unwanted(view)
+        return unwanted(view)
     stuck = _stuck(view, view.desired)
-    decision = _wanted(view, view.desired, stuck) or _collect_volumes(view)
+    decision = _wanted(view, view.desired, stuck) or collect_volumes(view)
     if decision.action is not None or not stuck:
         return decision
     # The sandbox is well, but for what is left to remove.
@@ -65,7 +64,7 @@ def _wanted(view: View, desired: Desired, stuck: Mapping[str, Failure]) -> Decis
     for rule in _RULES:
         decision = rule(world)
         if decision is not None:
-            return _gated(view, decision)
+            return gated(view, decision)
     return None
 
 
@@ -73,7 +72,7 @@ def _stuck(view: View, desired: Desired) -> dict[str, Failure]:
     """Leftovers that do nothing, and that cannot be removed yet, by their names."""
     found = {}
     for container in view.observed.containers:
-        failure = _held_by(view, Verb.REMOVE, container.spec_hash)
+        failure = held_by(view, Verb.REMOVE, container.spec_hash)
         if failure is not None and not container.live and _useless(view, desired, container):
             found[container.name] = failure
     return found
@@ -109,7 +108,7 @@ class _World:
 
     def failed(self, verb: Verb, container: Container) -> bool:
         """Whether the step failed on such a container, and is not due again."""
-        return _held_by(self.view, verb, container.spec_hash) is not None
+        return held_by(self.view, verb, container.spec_hash) is not None
 
 
 # --- what a record asks for -------------------------------------------------------------------
@@ -118,7 +117,7 @@ class _World:
 def _clear_wreckage(world: _World) -> Decision | None:
     for container in world.view.observed.containers:
         if container.phase in _WRECKAGE:
-            return _on(Verb.REMOVE, container, f"the engine says it is {container.phase}")
+            return step_on(Verb.REMOVE, container, f"the engine says it is {container.phase}")
     return None
 
 
@@ -130,9 +129,9 @@ def _fill_the_name(world: _World) -> Decision | None:
     heir = _heir(world)
     if heir is not None:
         name = world.names.predecessor if _stands_in_the_way(world, heir) else world.names.current
-        return _on(Verb.RENAME, heir, "it is not under its name", new_name=name)
+        return step_on(Verb.RENAME, heir, "it is not under its name", new_name=name)
     if roles.successor is not None:
-        return _on(Verb.REMOVE, roles.successor, "it was made for an older edit")
+        return step_on(Verb.REMOVE, roles.successor, "it was made for an older edit")
     return _make(world, world.names.current, "it does not exist")
 
 
@@ -154,7 +153,7 @@ def _stands_in_the_way(world: _World, heir: Container) -> bool:
 
 def _drop_strays(world: _World) -> Decision | None:
     for container in world.roles.strays:
-        return _on(Verb.REMOVE, container, f"{world.names.current} has taken its place")
+        return step_on(Verb.REMOVE, container, f"{world.names.current} has taken its place")
     return None
 
 
@@ -165,15 +164,15 @@ def _finish_replacement(world: _World) -> Decision | None:
         return None
     never_started = current.started_at is None and not current.live
     if never_started and not world.in_sync(current):
-        return _on(Verb.REMOVE, current, "it was made for an older edit")
+        return step_on(Verb.REMOVE, current, "it was made for an older edit")
     if never_started and world.failed(Verb.START, current):
-        return _on(Verb.REMOVE, current, "it cannot be started: the one before it comes back")
+        return step_on(Verb.REMOVE, current, "it cannot be started: the one before it comes back")
     if never_started and world.desired.state is not DesiredState.STOPPED:
         for other in (predecessor, world.roles.successor):
             if other is not None and other.live:
-                return _wind_down(other, "one runs at a time, and it is not the one")
-        return _on(Verb.START, current, "it replaces the one before it")
-    return _on(Verb.REMOVE, predecessor, "it was replaced")
+                return wind_down(other, "one runs at a time, and it is not the one")
+        return step_on(Verb.START, current, "it replaces the one before it")
+    return step_on(Verb.REMOVE, predecessor, "it was replaced")
 
 
 def _replace(world: _World) -> Decision | None:
@@ -184,14 +183,14 @@ def _replace(world: _World) -> Decision | None:
         keep = not cause or _making_must_wait(world)
         return None if keep else _make(world, world.names.successor, cause)
     if not cause:
-        return _on(Verb.REMOVE, successor, "no replacement is needed")
+        return step_on(Verb.REMOVE, successor, "no replacement is needed")
     if not world.in_sync(successor):
-        return _on(Verb.REMOVE, successor, "it was made for an older edit")
+        return step_on(Verb.REMOVE, successor, "it was made for an older edit")
     if world.names.predecessor in world.stuck:
         return None
     if current.live:
-        return _wind_down(current, cause)
-    return _on(Verb.RENAME, current, cause, new_name=world.names.predecessor)
+        return wind_down(current, cause)
+    return step_on(Verb.RENAME, current, cause, new_name=world.names.predecessor)
 
 
 def _making_must_wait(world: _World) -> bool:
@@ -240,25 +239,25 @@ def _converge_state(world: _World) -> Decision | None:
     current = world.roles.current
     assert current is not None
     if world.desired.state is DesiredState.STOPPED:
-        return _wind_down(current, "stopped is desired") if current.live else None
+        return wind_down(current, "stopped is desired") if current.live else None
     return _STATE_RULES[current.phase](world, current)
 
 
 def _start_new(world: _World, current: Container) -> Decision:
-    return _on(Verb.START, current, f"{world.desired.state} is desired")
+    return step_on(Verb.START, current, f"{world.desired.state} is desired")
 
 
 def _start_again(world: _World, current: Container) -> Decision:
     memory, restart = world.view.memory, world.desired.spec.restart
     if current.finished_at == memory.last_exit and memory.not_before == 0.0:
-        return _on(Verb.START, current, f"{world.desired.state} is desired")
+        return step_on(Verb.START, current, f"{world.desired.state} is desired")
     cause = _death_cause(world, current)
     accounted = current.finished_at == memory.last_exit
     due = memory.not_before if accounted else world.view.now
     due = policy.in_reach(due, world.view.now, restart.max_backoff)
     if due > world.view.now:
         return Decision(wait_until=due, waiting_for=f"its next restart: {cause}")
-    return _on(Verb.START, current, cause, restart=True)
+    return step_on(Verb.START, current, cause, restart=True)
 
 
 def _death_cause(world: _World, current: Container) -> str:
@@ -270,7 +269,7 @@ def _death_cause(world: _World, current: Container) -> str:
 def _unpause(world: _World, current: Container) -> Decision | None:
     if world.desired.state is DesiredState.PAUSED:
         return None
-    return _on(Verb.UNPAUSE, current, "running is desired")
+    return step_on(Verb.UNPAUSE, current, "running is desired")
 
 
 def _await_restart(world: _World, _current: Container) -> Decision:
@@ -284,7 +283,7 @@ def _keep_running(world: _World, current: Container) -> Decision | None:
     if world.desired.state is DesiredState.RUNNING:
         return None
     if world.desired.spec.health is None or verdict is Verdict.GOOD:
-        return _on(Verb.PAUSE, current, "paused is desired")
+        return step_on(Verb.PAUSE, current, "paused is desired")
     return Decision(waiting_for="a good probe, then it is paused")
 
 
@@ -302,7 +301,7 @@ def _restart_unhealthy(world: _World, current: Container) -> Decision:
     cause = f"unhealthy: {view.health.reason}"
     if due > view.now:
         return Decision(wait_until=due, waiting_for=f"its next restart: {cause}")
-    return _on(Verb.STOP, current, cause, restart=True)
+    return step_on(Verb.STOP, current, cause, restart=True)
 
 
 _STATE_RULES: Final[dict[Phase, Callable[[_World, Container], Decision | None]]] = {
@@ -339,113 +338,3 @@ _RULES: Final[tuple[Callable[[_World], Decision | None], ...]] = (
     _converge_state,
     _still_to_make,
 )
-
-
-# --- what no record asks for ------------------------------------------------------------------
-
-
-def _unwanted(view: View) -> Decision:
-    waits = []
-    for container in view.observed.containers:
-        due = _removal_due(view, container)
-        decision = Decision(wait_until=due, waiting_for="the grace of what belongs to no record")
-        if due is not None and due <= view.now:
-            decision = _gated(view, _take_away(view, container))
-        if decision.action is not None:
-            return decision
-        waits.append(decision)
-    if waits:
-        return _earliest(waits)
-    return _collect_volumes(view)
-
-
-def _removal_due(view: View, container: Container) -> float | None:
-    if view.fate is Fate.DELETED:
-        return view.now
-    since = view.orphans.containers.get(container.id)
-    if since is None or not view.may_collect:
-        return None
-    return policy.not_later_than(since + view.gc_grace, view.now, view.gc_grace)
-
-
-def _take_away(view: View, container: Container) -> Decision:
-    deleted = view.fate is Fate.DELETED
-    cause = "its record was taken out" if deleted else "it belongs to no record"
-    asked = policy.failure_of(view.memory, Verb.STOP, container.spec_hash)
-    if deleted and container.phase is Phase.RUNNING and asked is None:
-        return _on(Verb.STOP, container, cause)
-    return _on(Verb.REMOVE, container, cause)
-
-
-def _collect_volumes(view: View) -> Decision:
-    """Volumes that nothing asks for go when they have been kept as long as was promised."""
-    in_use = {name for container in view.observed.containers for name in container.volumes}
-    waits = []
-    for volume in surplus_volumes(view):
-        due = _volume_due(view, volume.name)
-        if due is not None and due <= view.now and volume.name not in in_use:
-            action = Action(Verb.REMOVE_VOLUME, volume.name, "it was kept as long as was asked")
-            return _gated(view, Decision(action))
-        waits.append(Decision(wait_until=None if volume.name in in_use else due))
-    return _earliest(waits)
-
-
-def _volume_due(view: View, name: str) -> float | None:
-    since = view.orphans.volumes.get(name)
-    retain = view.orphans.retain.get(name)
-    if since is None or retain is None or not view.may_collect:
-        return None
-    return policy.not_later_than(since + retain, view.now, retain)
-
-
-# --- shared -----------------------------------------------------------------------------------
-
-
-def _wind_down(container: Container, cause: str) -> Decision:
-    # A paused container cannot be stopped gracefully on every engine.
-    verb = Verb.UNPAUSE if container.phase is Phase.PAUSED else Verb.STOP
-    return _on(verb, container, cause)
-
-
-def _on(
-    verb: Verb,
-    container: Container,
-    cause: str,
-    *,
-    new_name: str = "",
-    restart: bool = False,
-) -> Decision:
-    return Decision(
-        Action(verb, container.name, cause, container.id, new_name=new_name, restart=restart),
-    )
-
-
-def _earliest(waits: list[Decision]) -> Decision:
-    timed = [(wait.wait_until, wait.waiting_for) for wait in waits if wait.wait_until is not None]
-    return Decision(None, *min(timed)) if timed else NOTHING
-
-
-def _gated(view: View, decision: Decision) -> Decision:
-    """A step that failed is not repeated before it is due."""
-    action = decision.action
-    if action is None:
-        return decision
-    failure = _held_by(view, action.verb, concerned_hash(view, action))
-    if failure is None:
-        return decision
-    return Decision(wait_until=failure.not_before, waiting_for=failure.cause)
-
-
-def _held_by(view: View, verb: Verb, spec_hash: str) -> Failure | None:
-    """The failure after which the step is not due yet."""
-    failure = policy.failure_of(view.memory, verb, spec_hash)
-    waits = failure is not None and policy.failure_due(failure, view.now) > view.now
-    return failure if waits else None
-
-
-def concerned_hash(view: View, action: Action) -> str:
-    """The edit that a step is for: its container's, or the one that is desired."""
-    for container in view.observed.containers:
-        if container.id == action.container_id:
-            return container.spec_hash
-    return (view.desired.spec_hash or "") if view.desired else ""

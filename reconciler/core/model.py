@@ -77,6 +77,10 @@ class Observed:
     containers: tuple[Container, ...] = ()
     volumes: tuple[Volume, ...] = ()
 
+    def container(self, container_id: str) -> Container | None:
+        """The container with this id."""
+        return next((c for c in self.containers if c.id == container_id), None)
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:

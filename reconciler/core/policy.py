@@ -129,16 +129,9 @@ def in_reach(due: float, now: float, longest: float) -> float:
 
 def fold(health: Health, spec: HealthSpec, bad_reason: str | None, now: float) -> Health:
     """One more probe result of the same run; ``bad_reason`` None is a good one."""
-    return (
-        _fold_good(health, spec, now)
-        if bad_reason is None
-        else _fold_bad(
-            health,
-            spec,
-            bad_reason,
-            now,
-        )
-    )
+    if bad_reason is None:
+        return _fold_good(health, spec, now)
+    return _fold_bad(health, spec, bad_reason, now)
 
 
 def _fold_good(health: Health, spec: HealthSpec, now: float) -> Health:

@@ -149,4 +149,6 @@ class Executor:
 
 
 def _container(view: View, action: Action) -> Container:
-    return next(c for c in view.observed.containers if c.id == action.container_id)
+    found = view.observed.container(action.container_id)
+    assert found is not None
+    return found

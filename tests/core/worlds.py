@@ -10,7 +10,7 @@ from itertools import count
 from typing import Final
 
 from reconciler.core import policy
-from reconciler.core.decide import concerned_hash, decide
+from reconciler.core.decide import decide
 from reconciler.core.model import (
     Action,
     Container,
@@ -30,6 +30,7 @@ from reconciler.core.model import (
 )
 from reconciler.core.roles import roles_of, surplus_volumes, wanted_volume
 from reconciler.core.spec import DesiredState, RestartSpec
+from reconciler.core.steps import concerned_hash
 from tests.core.builders import NAME, NEXT, PREV, VOLUME
 
 LIVE: Final = {Phase.RUNNING, Phase.PAUSED, Phase.RESTARTING}

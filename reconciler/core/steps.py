@@ -1,0 +1,66 @@
+"""How a decision is put: a step on a container, a wait, and the gate before what failed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core import policy
+from reconciler.core.model import Action, Decision, Phase, Verb
+
+if TYPE_CHECKING:
+    from reconciler.core.model import Container, Failure, View
+
+NOTHING: Final = Decision()
+
+
+def wind_down(container: Container, cause: str) -> Decision:
+    """Towards a container that has no processes."""
+    # A paused container cannot be stopped gracefully on every engine.
+    verb = Verb.UNPAUSE if container.phase is Phase.PAUSED else Verb.STOP
+    return step_on(verb, container, cause)
+
+
+def step_on(
+    verb: Verb,
+    container: Container,
+    cause: str,
+    *,
+    new_name: str = "",
+    restart: bool = False,
+) -> Decision:
+    """A step on a container that exists."""
+    return Decision(
+        Action(verb, container.name, cause, container.id, new_name=new_name, restart=restart),
+    )
+
+
+def earliest(waits: list[Decision]) -> Decision:
+    """The wait that ends first; nothing where none has an end."""
+    timed = [(wait.wait_until, wait.waiting_for) for wait in waits if wait.wait_until is not None]
+    return Decision(None, *min(timed)) if timed else NOTHING
+
+
+def gated(view: View, decision: Decision) -> Decision:
+    """A step that failed is not repeated before it is due."""
+    action = decision.action
+    if action is None:
+        return decision
+    failure = held_by(view, action.verb, concerned_hash(view, action))
+    if failure is None:
+        return decision
+    return Decision(wait_until=failure.not_before, waiting_for=failure.cause)
+
+
+def held_by(view: View, verb: Verb, spec_hash: str) -> Failure | None:
+    """The failure after which the step is not due yet."""
+    failure = policy.failure_of(view.memory, verb, spec_hash)
+    waits = failure is not None and policy.failure_due(failure, view.now) > view.now
+    return failure if waits else None
+
+
+def concerned_hash(view: View, action: Action) -> str:
+    """The edit that a step is for: its container's, or the one that is desired."""
+    container = view.observed.container(action.container_id)
+    if container is not None:
+        return container.spec_hash
+    return (view.desired.spec_hash or "") if view.desired else ""
