@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from structlog.contextvars import bound_contextvars
 
 from reconciler.core import policy
-from reconciler.core.decide import concerned_hash, decide
+from reconciler.core.decide import decide
 from reconciler.core.errors import (
     EngineError,
     EngineTimeout,
@@ -19,7 +19,6 @@ from reconciler.core.errors import (
     ReconcilerError,
 )
 from reconciler.core.model import (
-    Death,
     Failure,
     Fate,
     Health,
@@ -29,9 +28,10 @@ from reconciler.core.model import (
     Verdict,
 )
 from reconciler.core.roles import roles_of
-from reconciler.core.spec import DesiredState, ProbeKind, PullPolicy, RestartSpec
+from reconciler.core.spec import PullPolicy, RestartSpec
+from reconciler.core.steps import concerned_hash
 from reconciler.loop.announce import announce
-from reconciler.loop.prober import Target
+from reconciler.loop.prober import target_of
 from reconciler.loop.queue import Priority
 from reconciler.service.events import Event
 from reconciler.service.redact import redactor
@@ -39,10 +39,10 @@ from reconciler.service.redact import redactor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reconciler.core.model import Action, Container, Decision, Desired, View
-    from reconciler.engine.protocol import Engine
+    from reconciler.core.model import Action, Decision, View
     from reconciler.loop.collector import Collector
     from reconciler.loop.executor import Executor
+    from reconciler.loop.exits import Exits
     from reconciler.loop.informer import Informer
     from reconciler.loop.ports import Identities
     from reconciler.loop.prober import Prober
@@ -55,9 +55,6 @@ if TYPE_CHECKING:
 _MAX_STEPS: Final = 24
 _AGAIN: Final = 1.0
 _SHORTEST_WAIT: Final = 0.02
-_TAIL_LINES: Final = 20
-# A short run's first lines can be older than the start that the engine tells of it.
-_START_SLACK: Final = 0.2
 _DEFAULT_RESTART: Final = RestartSpec()
 
 
@@ -67,8 +64,8 @@ class Controller:
     def __init__(
         self,
         *,
-        engine: Engine,
         store: Store,
+        exits: Exits,
         views: Views,
         informer: Informer,
         executor: Executor,
@@ -80,8 +77,8 @@ class Controller:
         enqueue: Callable[[str, Priority, float], None],
         publish_address: str,
     ) -> None:
-        self._engine = engine
         self._store = store
+        self._exits = exits
         self._views = views
         self._informer = informer
         self._executor = executor
@@ -129,59 +126,8 @@ class Controller:
         await self._informer.refresh(key)
         view = self._views.view(key)
         noted = self._collector.note(view)
-        learned = self._own_up(view) or await self._learn_of_death(view)
+        learned = await self._exits.account_for(view)
         return self._views.view(key) if noted or learned else view
-
-    def _own_up(self, view: View) -> bool:
-        """Take an end into account that was asked for by a daemon which died before it noted it."""
-        container = _stopped_by_us(view)
-        if container is None or container.finished_at in {None, view.memory.last_exit}:
-            return False
-        memory = policy.after_own_stop(view.memory, container.finished_at or view.now)
-        self._store.put_memory(view.key, memory)
-        return True
-
-    async def _learn_of_death(self, view: View) -> bool:
-        """Take an exit that nobody here asked for into account, once."""
-        container = roles_of(view).current
-        if container is None or not _died(view, container):
-            return False
-        assert view.desired is not None
-        death = await self._autopsy(view, container)
-        restart = view.desired.spec.restart
-        memory = self._store.memory(view.key)  # a pull may have failed meanwhile
-        memory = policy.after_death(memory, container, death, restart, view.key)
-        self._store.put_memory(view.key, memory)
-        self._reporter.tell(
-            Event.SANDBOX_DIED,
-            view.key,
-            death.reason,
-            exit_code=death.exit_code,
-            oom_killed=death.oom_killed,
-            last_lines=list(death.log_tail[-3:]),
-            restarts=memory.restarts,
-            restart_in=round(max(memory.not_before - view.now, 0.0), 1),
-        )
-        return True
-
-    async def _autopsy(self, view: View, container: Container) -> Death:
-        try:
-            since = (container.started_at or 0.0) - _START_SLACK
-            tail = await self._engine.log_tail(container.id, _TAIL_LINES, since=since)
-        except EngineError as error:
-            if isinstance(error, EngineUnavailable) and not isinstance(error, EngineTimeout):
-                # Perhaps the engine ends, and ended the sandbox: what it is asked to start now it
-                # leaves half done, and the ports taken.
-                raise
-            tail = (f"its log cannot be read: {error}",)
-        return Death(
-            container_id=container.id,
-            finished_at=container.finished_at or view.now,
-            exit_code=container.exit_code,
-            oom_killed=container.oom_killed,
-            error=redactor.clean(container.error),
-            log_tail=tuple(redactor.clean(line, 500) for line in tail),
-        )
 
     def _watch_health(self, view: View) -> None:
         current, desired = roles_of(view).current, view.desired
@@ -189,7 +135,7 @@ class Controller:
         if current is None or desired is None or not runs:
             self._prober.watch(view.key, None)
             return
-        self._prober.watch(view.key, _target(desired, current, self._address))
+        self._prober.watch(view.key, target_of(desired, current, self._address))
 
     def on_verdict(self, key: str, health: Health) -> None:
         """The prober's verdict on a key changed."""
@@ -246,8 +192,7 @@ class Controller:
     async def _end_of(self, view: View, action: Action) -> float | None:
         """When the container ended that was just stopped."""
         await self._informer.refresh(view.key)
-        containers = self._informer.observed(view.key).containers
-        stopped = next((c for c in containers if c.id == action.container_id), None)
+        stopped = self._informer.observed(view.key).container(action.container_id)
         return stopped.finished_at if stopped else None
 
     def _move_ports(self, view: View, action: Action, error: PortTaken) -> None:
@@ -335,37 +280,3 @@ class Controller:
         self._reporter.tell(
             Event.SANDBOX_RECOVERED, view.key, "it is as desired", after=failure.cause
         )
-
-
-def _stopped_by_us(view: View) -> Container | None:
-    """The container that ended because the record, or its replacement, asks for that."""
-    roles, desired = roles_of(view), view.desired
-    if desired is None:
-        return None
-    stopped: Container | None = None
-    if roles.predecessor and (roles.current is None or roles.current.started_at is None):
-        stopped = roles.predecessor
-    elif roles.successor or desired.state is DesiredState.STOPPED:
-        stopped = roles.current
-    return stopped if stopped and stopped.phase is Phase.EXITED else None
-
-
-def _died(view: View, container: Container) -> bool:
-    """It ended, it should not have, and nobody has taken it into account yet."""
-    wanted = view.desired is not None and view.desired.state is not DesiredState.STOPPED
-    ended = container.phase in {Phase.EXITED, Phase.DEAD} and container.started_at is not None
-    return wanted and ended and container.finished_at != view.memory.last_exit
-
-
-def _target(desired: Desired, container: Container, address: str) -> Target | None:
-    health = desired.spec.health
-    if health is None or container.started_at is None:
-        return None
-    port = 0
-    if health.kind is not ProbeKind.EXEC:
-        named = {p.name: p.container_port for p in desired.spec.ports}
-        inside = named[health.port] if health.port else desired.spec.ports[0].container_port
-        port = container.ports.get(inside, inside)
-    host = address if container.ports else "127.0.0.1"
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - a lookup
-    return Target(container.id, container.started_at, health, reachable, port)

@@ -15,6 +15,7 @@ from reconciler.loop.controller import Controller
 from reconciler.loop.dispatcher import Dispatcher
 from reconciler.loop.env_files import EnvFiles
 from reconciler.loop.executor import Executor
+from reconciler.loop.exits import Exits
 from reconciler.loop.informer import Informer
 from reconciler.loop.intake import Intake
 from reconciler.loop.ports import Identities
@@ -153,8 +154,8 @@ class Manager:
             concurrent_removals=self.settings.concurrent_removals,
         )
         return Controller(
-            engine=self.engine,
             store=self.store,
+            exits=Exits(self.engine, store=self.store, reporter=self.reporter),
             views=self.views,
             informer=self.informer,
             executor=executor,

@@ -18,6 +18,7 @@ from reconciler.core.spec import HealthSpec, ProbeKind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from reconciler.core.model import Container, Desired
     from reconciler.engine.protocol import Engine
 
 _EAGER_FIRST: Final = 0.1
@@ -135,6 +136,24 @@ class Prober:
         command, limit = target.spec.command, target.spec.timeout
         code = await self._engine.run_in(target.container_id, command, limit)
         return None if code == 0 else f"{command[0]} ended with exit code {code}"
+
+
+def target_of(desired: Desired, container: Container, address: str) -> Target | None:
+    """How a running container is asked; None where it is not to be asked.
+
+    ``address`` is where host ports are published.
+    """
+    health = desired.spec.health
+    if health is None or container.started_at is None:
+        return None
+    port = 0
+    if health.kind is not ProbeKind.EXEC:
+        named = {p.name: p.container_port for p in desired.spec.ports}
+        inside = named[health.port] if health.port else desired.spec.ports[0].container_port
+        port = container.ports.get(inside, inside)
+    host = address if container.ports else "127.0.0.1"
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - a lookup
+    return Target(container.id, container.started_at, health, reachable, port)
 
 
 async def _ask_http(client: httpx.AsyncClient, target: Target) -> str | None:
