@@ -4,29 +4,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from reconciler.store.manifest import Loaded, load
-
-SPEC = "version: 1\nspecs:\n  web: {image: web:1, ports: [{name: A, container_port: 80}]}\n"
-HEAD = SPEC + "sandboxes:\n"
-
-
-@pytest.fixture
-def desired(tmp_path):
-    return tmp_path / "desired.yaml"
-
-
-def loaded(path: Path, content: str | bytes) -> Loaded:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return load(path)
-
-
-def complaints(found: Loaded) -> list[str]:
-    return [f"{d.line}:{d.column}: {d.message}" for d in found.diagnostics]
-
+from tests.store.manifests import HEAD, complaints, loaded
 
 RECORDS = [
     ("spec: ^wbe", 'no spec is called "wbe": did you mean "web"?'),

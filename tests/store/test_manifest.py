@@ -9,24 +9,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.spec import DesiredState, MountSpec, PortSpec, ProbeKind
-from reconciler.store.manifest import Loaded, SpecDefaults, load
-
-SPEC = "version: 1\nspecs:\n  web: {image: web:1, ports: [{name: A, container_port: 80}]}\n"
-HEAD = SPEC + "sandboxes:\n"
-
-
-@pytest.fixture
-def desired(tmp_path):
-    return tmp_path / "desired.yaml"
-
-
-def loaded(path: Path, content: str | bytes, defaults: SpecDefaults | None = None) -> Loaded:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return load(path, defaults)
-
-
-def complaints(found: Loaded) -> list[str]:
-    return [f"{d.line}:{d.column}: {d.message}" for d in found.diagnostics]
+from reconciler.store.manifest import SpecDefaults, load
+from tests.store.manifests import HEAD, SPEC, complaints, loaded
 
 
 def test_a_good_file(desired):

@@ -11,25 +11,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from reconciler.core.spec import RecordSpec
-from reconciler.store.manifest import Loaded, load
+from reconciler.store.manifest import load
+from tests.store.manifests import HEAD, complaints, loaded
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "desired.yaml"
-SPEC = "version: 1\nspecs:\n  web: {image: web:1, ports: [{name: A, container_port: 80}]}\n"
-HEAD = SPEC + "sandboxes:\n"
-
-
-@pytest.fixture
-def desired(tmp_path):
-    return tmp_path / "desired.yaml"
-
-
-def loaded(path: Path, content: str | bytes) -> Loaded:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return load(path)
-
-
-def complaints(found: Loaded) -> list[str]:
-    return [f"{d.line}:{d.column}: {d.message}" for d in found.diagnostics]
 
 
 def test_a_billion_laughs_cost_nothing(desired):
