@@ -131,6 +131,8 @@ class Daemon:
             seconds=round(time.monotonic() - began, 3),
             records=len(manager.store.records),
         )
+        if not self._notifier.enabled:
+            return
         self._notifier.ready(_state_line(manager))
         while True:
             await asyncio.sleep(_STATUS_EVERY)

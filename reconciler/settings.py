@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import yaml
@@ -143,23 +145,17 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, variables, file: in this order."""
-        return init_settings, env_settings, InitSettingsSource(settings_cls, _file_values.get())
+        return (
+            init_settings,
+            env_settings,
+            InitSettingsSource(settings_cls, dict(_file_values.get())),
+        )
 
 
-class _FileValues:
-    """The settings file's content, for the one construction that ``load`` makes."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, Any] = {}
-
-    def get(self) -> dict[str, Any]:
-        return self._values
-
-    def put(self, values: dict[str, Any]) -> None:
-        self._values = values
-
-
-_file_values = _FileValues()
+# The settings file's content, for the one construction that ``load`` makes.
+_file_values: ContextVar[Mapping[str, Any]] = ContextVar(
+    "file_values", default=MappingProxyType({})
+)
 
 
 def load(config: Path | None = None, **flags: Any) -> Settings:
@@ -173,13 +169,13 @@ def load(config: Path | None = None, **flags: Any) -> Settings:
     unknown = sorted(set(values) - set(Settings.model_fields))
     if unknown:
         raise SettingsError(f"{path}: no such setting: {', '.join(unknown)}")
-    _file_values.put(values)
+    token = _file_values.set(values)
     try:
         return Settings(**{key: value for key, value in flags.items() if value is not None})
     except ValidationError as error:
         raise SettingsError(_explain(error)) from error
     finally:
-        _file_values.put({})
+        _file_values.reset(token)
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:

@@ -26,11 +26,7 @@ class Answers:
 
     def plan(self) -> dict[str, Any]:
         """What would be done now, and what is wrong with the desired file."""
-        return {
-            **self._loop.survey.plan(),
-            "errors": [str(diagnostic) for diagnostic in self._loop.intake.diagnostics],
-            "awaiting_confirmation": list(self._loop.intake.braked),
-        }
+        return {**self._loop.survey.plan(), **self._manifest()}
 
     async def reload(self, *, allow_mass_delete: bool = False) -> dict[str, Any]:
         """Read the desired file now; says what became of it."""
@@ -127,10 +123,16 @@ class Answers:
             "instance": self._loop.settings.instance,
             "desired": {
                 "path": str(self._loop.intake.path),
-                "errors": [str(diagnostic) for diagnostic in self._loop.intake.diagnostics],
-                "awaiting_confirmation": list(self._loop.intake.braked),
+                **self._manifest(),
             },
             "store": {"error": str(self._loop.store.trouble) if self._loop.store.trouble else None},
+        }
+
+    def _manifest(self) -> dict[str, Any]:
+        """What is wrong with the desired file, and what of it waits."""
+        return {
+            "errors": [str(diagnostic) for diagnostic in self._loop.intake.diagnostics],
+            "awaiting_confirmation": list(self._loop.intake.braked),
         }
 
 

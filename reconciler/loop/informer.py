@@ -28,6 +28,8 @@ _RECONNECT_FIRST: Final = 0.1
 _RECONNECT_LONGEST: Final = 5.0
 # A connection that held this long was a good one.
 _STABLE: Final = 5.0
+# Seconds that a list may lag behind what this process did to a volume.
+_LIST_SLACK: Final = 30.0
 _CONCURRENT_INSPECTIONS: Final = 16
 
 
@@ -306,6 +308,3 @@ class Informer:
 def _is_about_one(error: EngineError) -> bool:
     """Whether it speaks of one container, and not of the engine."""
     return isinstance(error, EngineTimeout) or not isinstance(error, EngineUnavailable)
-
-
-_LIST_SLACK: Final = 30.0

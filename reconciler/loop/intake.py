@@ -183,19 +183,11 @@ class Intake:
                 shown = {"spec": record.spec_name, "desired": str(record.state)} if record else {}
                 self._reporter.tell(event, name, f"{self.path} was edited", **shown)
         if reading.added or reading.changed or reading.removed:
-            self._reporter.log(
-                Event.MANIFEST_LOADED,
-                path=str(self.path),
-                sandboxes=len(self._store.records),
-            )
+            self._say_loaded()
 
     def _say_diagnostics(self, loaded: Loaded) -> None:
         if not loaded.diagnostics:
-            self._reporter.log(
-                Event.MANIFEST_LOADED,
-                path=str(self.path),
-                sandboxes=len(self._store.records),
-            )
+            self._say_loaded()
             return
         event = Event.MANIFEST_REJECTED if loaded.fatal else Event.MANIFEST_HELD
         for diagnostic in loaded.diagnostics:
@@ -205,6 +197,10 @@ class Intake:
                 location=f"{diagnostic.file}:{diagnostic.line}:{diagnostic.column}",
                 error=str(diagnostic),
             )
+
+    def _say_loaded(self) -> None:
+        sandboxes = len(self._store.records)
+        self._reporter.log(Event.MANIFEST_LOADED, path=str(self.path), sandboxes=sandboxes)
 
     def _say_brake(self, reading: Reading, former: tuple[str, ...]) -> None:
         if not reading.braked:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reconciler.core.decide import decide
 from reconciler.core.model import Fate, Status
+from reconciler.core.naming import container_name
 from reconciler.core.plan import plan
 from reconciler.core.roles import names_of, roles_of
 from reconciler.core.spec import DesiredState
@@ -50,9 +51,9 @@ class Survey:
 
     def sandboxes(self, name: str | None = None, *, secrets: bool = False) -> list[dict[str, Any]]:
         """One object a sandbox, by name; ``name`` may be a container's name, too."""
-        views = [self._views.view(key) for key in self.names()]
-        wanted = [v for v in views if name in {None, v.key, names_of(v).current}]
-        return [self._sandbox(view, secrets=secrets) for view in wanted]
+        prefix = self._settings.container_name_prefix
+        wanted = [key for key in self.names() if name in {None, key, container_name(prefix, key)}]
+        return [self._sandbox(self._views.view(key), secrets=secrets) for key in wanted]
 
     def _sandbox(self, view: View, *, secrets: bool) -> dict[str, Any]:
         status, reason = status_of(view)
