@@ -11,6 +11,7 @@ from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
 from reconciler.engine.docker import DockerEngine
 from reconciler.engine.docker_stream import LONGEST_LOG_LINE
 from tests.engine.worlds import RealWorld, blueprint
+from tests.harness.serving import say_nothing, serving
 
 pytestmark = pytest.mark.engine
 
@@ -266,23 +267,21 @@ async def test_no_engine_is_said_and_tried_again(tmp_path: Any) -> None:
 
 async def test_an_engine_that_never_answers(tmp_path: Any) -> None:
     path = f"{tmp_path}/mute.sock"
-
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.read(4096):
-            pass
-        writer.close()
-
-    server = await asyncio.start_unix_server(say_nothing, path)
     engine = DockerEngine(
         instance="mine", docker_host=f"unix://{path}", call_timeout=0.2, read_timeout=0.2
     )
-    began = time.monotonic()
-    calls = [engine.list(), engine.remove("a"), engine.stop("a", 0), engine.log_tail("a", 1)] * 5
-    for outcome in await asyncio.gather(*calls, return_exceptions=True):
-        assert isinstance(outcome, EngineTimeout)
-    assert time.monotonic() - began < 2
-    await engine.close()
-    server.close()
+    async with serving(say_nothing, asyncio.start_unix_server, path):
+        began = time.monotonic()
+        calls = [
+            engine.list(),
+            engine.remove("a"),
+            engine.stop("a", 0),
+            engine.log_tail("a", 1),
+        ] * 5
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(outcome, EngineTimeout)
+        assert time.monotonic() - began < 2
+        await engine.close()
 
 
 @pytest.mark.parametrize(
@@ -302,13 +301,11 @@ async def test_an_answer_that_cannot_be_understood_is_an_error(
             f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
         )
         await writer.drain()
-        writer.close()
 
-    server = await asyncio.start_unix_server(talk, f"{tmp_path}/odd.sock")
     engine = DockerEngine(instance="mine", docker_host=f"unix://{tmp_path}/odd.sock")
-    with pytest.raises(EngineError):
-        await engine.list()
-    with pytest.raises(EngineError):
-        await engine.inspect("a")
-    await engine.close()
-    server.close()
+    async with serving(talk, asyncio.start_unix_server, f"{tmp_path}/odd.sock"):
+        with pytest.raises(EngineError):
+            await engine.list()
+        with pytest.raises(EngineError):
+            await engine.inspect("a")
+        await engine.close()

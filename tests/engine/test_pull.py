@@ -28,6 +28,7 @@ from scripts import debian
 from tests.engine.worlds import RealWorld
 from tests.harness.docker import DockerError
 from tests.harness.instance import claim_ports
+from tests.harness.serving import say_nothing, serving
 from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.engine
@@ -170,18 +171,12 @@ async def test_a_pull_of_what_is_not_there(real: RealWorld, registry: str, confi
 
 
 async def test_a_registry_that_never_answers(real: RealWorld, config: Path) -> None:
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.read(4096):
-            pass
-        writer.close()
-
     with claim_ports() as ports:
-        server = await asyncio.start_server(say_nothing, "127.0.0.1", ports[0])
-        host = real.docker.host
-        engine = DockerEngine(instance="x", docker_host=host, read_timeout=5, pull_timeout=1)
-        began = time.monotonic()
-        with pytest.raises(PullFailed, match="not pulled within 1 s"):
-            await engine.pull(f"127.0.0.1:{ports[0]}/mute:1", lambda _: None)
-        assert time.monotonic() - began < 5
-        await engine.close()
-        server.close()
+        async with serving(say_nothing, asyncio.start_server, "127.0.0.1", ports[0]):
+            host = real.docker.host
+            engine = DockerEngine(instance="x", docker_host=host, read_timeout=5, pull_timeout=1)
+            began = time.monotonic()
+            with pytest.raises(PullFailed, match="not pulled within 1 s"):
+                await engine.pull(f"127.0.0.1:{ports[0]}/mute:1", lambda _: None)
+            assert time.monotonic() - began < 5
+            await engine.close()

@@ -179,6 +179,7 @@ async def test_streams_are_cut_and_other_calls_are_not(
             await asyncio.to_thread(proxy.cut_streams)
             with pytest.raises(aiodocker.docker.aiohttp.ClientError):
                 await response.content.read()
+            response.close()
             await docker.version()
     finally:
         await docker.close()

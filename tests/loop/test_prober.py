@@ -10,6 +10,7 @@ from reconciler.core.model import Health, Verdict
 from reconciler.core.spec import HealthSpec
 from reconciler.loop.prober import Prober, Target
 from tests.fakes.engine import FakeEngine
+from tests.harness.serving import say_nothing, serving
 from tests.loop.simulated import EPOCH, WallClock
 
 real_time = pytest.mark.asyncio(loop_factories=["real"])
@@ -62,22 +63,16 @@ async def ward() -> AsyncIterator[Ward]:
 @asynccontextmanager
 async def listening(reply: bytes | None) -> AsyncIterator[int]:
     """A server that gives one answer, or none at all, to whatever it is told."""
-    gone = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1024)
         if reply is None:
-            await gone.wait()
+            await say_nothing(reader, writer)
         else:
             writer.write(reply)
-        writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
+    async with serving(serve, asyncio.start_server, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1]
-    finally:
-        gone.set()
-        server.close()
 
 
 def http(status: str) -> bytes:
