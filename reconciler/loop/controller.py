@@ -114,10 +114,11 @@ class Controller:
             view = await self._look(key)
             decision = decide(view)
             self._watch_health(view)
-            if decision.action is None:
+            if decision.action is not None:
+                await self._step(view, decision.action)
+            elif await self._is_believed(view):
                 self._settle(view, decision)
                 return
-            await self._step(view, decision.action)
         self._enqueue(key, Priority.TIMER, _AGAIN)
 
     # --- look ---------------------------------------------------------------------------------
@@ -259,6 +260,14 @@ class Controller:
         return memory.failures[-1]
 
     # --- come to rest -------------------------------------------------------------------------
+
+    async def _is_believed(self, view: View) -> bool:
+        """Before a deletion is forgotten, a list has to agree: one answer alone may be wrong."""
+        if view.desired is not None or view.fate is Fate.UNKNOWN or view.observed.containers:
+            return True
+        self._informer.doubt(view.key)
+        await self._informer.refresh(view.key)
+        return not self._informer.observed(view.key).containers
 
     def _settle(self, view: View, decision: Decision) -> None:
         if decision.wait_until is not None:
