@@ -162,10 +162,14 @@ class FaultProxy:
 
     async def _close(self) -> None:
         await self._refuse()
+        # One that was just accepted is served from the turn after next; until then, to cancel it
+        # would leave it open. One that is aborted is closed in the next turn.
+        await _some_turns()
         tasks = [connection.task for connection in self._connections]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await _some_turns()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = Connection(self, reader, writer)
@@ -206,3 +210,8 @@ class FaultProxy:
         events = [json.loads(line) for line in piece.splitlines() if line.strip()]
         kept = [new for event in events for new in self._edit_event(event)]
         return b"".join(json.dumps(event).encode() + b"\n" for event in kept)
+
+
+async def _some_turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
