@@ -198,6 +198,8 @@ async def quiet_manager(settings: Settings, store: Store) -> AsyncIterator[Manag
 def _state_line(manager: Manager) -> str:
     if not manager.informer.synced.is_set():
         return f"waiting for the engine: {manager.informer.error}"
+    if manager.lanes.wedged:
+        return manager.lanes.wedged
     state = manager.survey.convergence()
     settled = state["total"] - len(state["pending"])
     return f"{settled} of {state['total']} sandboxes are as desired"

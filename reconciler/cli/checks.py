@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from reconciler.cli.client import Client
 from reconciler.cli.reach import webhook_reach
-from reconciler.core.errors import EngineError, ReconcilerError, SettingsError
+from reconciler.core.errors import EngineError, EngineTimeout, ReconcilerError, SettingsError
 from reconciler.daemon import make_engine
 from reconciler.loop.intake import defaults_of
 from reconciler.loop.ports import can_bind
@@ -135,8 +136,22 @@ async def _through_engine(
     if root is not None:
         findings.append(_disk("engine disk", root, settings.disk_min_free))
     loaded = await asyncio.to_thread(load, settings.desired, defaults_of(settings))
-    findings.append(await _webhook(settings, engine, loaded))
-    return findings
+    if wedged := await asyncio.to_thread(_wedged, settings):
+        return [*findings, Finding("engine's changes", "FAIL", *wedged.split(": ", 1))]
+    try:
+        return [*findings, await _webhook(settings, engine, loaded)]
+    except EngineTimeout as error:
+        mend = "see whether it is overloaded; else restart it (`systemctl restart docker`)"
+        return [*findings, Finding("engine's changes", "FAIL", str(error), mend)]
+
+
+def _wedged(settings: Settings) -> str:
+    """What the running daemon found at work, and how to mend it."""
+    with suppress(ReconcilerError):
+        if daemon := Client.connect(settings):
+            with daemon:
+                return daemon.status(None, secrets=False)["engine"].get("wedged") or ""
+    return ""
 
 
 def _local_root(info: EngineInfo) -> Path | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import naming
 from reconciler.core.blueprint import Blueprint, labels
-from reconciler.core.errors import EngineError
+from reconciler.core.errors import EngineError, EngineTimeout
 from reconciler.core.spec import SandboxSpec
 
 if TYPE_CHECKING:
@@ -27,13 +27,21 @@ async def webhook_reach(
     engine: DockerEngine,
     images: list[str],
 ) -> bool | None:
-    """Whether a container reaches the webhook port; None where none of the images can tell."""
+    """Whether a container reaches the webhook port; None where none of the images can tell.
+
+    Raises:
+        EngineTimeout: the engine does not get a container made, or away.
+    """
     async with _answering(settings.host_port):
         for image in images:
-            with suppress(EngineError):
+            try:
                 reached = await _ask_from(settings, engine, image)
-                if reached is not None:
-                    return reached
+            except EngineTimeout:
+                raise
+            except EngineError:
+                continue
+            if reached is not None:
+                return reached
     return None
 
 

@@ -97,7 +97,8 @@ def braked_line(names: Sequence[str]) -> str:
 def _engine_line(engine: dict[str, Any]) -> str:
     if not engine["reachable"]:
         return f"engine: cannot be asked: {engine['error']}"
-    return f"engine: {engine['name']} {engine['version']} (API {engine['api_version']})"
+    line = f"engine: {engine['name']} {engine['version']} (API {engine['api_version']})"
+    return f"{line}: {engine['wedged']}" if engine["wedged"] else line
 
 
 def garbage_table(rows: Iterable[dict[str, Any]]) -> Table:

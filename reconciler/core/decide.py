@@ -28,17 +28,18 @@ from reconciler.core.roles import (
     wanted_volume,
 )
 from reconciler.core.spec import DesiredState, PullPolicy
-from reconciler.core.steps import gated, held_by, step_on, wind_down
+from reconciler.core.steps import blocked, earliest, gated, held_by, step_on, wind_down
 from reconciler.core.unwanted import collect_volumes, unwanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from reconciler.core.model import Container, Desired, Failure, View
+    from reconciler.core.model import Container, Desired, View
     from reconciler.core.roles import Names, Roles
 
 _POLL: Final = 1.0
 _WRECKAGE: Final = frozenset({Phase.DEAD, Phase.REMOVING})
+_MAKING: Final = frozenset({Verb.PULL, Verb.CREATE, Verb.CREATE_VOLUME, Verb.START})
 
 
 def decide(view: View) -> Decision:
@@ -50,14 +51,11 @@ def decide(view: View) -> Decision:
     if decision.action is not None or not stuck:
         return decision
     # The sandbox is well, but for what is left to remove.
-    due = min(failure.not_before for failure in stuck.values())
-    if decision.wait_until is not None:
-        due = min(due, decision.wait_until)
-    cause = next(iter(stuck.values())).cause
-    return Decision(wait_until=due, waiting_for=decision.waiting_for or cause)
+    first = earliest([decision, *stuck.values()])
+    return Decision(None, first.wait_until, decision.waiting_for or first.waiting_for)
 
 
-def _wanted(view: View, desired: Desired, stuck: Mapping[str, Failure]) -> Decision | None:
+def _wanted(view: View, desired: Desired, stuck: Mapping[str, Decision]) -> Decision | None:
     seen = tuple(c for c in view.observed.containers if c.name not in stuck)
     view = replace(view, observed=replace(view.observed, containers=seen))
     world = _World(view, desired, roles_of(view), names_of(view), frozenset(stuck))
@@ -68,13 +66,13 @@ def _wanted(view: View, desired: Desired, stuck: Mapping[str, Failure]) -> Decis
     return None
 
 
-def _stuck(view: View, desired: Desired) -> dict[str, Failure]:
-    """Leftovers that do nothing, and that cannot be removed yet, by their names."""
+def _stuck(view: View, desired: Desired) -> dict[str, Decision]:
+    """Leftovers that do nothing, and that cannot be removed yet: the wait for each, by name."""
     found = {}
     for container in view.observed.containers:
-        failure = held_by(view, Verb.REMOVE, container.spec_hash)
-        if failure is not None and not container.live and _useless(view, desired, container):
-            found[container.name] = failure
+        wait = blocked(view, Verb.REMOVE, container.spec_hash)
+        if wait is not None and not container.live and _useless(view, desired, container):
+            found[container.name] = wait
     return found
 
 
@@ -202,14 +200,13 @@ def _making_must_wait(world: _World) -> bool:
 
 
 def _blocked_until(world: _World) -> float:
-    spec_hash = world.desired.spec_hash
-    making = {Verb.PULL, Verb.CREATE, Verb.CREATE_VOLUME, Verb.START}
-    dues = [
-        policy.failure_due(f, world.view.now)
-        for f in world.view.memory.failures
-        if f.verb in making and f.spec_hash == spec_hash
+    view, spec_hash = world.view, world.desired.spec_hash
+    failed = [
+        policy.failure_due(f, view.now)
+        for f in view.memory.failures
+        if f.verb in _MAKING and f.spec_hash == spec_hash
     ]
-    return max(dues, default=0.0)
+    return max([*failed, *(due for verb, due in view.hung.items() if verb in _MAKING)], default=0.0)
 
 
 def _make(world: _World, name: str, cause: str) -> Decision:

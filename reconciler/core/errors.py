@@ -6,6 +6,7 @@ ReconcilerError
  ├── LockedError              another daemon holds the state directory
  ├── StoreError               the database cannot be read or written
  └── EngineError              the engine did not do what was asked
+      ├── Postponed           it was not asked yet: too much of the kind is under way, or hangs
       ├── EngineUnavailable   it could not be asked: nothing is known about the outcome
       │    └── EngineTimeout  it did not answer in time: the outcome is unknown
       ├── NotFound            the object is not there
@@ -63,6 +64,10 @@ class StoreError(ReconcilerError):
 
 class EngineError(ReconcilerError):
     """The engine did not do what was asked."""
+
+
+class Postponed(EngineError):
+    """The engine was not asked: too much of the kind is under way, or the kind hangs."""
 
 
 class EngineUnavailable(EngineError):

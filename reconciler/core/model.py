@@ -232,7 +232,10 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that a decision about one key is made from. ``desired`` None: should not exist."""
+    """All that a decision about one key is made from. ``desired`` None: should not exist.
+
+    ``hung`` maps the steps at which the engine hangs, for everybody, to when one is tried next.
+    """
 
     key: str
     prefix: str
@@ -246,6 +249,7 @@ class View:
     orphans: Orphans = Orphans()
     gc_grace: float = 300.0
     may_collect: bool = True
+    hung: Mapping[Verb, float] = field(default_factory=dict)
 
 
 class Verb(StrEnum):

@@ -41,14 +41,22 @@ def earliest(waits: list[Decision]) -> Decision:
 
 
 def gated(view: View, decision: Decision) -> Decision:
-    """A step that failed is not repeated before it is due."""
+    """A step that failed, or that hangs for everybody, is not asked for before it is due."""
     action = decision.action
     if action is None:
         return decision
-    failure = held_by(view, action.verb, concerned_hash(view, action))
-    if failure is None:
-        return decision
-    return Decision(wait_until=failure.not_before, waiting_for=failure.cause)
+    return blocked(view, action.verb, concerned_hash(view, action)) or decision
+
+
+def blocked(view: View, verb: Verb, spec_hash: str) -> Decision | None:
+    """The wait for a step that is not due: it failed here, or the engine hangs at its kind."""
+    failure = held_by(view, verb, spec_hash)
+    if failure is not None:
+        return Decision(wait_until=failure.not_before, waiting_for=failure.cause)
+    due = view.hung.get(verb, view.now)
+    if due <= view.now:
+        return None
+    return Decision(wait_until=due, waiting_for=f"the engine hangs at every {verb}: restart it")
 
 
 def held_by(view: View, verb: Verb, spec_hash: str) -> Failure | None:

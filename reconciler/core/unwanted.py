@@ -42,7 +42,8 @@ def _take_away(view: View, container: Container) -> Decision:
     deleted = view.fate is Fate.DELETED
     cause = "its record was taken out" if deleted else "it belongs to no record"
     asked = policy.failure_of(view.memory, Verb.STOP, container.spec_hash)
-    if deleted and container.phase is Phase.RUNNING and asked is None:
+    may_ask = asked is None and Verb.STOP not in view.hung
+    if deleted and container.phase is Phase.RUNNING and may_ask:
         return step_on(Verb.STOP, container, cause)
     return step_on(Verb.REMOVE, container, cause)
 

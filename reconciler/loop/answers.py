@@ -113,6 +113,7 @@ class Answers:
             "version": info.version,
             "api_version": info.api_version,
             "synced": self._loop.informer.synced.is_set(),
+            "wedged": self._loop.lanes.wedged or None,
         }
 
     async def status(self, name: str | None = None, *, secrets: bool = False) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from structlog.contextvars import bound_contextvars
@@ -16,6 +17,7 @@ from reconciler.core.errors import (
     ImageNotFound,
     NotFound,
     PortTaken,
+    Postponed,
     ReconcilerError,
 )
 from reconciler.core.model import (
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from reconciler.loop.executor import Executor
     from reconciler.loop.exits import Exits
     from reconciler.loop.informer import Informer
+    from reconciler.loop.lanes import Lanes
     from reconciler.loop.ports import Identities
     from reconciler.loop.prober import Prober
     from reconciler.loop.puller import Puller
@@ -54,6 +57,9 @@ if TYPE_CHECKING:
 # A pass that is not done by then lets others have their turn.
 _MAX_STEPS: Final = 24
 _AGAIN: Final = 1.0
+_LONGEST_AGAIN: Final = 60.0
+# A key that waits for its turn is woken; this is for when nobody wakes it.
+_LATER: Final = 5.0
 _SHORTEST_WAIT: Final = 0.02
 _DEFAULT_RESTART: Final = RestartSpec()
 
@@ -72,6 +78,7 @@ class Controller:
         identities: Identities,
         puller: Puller,
         prober: Prober,
+        lanes: Lanes,
         collector: Collector,
         reporter: Reporter,
         enqueue: Callable[[str, Priority, float], None],
@@ -85,10 +92,12 @@ class Controller:
         self._identities = identities
         self._puller = puller
         self._prober = prober
+        self._lanes = lanes
         self._collector = collector
         self._reporter = reporter
         self._enqueue = enqueue
         self._address = publish_address
+        self._hung_looks: Counter[str] = Counter()
 
     async def reconcile(self, key: str) -> None:
         """One pass. Whatever goes wrong is remembered, and the key comes back when it is due."""
@@ -98,7 +107,7 @@ class Controller:
             except EngineUnavailable as error:
                 # Nothing is known, so nothing is concluded. The informer says that it is lost.
                 self._reporter.complain(Event.ENGINE_SLOW, about=key, call=key, error=str(error))
-                self._enqueue(key, Priority.TIMER, _AGAIN)
+                self._enqueue(key, Priority.TIMER, self._until_next_look(key, error))
             except EngineError as error:
                 self._reporter.complain(
                     Event.ACTION_FAILED,
@@ -109,13 +118,21 @@ class Controller:
                 )
                 self._enqueue(key, Priority.TIMER, _AGAIN)
 
+    def _until_next_look(self, key: str, error: EngineUnavailable) -> float:
+        """Seconds; more each time where the engine hangs at looking, so that nothing piles up."""
+        if isinstance(error, EngineTimeout):
+            self._hung_looks[key] += 1
+        return policy.backoff(_AGAIN, _LONGEST_AGAIN, self._hung_looks[key] or 1, key)
+
     async def _pass(self, key: str) -> None:
         for _ in range(_MAX_STEPS):
             view = await self._look(key)
             decision = decide(view)
             self._watch_health(view)
             if decision.action is not None:
-                await self._step(view, decision.action)
+                if not await self._step(view, decision.action):
+                    self._enqueue(key, Priority.TIMER, _LATER)
+                    return
             elif await self._is_believed(view):
                 self._settle(view, decision)
                 return
@@ -125,6 +142,8 @@ class Controller:
 
     async def _look(self, key: str) -> View:
         await self._informer.refresh(key)
+        self._hung_looks.pop(key, None)
+        self._lanes.review()
         view = self._views.view(key)
         noted = self._collector.note(view)
         learned = await self._exits.account_for(view)
@@ -160,10 +179,13 @@ class Controller:
 
     # --- do -----------------------------------------------------------------------------------
 
-    async def _step(self, view: View, action: Action) -> None:
+    async def _step(self, view: View, action: Action) -> bool:
+        """Do the action, and say whether it was its turn."""
         with bound_contextvars(sandbox=view.key, cause=action.cause):
             try:
                 await self._executor.execute(view, action)
+            except Postponed:
+                return False
             except EngineTimeout as error:
                 self._fail(view, action, error, Event.ACTION_TIMED_OUT)
             except EngineUnavailable:
@@ -178,6 +200,7 @@ class Controller:
                 self._fail(view, action, error, Event.ACTION_FAILED)
             else:
                 await self._succeed(view, action)
+        return True
 
     async def _succeed(self, view: View, action: Action) -> None:
         ended = await self._end_of(view, action) if action.verb is Verb.STOP else None
@@ -222,6 +245,11 @@ class Controller:
         swap = action.verb is Verb.START and roles.predecessor is not None
         spec_hash = concerned_hash(view, action)
         failure = self._remember_failure(view, action.verb, spec_hash, str(error), swap=swap)
+        told = Event.SANDBOX_ROLLED_BACK if swap else Event.SANDBOX_ERROR
+        if action.verb in self._lanes.hung():
+            # Said of the engine, once; the sandbox's own story has it all the same.
+            self._reporter.note(told, view.key, action.cause, error=str(error))
+            return
         self._reporter.complain(
             event,
             about=f"{view.key} {action.verb} {error}",
@@ -231,7 +259,6 @@ class Controller:
             retry_in=round(failure.not_before - failure.at, 1),
         )
         if failure.count == 1:
-            told = Event.SANDBOX_ROLLED_BACK if swap else Event.SANDBOX_ERROR
             self._reporter.tell(told, view.key, action.cause, error=str(error))
 
     def _remember_failure(
@@ -243,7 +270,9 @@ class Controller:
         *,
         swap: bool,
     ) -> Failure:
-        failed = Failure(verb, spec_hash, redactor.clean(cause), 1, view.now, view.now)
+        # Not the view's time: the step may have taken its whole timeout since.
+        now = self._views.now
+        failed = Failure(verb, spec_hash, redactor.clean(cause), 1, now, now)
         relevant = {c.spec_hash for c in view.observed.containers}
         if view.desired is not None and view.desired.spec_hash is not None:
             relevant.add(view.desired.spec_hash)

@@ -6,7 +6,6 @@ decision sees what the engine says and not what was hoped for.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from reconciler.core import naming
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from reconciler.engine.protocol import Engine
     from reconciler.loop.env_files import EnvFiles
     from reconciler.loop.informer import Informer
+    from reconciler.loop.lanes import Lanes
     from reconciler.loop.puller import Puller
 
 
@@ -38,7 +38,7 @@ class Executor:
         env_files: EnvFiles,
         around: Surroundings,
         durable: Callable[[], Awaitable[None]],
-        concurrent_removals: int,
+        lanes: Lanes,
     ) -> None:
         self._engine = engine
         self._informer = informer
@@ -46,8 +46,7 @@ class Executor:
         self._env_files = env_files
         self._around = around
         self._durable = durable
-        # Many removals at once have been seen to deadlock an engine, and are no faster.
-        self._removals = asyncio.Semaphore(concurrent_removals)
+        self._lanes = lanes
         self._handlers: Mapping[Verb, Callable[[View, Action], Awaitable[None]]] = {
             Verb.PULL: self._pull,
             Verb.CREATE_VOLUME: self._create_volume,
@@ -65,17 +64,19 @@ class Executor:
         """Do one action.
 
         Raises:
+            Postponed: the engine was not asked: it is not the key's turn.
             EngineError: the engine did not do it, or it is not known whether it did.
             ReconcilerError: it could not be asked for.
         """
-        try:
-            await self._handlers[action.verb](view, action)
-        except EngineUnavailable:
-            self._informer.doubt(view.key)
-            raise
-        finally:
-            if action.container_id:
-                self._informer.touch(view.key, action.container_id)
+        async with self._lanes.enter(action.verb, view.key):
+            try:
+                await self._handlers[action.verb](view, action)
+            except EngineUnavailable:
+                self._informer.doubt(view.key)
+                raise
+            finally:
+                if action.container_id:
+                    self._informer.touch(view.key, action.container_id)
 
     async def _pull(self, view: View, action: Action) -> None:
         self._puller.request(view.key, action.target)
@@ -127,12 +128,10 @@ class Executor:
         await self._engine.rename(action.container_id, action.new_name)
 
     async def _remove(self, _view: View, action: Action) -> None:
-        async with self._removals:
-            await self._engine.remove(action.container_id)
+        await self._engine.remove(action.container_id)
 
     async def _remove_volume(self, _view: View, action: Action) -> None:
-        async with self._removals:
-            await self._engine.remove_volume(action.target)
+        await self._engine.remove_volume(action.target)
         self._informer.drop_volume(action.target)
 
     def _blueprint(self, view: View, name: str) -> Blueprint:

@@ -37,6 +37,8 @@ class Informer:
     """The cache of one engine, and the tasks that keep it true.
 
     ``wanted`` names the keys that are looked at again with every list, though nothing bears them.
+    ``connections`` counts the full observations that followed a new connection; ``listed_at`` is
+    when the engine last answered a list, by ``clock``.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class Informer:
         self.synced = asyncio.Event()
         self.complete = False
         self.error = "not asked yet"
+        self.connections = 0
+        self.listed_at = 0.0
 
     # --- what is known ------------------------------------------------------------------------
 
@@ -127,8 +131,13 @@ class Informer:
             self._put(container_id, container)
         self._dirty.pop(key, None)
 
-    async def _rediscover(self, key: str) -> None:
+    async def _list(self) -> Listing:
         listing = await self._engine.list()
+        self.listed_at = self._clock()
+        return listing
+
+    async def _rediscover(self, key: str) -> None:
+        listing = await self._list()
         for summary in listing.containers:
             if summary.sandbox == key:
                 self.touch(key, summary.id)
@@ -159,13 +168,13 @@ class Informer:
         Raises:
             EngineError: the engine could not be asked.
         """
-        self._apply(await self._engine.list(), everything=True)
+        self._apply(await self._list(), everything=True)
         for error in await self._inspect_all():
             raise error
         self._become_synced()
 
     async def _sync(self) -> None:
-        self._apply(await self._engine.list(), everything=True)
+        self._apply(await self._list(), everything=True)
         if not self.ever_synced:
             # What exists is adopted before anything is made. Later, each key's own pass inspects.
             for error in await self._inspect_all():
@@ -245,11 +254,12 @@ class Informer:
                 self._reporter.complain(Event.ENGINE_LOST, error=str(error))
 
     async def _relist(self) -> None:
-        self._apply(await self._engine.list(), everything=False)
+        self._apply(await self._list(), everything=False)
         self.complete = True
-        self._enqueue_all()
+        self.enqueue_all()
 
-    def _enqueue_all(self) -> None:
+    def enqueue_all(self) -> None:
+        """Have every key looked at."""
         for key in {*self.keys(), *self._dirty, *self._wanted()}:
             self._enqueue(key, Priority.RESYNC)
 
@@ -299,9 +309,10 @@ class Informer:
         if not self.ever_synced:
             self.ever_synced = True
             self._on_first_sync()
+        self.connections += 1
         self.complete, self.error = True, ""
         self._reporter.resolve(Event.ENGINE_LOST)
-        self._enqueue_all()
+        self.enqueue_all()
         self.synced.set()
 
 

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.blueprint import Surroundings
+from reconciler.core.model import Verb
 from reconciler.core.units import FOREVER
 from reconciler.loop.answers import Answers
 from reconciler.loop.collector import Collector
@@ -18,6 +19,7 @@ from reconciler.loop.executor import Executor
 from reconciler.loop.exits import Exits
 from reconciler.loop.informer import Informer
 from reconciler.loop.intake import Intake
+from reconciler.loop.lanes import Lanes
 from reconciler.loop.ports import Identities
 from reconciler.loop.prober import Prober
 from reconciler.loop.puller import Puller
@@ -104,6 +106,16 @@ class Manager:
             clock=monotonic,
             reporter=reporter,
         )
+        self.lanes = Lanes(
+            limit=max(settings.workers * 3 // 4, 1),
+            limits=_removals(settings.concurrent_removals),
+            informer=self.informer,
+            sandboxes=lambda: len(self._wanted()),
+            wake=lambda key: self.queue.add(key, Priority.EVENT),
+            wake_all=self.informer.enqueue_all,
+            reporter=reporter,
+            clock=monotonic,
+        )
         self.views = Views(self._sources())
         self._collector = Collector(
             store,
@@ -135,6 +147,7 @@ class Manager:
             informer=self.informer,
             puller=self.puller,
             prober=self.prober,
+            lanes=self.lanes,
             env_files=self.env_files,
             around=self.around,
             lease=self._lease,
@@ -151,7 +164,7 @@ class Manager:
             env_files=self.env_files,
             around=self.around,
             durable=self.store.flush,
-            concurrent_removals=self.settings.concurrent_removals,
+            lanes=self.lanes,
         )
         return Controller(
             store=self.store,
@@ -162,6 +175,7 @@ class Manager:
             identities=self._identities,
             puller=self.puller,
             prober=self.prober,
+            lanes=self.lanes,
             collector=self._collector,
             reporter=self.reporter,
             enqueue=self.queue.add,
@@ -241,6 +255,11 @@ class Manager:
             return known
         self._identities.adopt(name, self.informer.observed(name))
         return self._identities.ensure(name, spec)
+
+
+def _removals(limit: int) -> dict[Verb, int]:
+    """Many removals at once have been seen to deadlock an engine, and are no faster."""
+    return {Verb.REMOVE: limit, Verb.REMOVE_VOLUME: limit}
 
 
 def _seconds(retain: float | str) -> float | None:

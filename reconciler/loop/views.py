@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reconciler.core.spec import SandboxSpec
     from reconciler.loop.env_files import EnvFiles
     from reconciler.loop.informer import Informer
+    from reconciler.loop.lanes import Lanes
     from reconciler.loop.prober import Prober
     from reconciler.loop.puller import Puller
     from reconciler.store.rows import Orphan, OrphanKind, Record
@@ -30,6 +31,7 @@ class Sources:
     informer: Informer
     puller: Puller
     prober: Prober
+    lanes: Lanes
     env_files: EnvFiles
     around: Surroundings
     lease: Callable[[str, SandboxSpec], Identity | None]
@@ -45,6 +47,11 @@ class Views:
         self._from = sources
         self._hashes: dict[str, tuple[Record, str | None, str]] = {}
 
+    @property
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._from.clock()
+
     def keys(self) -> set[str]:
         """Every key that there is something to say of."""
         store = self._from.store
@@ -57,12 +64,13 @@ class Views:
         if record is None:
             self._hashes.pop(key, None)
         observed = sources.informer.observed(key)
+        now = self.now
         return View(
             key=key,
             prefix=sources.around.prefix,
             desired=self._desired(record) if record else None,
             observed=observed,
-            now=sources.clock(),
+            now=now,
             memory=sources.store.memory(key),
             health=sources.prober.health(key),
             image=self._image(key, record),
@@ -70,6 +78,7 @@ class Views:
             orphans=self._orphans(observed),
             gc_grace=sources.gc_grace,
             may_collect=self.may_collect(key),
+            hung={verb: now + seconds for verb, seconds in sources.lanes.hung().items()},
         )
 
     def may_collect(self, key: str) -> bool:

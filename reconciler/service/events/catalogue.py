@@ -72,6 +72,13 @@ class Event(StrEnum):
     ENGINE_SLOW = _of(
         "engine.slow", "warning", "A call took unusually long.", "call", "seconds", "repeated"
     )
+    ENGINE_WEDGED = _of(
+        "engine.wedged",
+        "error",
+        "The engine answers questions, and changes hang: it has to be restarted.",
+        *("error", "verbs"),
+    )
+    ENGINE_UNWEDGED = _of("engine.unwedged", "info", "The engine does what it hung at before.")
     ENGINE_STREAM_LOST = _of(
         "engine.stream_lost", "warning", "The event stream ended; a relist follows.", "error"
     )
