@@ -28,7 +28,15 @@ from reconciler.core.roles import (
     wanted_volume,
 )
 from reconciler.core.spec import DesiredState, PullPolicy
-from reconciler.core.steps import blocked, earliest, gated, held_by, step_on, wind_down
+from reconciler.core.steps import (
+    blocked,
+    concern_of,
+    earliest,
+    gated,
+    held_by,
+    step_on,
+    wind_down,
+)
 from reconciler.core.unwanted import collect_volumes, unwanted
 
 if TYPE_CHECKING:
@@ -39,7 +47,6 @@ if TYPE_CHECKING:
 
 _POLL: Final = 1.0
 _WRECKAGE: Final = frozenset({Phase.DEAD, Phase.REMOVING})
-_MAKING: Final = frozenset({Verb.PULL, Verb.CREATE, Verb.CREATE_VOLUME, Verb.START})
 
 
 def decide(view: View) -> Decision:
@@ -70,7 +77,7 @@ def _stuck(view: View, desired: Desired) -> dict[str, Decision]:
     """Leftovers that do nothing, and that cannot be removed yet: the wait for each, by name."""
     found = {}
     for container in view.observed.containers:
-        wait = blocked(view, Verb.REMOVE, container.spec_hash)
+        wait = blocked(view, concern_of(Verb.REMOVE, container))
         if wait is not None and not container.live and _useless(view, desired, container):
             found[container.name] = wait
     return found
@@ -106,7 +113,7 @@ class _World:
 
     def failed(self, verb: Verb, container: Container) -> bool:
         """Whether the step failed on such a container, and is not due again."""
-        return held_by(self.view, verb, container.spec_hash) is not None
+        return held_by(self.view, concern_of(verb, container)) is not None
 
 
 # --- what a record asks for -------------------------------------------------------------------
@@ -144,7 +151,7 @@ def _heir(world: _World) -> Container | None:
 
 def _stands_in_the_way(world: _World, heir: Container) -> bool:
     """Its name is taken: by one that may itself wait for the name that this one bears."""
-    taken = policy.failure_of(world.view.memory, Verb.RENAME, heir.spec_hash)
+    taken = policy.failure_of(world.view.memory, concern_of(Verb.RENAME, heir))
     aside = world.names.predecessor not in world.stuck
     return aside and heir in world.roles.strays and taken is not None
 
@@ -204,9 +211,9 @@ def _blocked_until(world: _World) -> float:
     failed = [
         policy.failure_due(f, view.now)
         for f in view.memory.failures
-        if f.verb in _MAKING and f.spec_hash == spec_hash
+        if f.verb.makes and f.spec_hash == spec_hash
     ]
-    return max([*failed, *(due for verb, due in view.hung.items() if verb in _MAKING)], default=0.0)
+    return max([*failed, *(due for verb, due in view.hung.items() if verb.makes)], default=0.0)
 
 
 def _make(world: _World, name: str, cause: str) -> Decision:

@@ -141,7 +141,9 @@ _SIGNAL_BASE = 128
 class Failure:
     """A step that could not be done, how often in a row, and when it is due again.
 
-    ``spec_hash`` is the edit that it belongs to: a newer edit is tried at once.
+    ``spec_hash`` is the edit that it belongs to: a newer edit is tried at once. ``target`` is the
+    container's id or the volume's name where the step was on one that exists, and empty for a
+    step of making, which the next try does with another container.
     """
 
     verb: Verb
@@ -150,6 +152,7 @@ class Failure:
     count: int
     at: float
     not_before: float
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +268,11 @@ class Verb(StrEnum):
     RENAME = "rename"
     REMOVE = "remove"
     REMOVE_VOLUME = "remove-volume"
+
+    @property
+    def makes(self) -> bool:
+        """Whether a container that is to be made needs the step."""
+        return self in {Verb.PULL, Verb.CREATE, Verb.CREATE_VOLUME, Verb.START}
 
 
 @dataclass(frozen=True, slots=True)

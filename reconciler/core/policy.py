@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from reconciler.core.model import Failure, Health, Memory, Verb, Verdict
 
@@ -20,6 +20,19 @@ _JITTER: Final = 0.1
 _SWAP_BACKOFF: Final = 60.0
 _SWAP_MAX_BACKOFF: Final = 3600.0
 _MAX_EXPONENT: Final = 32
+
+
+class Concern(NamedTuple):
+    """What a failure is about: the step, the edit, and what exists that it was on, if anything."""
+
+    verb: Verb
+    spec_hash: str
+    target: str
+
+
+def concern_of(failure: Failure) -> Concern:
+    """What the failure is about."""
+    return Concern(failure.verb, failure.spec_hash, failure.target)
 
 
 def backoff(base: float, cap: float, streak: int, key: str) -> float:
@@ -70,9 +83,13 @@ def unhealthy_restart_due(
     key: str,
 ) -> float:
     """When an unhealthy sandbox is restarted: seconds since the epoch."""
+    return health.since + restart_delay(restart, after_run(memory, health, restart), key)
+
+
+def after_run(memory: Memory, health: Health, restart: RestartSpec) -> Memory:
+    """A run became unhealthy: after a stable one the streak begins anew."""
     ran = health.since - (health.started_at or health.since)
-    settled = replace(memory, streak=0) if ran >= restart.reset_after else memory
-    return health.since + restart_delay(restart, settled, key)
+    return replace(memory, streak=0) if ran >= restart.reset_after else memory
 
 
 def after_failure(
@@ -84,9 +101,14 @@ def after_failure(
     swap: bool,
     relevant: Collection[str],
 ) -> Memory:
-    """A step failed at ``failed.at``; failures of edits that are gone are forgotten."""
-    others = [f for f in memory.failures if f.spec_hash in relevant and not same(f, failed)]
-    count = 1 + sum(f.count for f in memory.failures if same(f, failed))
+    """A step failed at ``failed.at``.
+
+    ``relevant`` holds the spec hashes, ids and volume names that are still there; what failed for
+    another edit, or on what is gone, is forgotten.
+    """
+    about = concern_of(failed)
+    others = [f for f in memory.failures if _matters(f, relevant) and concern_of(f) != about]
+    count = 1 + sum(f.count for f in memory.failures if concern_of(f) == about)
     base, cap = (
         (_SWAP_BACKOFF, _SWAP_MAX_BACKOFF) if swap else (restart.backoff, restart.max_backoff)
     )
@@ -94,24 +116,23 @@ def after_failure(
     return replace(memory, failures=(*others, replace(failed, count=count, not_before=due)))
 
 
+def _matters(failure: Failure, relevant: Collection[str]) -> bool:
+    return failure.spec_hash in relevant and (not failure.target or failure.target in relevant)
+
+
 def after_success(memory: Memory) -> Memory:
     """The sandbox is as desired: what failed on the way is over."""
     return replace(memory, failures=()) if memory.failures else memory
 
 
-def failure_of(memory: Memory, verb: Verb, spec_hash: str) -> Failure | None:
+def failure_of(memory: Memory, about: Concern) -> Failure | None:
     """The failure of this step for this edit."""
-    return next((f for f in memory.failures if (f.verb, f.spec_hash) == (verb, spec_hash)), None)
+    return next((f for f in memory.failures if concern_of(f) == about), None)
 
 
 def failure_due(failure: Failure, now: float) -> float:
     """When the step is due again: at once where the clock was set back to before it failed."""
     return failure.not_before if failure.at <= now else now
-
-
-def same(one: Failure, other: Failure) -> bool:
-    """Whether both are about the same step for the same edit."""
-    return (one.verb, one.spec_hash) == (other.verb, other.spec_hash)
 
 
 def not_later_than(due: float, now: float, longest: float) -> float:
@@ -143,7 +164,8 @@ def _fold_good(health: Health, spec: HealthSpec, now: float) -> Health:
 
 def _fold_bad(health: Health, spec: HealthSpec, reason: str, now: float) -> Health:
     counted = replace(health, good=0, reason=reason)
-    if now < (health.started_at or 0.0) + spec.startup_grace:
+    # Where it started long after now, the clock was set back since.
+    if -spec.startup_grace <= now - (health.started_at or 0.0) < spec.startup_grace:
         return _judged(counted, Verdict.BAD, now)
     counted = replace(counted, bad=health.bad + 1)
     if counted.bad >= spec.failures:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
 from reconciler.core.model import Action, Decision, Phase, Verb
+from reconciler.core.policy import Concern
 
 if TYPE_CHECKING:
     from reconciler.core.model import Container, Failure, View
@@ -45,30 +46,46 @@ def gated(view: View, decision: Decision) -> Decision:
     action = decision.action
     if action is None:
         return decision
-    return blocked(view, action.verb, concerned_hash(view, action)) or decision
+    return blocked(view, concern(view, action)) or decision
 
 
-def blocked(view: View, verb: Verb, spec_hash: str) -> Decision | None:
+def blocked(view: View, about: Concern) -> Decision | None:
     """The wait for a step that is not due: it failed here, or the engine hangs at its kind."""
-    failure = held_by(view, verb, spec_hash)
+    failure = held_by(view, about)
     if failure is not None:
         return Decision(wait_until=failure.not_before, waiting_for=failure.cause)
-    due = view.hung.get(verb, view.now)
+    due = view.hung.get(about.verb, view.now)
     if due <= view.now:
         return None
-    return Decision(wait_until=due, waiting_for=f"the engine hangs at every {verb}: restart it")
+    return Decision(
+        wait_until=due, waiting_for=f"the engine hangs at every {about.verb}: restart it"
+    )
 
 
-def held_by(view: View, verb: Verb, spec_hash: str) -> Failure | None:
+def held_by(view: View, about: Concern) -> Failure | None:
     """The failure after which the step is not due yet."""
-    failure = policy.failure_of(view.memory, verb, spec_hash)
+    failure = policy.failure_of(view.memory, about)
     waits = failure is not None and policy.failure_due(failure, view.now) > view.now
     return failure if waits else None
 
 
-def concerned_hash(view: View, action: Action) -> str:
-    """The edit that a step is for: its container's, or the one that is desired."""
+def concern(view: View, action: Action) -> Concern:
+    """What a failure of the step is remembered under."""
     container = view.observed.container(action.container_id)
     if container is not None:
-        return container.spec_hash
-    return (view.desired.spec_hash or "") if view.desired else ""
+        return concern_of(action.verb, container)
+    desired = (view.desired.spec_hash or "") if view.desired else ""
+    return Concern(action.verb, desired, "" if action.verb.makes else action.target)
+
+
+def concern_of(verb: Verb, container: Container) -> Concern:
+    """As ``concern``, of a step on a container that exists."""
+    return Concern(verb, container.spec_hash, "" if verb.makes else container.id)
+
+
+def still_there(view: View) -> set[str]:
+    """The spec hashes, container ids and volume names that a failure may still be about."""
+    containers, volumes = view.observed.containers, view.observed.volumes
+    names = {c.spec_hash for c in containers} | {c.id for c in containers}
+    edit = view.desired.spec_hash if view.desired else None
+    return names | {v.name for v in volumes} | {edit or ""}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from reconciler.core import policy
 from reconciler.core.model import Action, Decision, Fate, Phase, Verb
 from reconciler.core.roles import surplus_volumes
-from reconciler.core.steps import earliest, gated, step_on
+from reconciler.core.steps import concern_of, earliest, gated, step_on
 
 if TYPE_CHECKING:
     from reconciler.core.model import Container, View
@@ -41,7 +41,7 @@ def _removal_due(view: View, container: Container) -> float | None:
 def _take_away(view: View, container: Container) -> Decision:
     deleted = view.fate is Fate.DELETED
     cause = "its record was taken out" if deleted else "it belongs to no record"
-    asked = policy.failure_of(view.memory, Verb.STOP, container.spec_hash)
+    asked = policy.failure_of(view.memory, concern_of(Verb.STOP, container))
     may_ask = asked is None and Verb.STOP not in view.hung
     if deleted and container.phase is Phase.RUNNING and may_ask:
         return step_on(Verb.STOP, container, cause)

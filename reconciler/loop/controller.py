@@ -21,7 +21,6 @@ from reconciler.core.errors import (
     ReconcilerError,
 )
 from reconciler.core.model import (
-    Failure,
     Fate,
     Health,
     ImageState,
@@ -31,12 +30,10 @@ from reconciler.core.model import (
 )
 from reconciler.core.roles import roles_of
 from reconciler.core.spec import PullPolicy, RestartSpec
-from reconciler.core.steps import concerned_hash
 from reconciler.loop.announce import announce
 from reconciler.loop.prober import target_of
 from reconciler.loop.queue import Priority
 from reconciler.service.events import Event
-from reconciler.service.redact import redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +42,7 @@ if TYPE_CHECKING:
     from reconciler.loop.collector import Collector
     from reconciler.loop.executor import Executor
     from reconciler.loop.exits import Exits
+    from reconciler.loop.failures import Failures
     from reconciler.loop.informer import Informer
     from reconciler.loop.lanes import Lanes
     from reconciler.loop.ports import Identities
@@ -79,6 +77,7 @@ class Controller:
         puller: Puller,
         prober: Prober,
         lanes: Lanes,
+        failures: Failures,
         collector: Collector,
         reporter: Reporter,
         enqueue: Callable[[str, Priority, float], None],
@@ -93,6 +92,7 @@ class Controller:
         self._puller = puller
         self._prober = prober
         self._lanes = lanes
+        self._failures = failures
         self._collector = collector
         self._reporter = reporter
         self._enqueue = enqueue
@@ -169,13 +169,8 @@ class Controller:
         """A pull that the key waited for has ended."""
         record = self._store.records.get(key)
         if error is not None and record is not None and record.spec.image == image:
-            self._remember_pull_failure(key, error)
+            self._failures.note_pull(key, error)
         self._enqueue(key, Priority.EVENT, 0.0)
-
-    def _remember_pull_failure(self, key: str, error: EngineError) -> None:
-        view = self._views.view(key)
-        spec_hash = view.desired.spec_hash if view.desired else None
-        self._remember_failure(view, Verb.PULL, spec_hash or "", str(error), swap=False)
 
     # --- do -----------------------------------------------------------------------------------
 
@@ -187,7 +182,7 @@ class Controller:
             except Postponed:
                 return False
             except EngineTimeout as error:
-                self._fail(view, action, error, Event.ACTION_TIMED_OUT)
+                self._failures.note(view, action, error, Event.ACTION_TIMED_OUT)
             except EngineUnavailable:
                 raise
             except PortTaken as error:
@@ -197,7 +192,7 @@ class Controller:
             except NotFound:
                 self._informer.doubt(view.key)
             except ReconcilerError as error:
-                self._fail(view, action, error, Event.ACTION_FAILED)
+                self._failures.note(view, action, error, Event.ACTION_FAILED)
             else:
                 await self._succeed(view, action)
         return True
@@ -206,6 +201,8 @@ class Controller:
         ended = await self._end_of(view, action) if action.verb is Verb.STOP else None
         memory = self._store.memory(view.key)
         if action.restart:
+            if action.verb is Verb.STOP and view.desired is not None:
+                memory = policy.after_run(memory, view.health, view.desired.spec.restart)
             memory = policy.after_restart(memory)
         if ended:
             memory = policy.after_own_stop(memory, ended)
@@ -223,70 +220,20 @@ class Controller:
         try:
             replaced = self._identities.replace(view.key, error.port)
         except ReconcilerError as exhausted:
-            self._fail(view, action, exhausted, Event.ACTION_FAILED)
+            self._failures.note(view, action, exhausted, Event.ACTION_FAILED)
             return
         if not replaced:
             # The container has a port that is not leased: its spec is older than the record's.
-            self._fail(view, action, error, Event.ACTION_FAILED)
+            self._failures.note(view, action, error, Event.ACTION_FAILED)
 
     def _lack_image(self, view: View, action: Action, error: ImageNotFound) -> None:
         assert view.desired is not None
         spec = view.desired.spec
         never = spec.pull is PullPolicy.NEVER
         if never or view.image is ImageState.FRESH:
-            self._fail(view, action, error, Event.ACTION_FAILED)
+            self._failures.note(view, action, error, Event.ACTION_FAILED)
         if not never:
             self._puller.mark(view.key, spec.image, ImageState.ABSENT)
-
-    def _fail(self, view: View, action: Action, error: Exception, event: Event) -> None:
-        roles = roles_of(view)
-        if view.desired is None and view.fate is Fate.UNKNOWN:
-            event = Event.GARBAGE_FAILED
-        swap = action.verb is Verb.START and roles.predecessor is not None
-        spec_hash = concerned_hash(view, action)
-        failure = self._remember_failure(view, action.verb, spec_hash, str(error), swap=swap)
-        told = Event.SANDBOX_ROLLED_BACK if swap else Event.SANDBOX_ERROR
-        if action.verb in self._lanes.hung():
-            # Said of the engine, once; the sandbox's own story has it all the same.
-            self._reporter.note(told, view.key, action.cause, error=str(error))
-            return
-        self._reporter.complain(
-            event,
-            about=f"{view.key} {action.verb} {error}",
-            sandbox=view.key,
-            action=str(action.verb),
-            error=str(error),
-            retry_in=round(failure.not_before - failure.at, 1),
-        )
-        if failure.count == 1:
-            self._reporter.tell(told, view.key, action.cause, error=str(error))
-
-    def _remember_failure(
-        self,
-        view: View,
-        verb: Verb,
-        spec_hash: str,
-        cause: str,
-        *,
-        swap: bool,
-    ) -> Failure:
-        # Not the view's time: the step may have taken its whole timeout since.
-        now = self._views.now
-        failed = Failure(verb, spec_hash, redactor.clean(cause), 1, now, now)
-        relevant = {c.spec_hash for c in view.observed.containers}
-        if view.desired is not None and view.desired.spec_hash is not None:
-            relevant.add(view.desired.spec_hash)
-        restart = view.desired.spec.restart if view.desired else _DEFAULT_RESTART
-        memory = policy.after_failure(
-            self._store.memory(view.key),
-            failed,
-            restart,
-            view.key,
-            swap=swap,
-            relevant=relevant,
-        )
-        self._store.put_memory(view.key, memory)
-        return memory.failures[-1]
 
     # --- come to rest -------------------------------------------------------------------------
 
@@ -303,18 +250,9 @@ class Controller:
             delay = max(decision.wait_until - view.now, _SHORTEST_WAIT)
             self._enqueue(view.key, Priority.TIMER, delay)
         if not decision.waiting_for:
-            self._recover(view)
+            self._failures.forget(view)
         # What is known of an image is for the container that is to be made now, and for no later.
         awaited = view.desired.spec.image if view.desired and decision.waiting_for else None
         self._puller.release(view.key, awaited)
         if view.desired is None and not view.observed.containers:
             self._store.forget(view.key)
-
-    def _recover(self, view: View) -> None:
-        failure = view.memory.failure
-        if failure is None:
-            return
-        self._store.put_memory(view.key, policy.after_success(view.memory))
-        self._reporter.tell(
-            Event.SANDBOX_RECOVERED, view.key, "it is as desired", after=failure.cause
-        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from reconciler.core import naming
 from reconciler.core.blueprint import Surroundings, blueprint, labels
-from reconciler.core.errors import EngineError, EngineUnavailable, ReconcilerError
+from reconciler.core.errors import EngineError, EngineUnavailable, ReconcilerError, Refused
 from reconciler.core.model import ImageState, Verb, Volume
 from reconciler.core.units import format_retain
 
@@ -136,6 +136,8 @@ class Executor:
 
     def _blueprint(self, view: View, name: str) -> Blueprint:
         assert view.desired is not None
+        if view.desired.identity is None:
+            raise Refused(view.desired.problem or "it has no port and no key yet: wait for them")
         return blueprint(view.desired, name, self._around, self._env(view.desired.spec.env_file))
 
     def _env(self, path: str | None) -> Mapping[str, str]:

@@ -17,6 +17,7 @@ from reconciler.loop.dispatcher import Dispatcher
 from reconciler.loop.env_files import EnvFiles
 from reconciler.loop.executor import Executor
 from reconciler.loop.exits import Exits
+from reconciler.loop.failures import Failures
 from reconciler.loop.informer import Informer
 from reconciler.loop.intake import Intake
 from reconciler.loop.lanes import Lanes
@@ -176,6 +177,9 @@ class Manager:
             puller=self.puller,
             prober=self.prober,
             lanes=self.lanes,
+            failures=Failures(
+                store=self.store, views=self.views, lanes=self.lanes, reporter=self.reporter
+            ),
             collector=self._collector,
             reporter=self.reporter,
             enqueue=self.queue.add,

@@ -51,11 +51,6 @@ class WorkQueue:
     def __len__(self) -> int:
         return len(self._entries)
 
-    @property
-    def active(self) -> frozenset[str]:
-        """Keys that are being worked on."""
-        return frozenset(self._active)
-
     def idle(self, horizon: float) -> bool:
         """Whether nothing is being worked on, nor due within ``horizon`` seconds."""
         soon = self._clock() + horizon

@@ -6,7 +6,6 @@ error of the daemon's: the manager's own timeouts judge a daemon that it does no
 
 import os
 import socket
-import time
 from collections.abc import Mapping
 from typing import Self
 
@@ -39,17 +38,12 @@ class Notifier:
         return self._address is not None
 
     def ready(self, status: str = "") -> bool:
-        """Says that start-up, or a reload, is finished."""
+        """Says that start-up is finished."""
         return self._send("READY=1", *_status_lines(status))
 
     def status(self, text: str) -> bool:
         """Sets the line that ``systemctl status`` shows; 512 characters at most."""
         return self._send(*_status_lines(text))
-
-    def reloading(self) -> bool:
-        """Says that a reload began; ``ready`` ends it."""
-        # Type=notify-reload tells this reload from an older one by the monotonic time in it.
-        return self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str = "") -> bool:
         """Says that shutdown began."""

@@ -51,19 +51,6 @@ class Complaints:
         complaint.unsaid += 1
         return complaint.say(now) if self._is_due(complaint, now) else None
 
-    def due(self) -> dict[Hashable, int]:
-        """Takes the summaries whose period is over, also of complaints that went silent.
-
-        Returns:
-            Repetitions not yet said, by key; taking them counts as saying them.
-        """
-        now = self._clock()
-        return {
-            key: complaint.say(now)
-            for key, complaint in self._open.items()
-            if complaint.unsaid and self._is_due(complaint, now)
-        }
-
     def resolved(self, key: Hashable) -> int:
         """Ends a complaint: the next one of its kind is said in full again.
 

@@ -116,9 +116,11 @@ def failing(
     spec_hash: str = HASH,
     due: float = NOW + 30,
     cause: str = "no",
+    on: Container | str = "",
 ) -> Memory:
     """What is remembered after each of the verbs failed once, a second ago."""
-    failures = (Failure(verb, spec_hash, cause, 1, NOW - 1, due) for verb in verbs)
+    target = on if isinstance(on, str) else on.id
+    failures = (Failure(verb, spec_hash, cause, 1, NOW - 1, due, target) for verb in verbs)
     return Memory(failures=tuple(failures))
 
 

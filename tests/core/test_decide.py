@@ -172,10 +172,10 @@ def test_a_renamed_container_gets_its_name_back():
 
 
 def test_one_whose_name_is_taken_gives_up_the_name_that_it_bears():
-    memory = failing(Verb.RENAME, cause="the name is taken")
-    swapped = view(desired(), container("the-name-of-another"), memory=memory)
-    assert step(swapped) == "wait until +30: the name is taken"
-    due = view(desired(), container("the-name-of-another"), memory=failing(Verb.RENAME, due=NOW))
+    heir = container("the-name-of-another")
+    memory = failing(Verb.RENAME, cause="the name is taken", on=heir)
+    assert step(view(desired(), heir, memory=memory)) == "wait until +30: the name is taken"
+    due = view(desired(), heir, memory=failing(Verb.RENAME, due=NOW, on=heir))
     assert step(due) == "rename the-name-of-another -> prev (it is not under its name)"
     assert step(view(desired(), container(PREV))).startswith("rename prev -> alice")
 
@@ -213,7 +213,8 @@ def test_a_deleted_sandbox_goes_from_each_phase(phase, expected):
 
 
 def test_a_deleted_sandbox_that_will_not_stop_is_removed():
-    gone = view(None, container(), fate=Fate.DELETED, memory=failing(Verb.STOP))
+    memory = failing(Verb.STOP, on=container())
+    gone = view(None, container(), fate=Fate.DELETED, memory=memory)
     assert step(gone) == "remove alice (its record was taken out)"
 
 
@@ -270,7 +271,7 @@ def test_no_volume_is_collected_that_is_wanted_in_use_or_uncertain():
 
 
 def test_a_volume_that_cannot_be_removed_waits():
-    memory = failing(Verb.REMOVE_VOLUME, spec_hash="", cause="in use")
+    memory = failing(Verb.REMOVE_VOLUME, spec_hash="", cause="in use", on=VOLUME)
     stuck = view(None, orphans=kept(NOW - DAY, 0.0), memory=memory)
     assert step(stuck) == "wait until +30: in use"
     assert step(replace(stuck, now=NOW + 30)).startswith("remove-volume workspace")

@@ -89,12 +89,15 @@ def crowds(draw):
 
 
 failures = st.builds(
-    lambda verb, spec_hash, count, at, wait: Failure(verb, spec_hash, "no", count, at, at + wait),
+    lambda verb, spec_hash, count, at, wait, on: Failure(
+        verb, spec_hash, "no", count, at, at + wait, "" if verb.makes else on
+    ),
     st.sampled_from(Verb),
     st.sampled_from([HASH, OLD, ""]),
     st.integers(1, 40),
     st.sampled_from([NOW - 5000, NOW - 1, NOW + 90000]),
     st.sampled_from([0.5, 60.0, 3600.0]),
+    st.sampled_from([container(name).id for name in (NAME, NEXT, PREV, "renamed")] + [VOLUME]),
 )
 memories = st.builds(
     Memory,

@@ -68,6 +68,13 @@ def test_an_unhealthy_sandbox_waits_as_long_as_its_streak_says():
     assert policy.unhealthy_restart_due(long_well, Memory(streak=3), RESTART, "alice") == NOW
 
 
+def test_a_stable_run_that_ends_unhealthy_begins_the_streak_anew():
+    health = Health("id", NOW - 599, Verdict.UNHEALTHY, since=NOW)
+    assert policy.after_run(Memory(streak=3), health, RESTART).streak == 3
+    stable = replace(health, started_at=NOW - 600)
+    assert policy.after_run(Memory(streak=3), stable, RESTART).streak == 0
+
+
 def failed(verb: Verb = Verb.CREATE, spec_hash: str = HASH, at: float = NOW) -> Failure:
     return Failure(verb, spec_hash, "no", 1, at, at)
 
@@ -100,6 +107,15 @@ def test_failures_of_edits_that_are_gone_are_forgotten():
     assert memory.failure == memory.failures[-1]
 
 
+def test_failures_on_what_is_gone_are_forgotten():
+    on = [replace(failed(Verb.REMOVE), target=target) for target in ("here", "gone", "")]
+    memory = Memory(failures=tuple(on))
+    memory = policy.after_failure(
+        memory, failed(), RESTART, "alice", swap=False, relevant={HASH, "here"}
+    )
+    assert [f.target for f in memory.failures] == ["here", "", ""]
+
+
 def test_success_forgets_failures_and_nothing_else():
     memory = Memory(restarts=2, streak=1, failures=(failed(),))
     assert policy.after_success(memory) == Memory(restarts=2, streak=1)
@@ -128,6 +144,11 @@ GOOD, BAD, SICK = Verdict.GOOD, Verdict.BAD, Verdict.UNHEALTHY
 def test_a_bad_probe_within_grace_counts_for_nothing():
     assert folded(*[(9.0 * n, "refused") for n in range(6)]) == [BAD] * 6
     assert folded((59.0, "refused"), (60.0, "refused"), (70.0, "refused")) == [BAD] * 3
+
+
+def test_a_clock_set_back_to_before_the_start_gives_no_grace_for_ever():
+    assert folded(*[(-7200.0 + n, "refused") for n in range(3)]) == [BAD, BAD, SICK]
+    assert folded(*[(-5.0 + n, "refused") for n in range(3)]) == [BAD] * 3
 
 
 def test_failures_in_a_row_after_grace_make_it_unhealthy():

@@ -30,7 +30,7 @@ from reconciler.core.model import (
 )
 from reconciler.core.roles import roles_of, surplus_volumes, wanted_volume
 from reconciler.core.spec import DesiredState, RestartSpec
-from reconciler.core.steps import concerned_hash
+from reconciler.core.steps import concern, still_there
 from tests.core.builders import NAME, NEXT, PREV, VOLUME
 
 LIVE: Final = {Phase.RUNNING, Phase.PAUSED, Phase.RESTARTING}
@@ -93,13 +93,11 @@ class World:
         """The step was refused, or its answer was lost."""
         swap = action.verb is Verb.START and roles_of(seen).predecessor is not None
         desired, now = seen.desired, self.view.now
-        relevant = {c.spec_hash for c in seen.observed.containers}
-        if desired is not None:
-            relevant.add(desired.spec_hash or "")
         restart = desired.spec.restart if desired else RestartSpec()
-        failed = Failure(action.verb, concerned_hash(seen, action), "no", 1, now, now)
+        about = concern(seen, action)
+        failed = Failure(about.verb, about.spec_hash, "no", 1, now, now, about.target)
         memory = policy.after_failure(
-            self.view.memory, failed, restart, seen.key, swap=swap, relevant=relevant
+            self.view.memory, failed, restart, seen.key, swap=swap, relevant=still_there(seen)
         )
         self.view = replace(self.view, memory=memory)
 

@@ -10,7 +10,7 @@ from reconciler.loop.ports import Identities, can_bind
 from reconciler.service.events import Event
 from reconciler.store.store import Store
 from tests.loop.simulated import WallClock
-from tests.loop.stage import Notebook
+from tests.loop.stage import Notebook, Stage
 
 FIRST, LAST = 21000, 21009
 
@@ -163,3 +163,13 @@ async def test_leases_outlive_the_store(tmp_path: Path):
         desk = Desk(store, WallClock())
         assert desk.ensure("bob", spec(80)).ports[80] != first.ports[80]
         assert desk.ensure("alice", spec(80)) == first
+
+
+async def test_one_that_was_never_started_says_that_the_port_range_is_used_up(tmp_path: Path):
+    async with Stage(tmp_path, port_range=(20000, 20000)) as stage:
+        await stage.converge({"alice": "stopped"})
+        two = [{"name": name, "container_port": 8000 + n} for n, name in enumerate(("A", "B"))]
+        await stage.edit({"alice": {"ports": two}})
+        await stage.after(30)
+        assert not stage.notes.said(Event.TASK_FAILED)
+        assert "port_range" in stage.row("alice")["reason"]

@@ -103,7 +103,7 @@ async def test_idle_is_when_nothing_is_worked_on_nor_due_soon(queue: WorkQueue):
     assert not queue.idle(11)
     await queue.get()
     assert not queue.idle(0)
-    assert queue.active == {"a"}
+    assert queue._active == {"a"}
     queue.done("a")
     assert queue.idle(1000)
 
@@ -184,7 +184,7 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self) -> None:
         assert len(self.queue) == len(self.model.asked)
-        assert self.queue.active == self.model.active
+        assert self.queue._active == self.model.active
 
     def teardown(self) -> None:
         while self.model.active:

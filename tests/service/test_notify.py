@@ -43,13 +43,6 @@ def test_each_state_is_one_datagram(manager, notifier, say, expected):
     assert heard(manager) == expected
 
 
-def test_a_reload_carries_its_time(manager, notifier):
-    assert notifier.reloading()
-    first, second = heard(manager)
-    assert first == "RELOADING=1"
-    assert int(second.removeprefix("MONOTONIC_USEC=")) > 0
-
-
 def test_a_status_cannot_smuggle_in_another_assignment(manager, notifier):
     notifier.status("bad file:\nMAINPID=1\r\n" + "x" * 9000)
     (line,) = heard(manager)

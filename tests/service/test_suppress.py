@@ -56,17 +56,6 @@ def test_resolved_returns_all_and_begins_anew(clock, complaints):
     assert complaints.say("lost") == 0
 
 
-def test_a_complaint_that_went_silent_is_still_summed_up(clock, complaints):
-    complaints.say("lost")
-    complaints.say("lost")
-    complaints.say("other")
-    assert complaints.due() == {}
-    clock.now += 60
-    assert complaints.due() == {"lost": 1}
-    assert complaints.due() == {}
-    assert complaints.resolved("lost") == 2
-
-
 def test_a_flood_costs_one_line_a_period(clock, complaints):
     lines = 0
     for _ in range(36_000):
