@@ -60,7 +60,7 @@ def status(
     else:
         render.print_status(answer)
     if name is not None and not answer["sandboxes"]:
-        click.echo(f"reconciler: no sandbox is called {name}", err=True)
+        click.echo(f"reconciler: {render.former_line(name, answer['former'])}", err=True)
         return 1
     return 0
 

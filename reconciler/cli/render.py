@@ -78,6 +78,19 @@ def status_notes(answer: dict[str, Any]) -> list[str]:
     return notes
 
 
+def former_line(name: str, former: dict[str, Any] | None) -> str:
+    """What is known of a name that no sandbox bears now."""
+    if former is None:
+        return f"no sandbox is called {name}"
+    line = f"no sandbox is called {name} now"
+    if former["deleted_at"]:
+        line += f"; its record was taken out at {former['deleted_at']}"
+    if died := former["last_exit"]:
+        words = "".join(f"\n  {text}" for text in died.get("last_lines", []))
+        line += f"; it last ended by itself at {died['at']}: {died['reason']}{words}"
+    return f"{line}\nSee its whole story with `reconciler events {name}`"
+
+
 def complain(answer: dict[str, Any]) -> None:
     """What is wrong with the desired file, and which deletions wait, on stderr."""
     for line in answer["errors"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core.errors import EngineError, NotFound
 from reconciler.loop.intake import defaults_of
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from reconciler.loop.manager import Manager
+
+# Entries of the ledger that are looked through for how a former sandbox ended.
+_STORY: Final = 1000
 
 
 class Answers:
@@ -117,9 +120,14 @@ class Answers:
         }
 
     async def status(self, name: str | None = None, *, secrets: bool = False) -> dict[str, Any]:
-        """The whole answer to ``reconciler status``."""
+        """The whole answer to ``reconciler status``.
+
+        ``former`` is what the ledger knows of ``name`` where no such sandbox is there now.
+        """
+        rows = self._loop.survey.sandboxes(name, secrets=secrets)
         return {
-            "sandboxes": self._loop.survey.sandboxes(name, secrets=secrets),
+            "sandboxes": rows,
+            "former": await self._former(name) if name and not rows else None,
             "engine": await self.engine_facts(),
             "instance": self._loop.settings.instance,
             "desired": {
@@ -127,6 +135,17 @@ class Answers:
                 **self._manifest(),
             },
             "store": {"error": str(self._loop.store.trouble) if self._loop.store.trouble else None},
+        }
+
+    async def _former(self, name: str) -> dict[str, Any] | None:
+        entries = await self._loop.store.events(name, limit=_STORY)
+        latest = {entry.event: entry for entry in entries}
+        if not latest:
+            return None
+        deleted, died = latest.get(Event.RECORD_DELETED), latest.get(Event.SANDBOX_DIED)
+        return {
+            "deleted_at": iso(deleted.at if deleted else None),
+            "last_exit": {"at": iso(died.at), "reason": died.cause, **died.data} if died else None,
         }
 
     def _manifest(self) -> dict[str, Any]:

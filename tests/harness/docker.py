@@ -160,6 +160,11 @@ class Docker:
     def rm_network(self, name: str) -> None:
         self.call("DELETE", f"/networks/{name}")
 
+    def disconnect(self, network: str, container: str) -> None:
+        """Take the container off the network."""
+        body = {"Container": container, "Force": True}
+        self.call("POST", f"/networks/{network}/disconnect", body)
+
     def images(self) -> list[dict[str, Any]]:
         return list(self.call("GET", "/images/json"))
 
