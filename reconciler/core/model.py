@@ -232,7 +232,10 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that a decision about one key is made from. ``desired`` None: should not exist."""
+    """All that a decision about one key is made from. ``desired`` None: should not exist.
+
+    ``hold`` says why nothing new may be made now, such as a disk that is full; what exists goes on.
+    """
 
     key: str
     prefix: str
@@ -246,6 +249,13 @@ class View:
     orphans: Orphans = Orphans()
     gc_grace: float = 300.0
     may_collect: bool = True
+    hold: str = ""
+
+    @property
+    def hindrance(self) -> str:
+        """Why nothing may be made for the record; empty where it may."""
+        problem = self.desired.problem if self.desired else None
+        return problem or self.hold
 
 
 class Verb(StrEnum):

@@ -120,6 +120,7 @@ class Answers:
         return {
             "sandboxes": self._loop.survey.sandboxes(name, secrets=secrets),
             "engine": await self.engine_facts(),
+            "disk": self._loop.disk.facts(),
             "instance": self._loop.settings.instance,
             "desired": {
                 "path": str(self._loop.intake.path),

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the parts of a view come from. ``lease`` gives a sandbox its identity, or None."""
+    """Where the parts of a view come from. ``lease`` gives a sandbox its identity, or None.
+
+    ``hold`` says why nothing new may be made now, or nothing.
+    """
 
     store: Store
     informer: Informer
@@ -34,6 +37,7 @@ class Sources:
     around: Surroundings
     lease: Callable[[str, SandboxSpec], Identity | None]
     is_held: Callable[[str], bool]
+    hold: Callable[[], str]
     clock: Callable[[], float]
     gc_grace: float
 
@@ -70,6 +74,7 @@ class Views:
             orphans=self._orphans(observed),
             gc_grace=sources.gc_grace,
             may_collect=self.may_collect(key),
+            hold=sources.hold(),
         )
 
     def may_collect(self, key: str) -> bool:
