@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Role = Literal["state", "engine"]
 
 _ROLES: Final[tuple[Role, ...]] = ("state", "engine")
-_MEASURE_EVERY: Final = 10.0
+_MEASURE_EVERY: Final = 5.0
 _COLLECT_EVERY: Final = 60.0
 # An engine keeps its data elsewhere after a restart at the earliest.
 _ASK_EVERY: Final = 300.0
@@ -102,8 +102,9 @@ def space_of(path: Path) -> Space:
 class DiskGuard:
     """What is known of the disks of the state directory and, where it is on this host, the engine.
 
-    ``collect(enough)`` removes what may go until ``await enough()``. ``on_change`` is called when
-    new sandboxes may no longer be made, or may be made again.
+    ``collect(enough)`` removes what may go until ``await enough()``; False: it is not known yet
+    what may, so it is to be asked again soon. ``on_change`` is called when new sandboxes may no
+    longer be made, or may be made again.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class DiskGuard:
         store: Store,
         state_dir: Path,
         limits: Limits,
-        collect: Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]],
+        collect: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]],
         on_change: Callable[[], None],
         reporter: Reporter,
         clock: Callable[[], float],
@@ -171,8 +172,8 @@ class DiskGuard:
     async def check(self) -> None:
         """Measure; where the engine's disk is too full, collect; then say how things stand."""
         await self.look()
-        if self._engine_is_full() and self._clock() >= self._collect_at:
-            await self._collect(self._has_room)
+        due = self._engine_is_full() and self._clock() >= self._collect_at
+        if due and await self._collect(self._has_room):
             self._collect_at = self._clock() + _COLLECT_EVERY
         self._say()
 

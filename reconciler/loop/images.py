@@ -86,40 +86,48 @@ class Images:
 
     # --- what may go --------------------------------------------------------------------------
 
-    async def collect(self, enough: Callable[[], Awaitable[bool]]) -> None:
-        """Remove those that may go, one at a time, until there is enough room or none is left."""
+    async def collect(self, enough: Callable[[], Awaitable[bool]]) -> bool:
+        """Remove those that may go, one at a time, until there is enough room or none is left.
+
+        False: it is not certain what may go, so nothing went.
+        """
         try:
-            await self._collect(enough)
+            listed = await self._listed()
+            kept = None if listed is None else await self._kept(listed)
+            if listed is None or kept is None:
+                return False
+            await self._remove_but(kept, listed, enough)
         except EngineUnavailable as error:
             self._complain("", error)
+        return True
 
-    async def _collect(self, enough: Callable[[], Awaitable[bool]]) -> None:
-        listed = await self._listed()
+    async def _remove_but(
+        self, kept: set[str], listed: Mapping[str, Image], enough: Callable[[], Awaitable[bool]]
+    ) -> None:
         named = self._named()
-        kept = await self._kept(named, listed) if listed and self._store.images else None
-        if listed is None or kept is None:
-            return
-        for id_ in images_to_collect(
-            self._store.images, kept=kept, now=self._clock(), min_age=self._min_age
-        ):
+        # What is pulled from now on is not among them.
+        known = {id_: image for id_, image in self._store.images.items() if id_ in listed}
+        for id_ in images_to_collect(known, kept=kept, now=self._clock(), min_age=self._min_age):
             # A record that came meanwhile may want the next one.
-            if self._named() != named or (await self._remove(listed[id_]) and await enough()):
+            if self._named() != named:
+                return
+            if await self._remove(listed[id_], known[id_].reference) and await enough():
                 return
 
     def _named(self) -> set[str]:
         return {record.spec.image for record in self._store.records.values()} | {*self._pinned}
 
-    async def _kept(self, named: set[str], listed: Mapping[str, Image]) -> set[str] | None:
+    async def _kept(self, listed: Mapping[str, Image]) -> set[str] | None:
         """The engine itself says which image a name leads to: names can be written in many ways."""
+        named = self._named()
         ids = {await self._engine.image_id(name) for name in sorted(named)}
         in_use = self._in_use()
-        if in_use is None:
+        if in_use is None or named != self._named():
             return None
         elsewhere = {image.id for image in listed.values() if image.in_use}
         return {*(id_ for id_ in ids if id_), *in_use, *elsewhere}
 
-    async def _remove(self, image: Image) -> bool:
-        reference = self._store.images[image.id].reference
+    async def _remove(self, image: Image, reference: str) -> bool:
         try:
             await self._engine.remove_image(image.id)
         except Busy:

@@ -17,6 +17,7 @@ from tests.fakes.engine import FakeEngine
 from tests.fakes.host import FakeHost
 from tests.harness.docker import DockerError
 from tests.harness.instance import Instance
+from tests.harness.registry import make_image
 
 
 class World(Protocol):
@@ -142,10 +143,7 @@ class RealWorld:
         """Its name, which only this image has."""
         repository = f"{self.prefix}{secrets.token_hex(4)}"
         self._foreign.append(("DELETE", f"/images/{repository}:latest"))
-        made = self.docker.create(f"{self.prefix}template")
-        query = {"container": made, "repo": repository, "tag": "latest"}
-        self.docker.call("POST", "/commit", {}, **query)
-        self.docker.rm(made)
+        make_image(self.docker, repository)
         return f"{repository}:latest"
 
     def tag_image(self, image: str) -> None:
