@@ -198,14 +198,21 @@ def test_what_exists_goes_on_as_ever(state: str, phase: Phase) -> None:
     assert status_of(held) == status_of(free)
 
 
-@pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.EXITED])
-def test_what_exists_is_kept_instead_of_replaced(phase: Phase) -> None:
-    held = view(desired(), container(phase=phase, spec_hash=OLD), hold=FULL)
-    assert "remove alice" not in steps(held)
-    assert "create next" not in steps(held)
-    running = view(desired(), container(spec_hash=OLD), hold=FULL)
-    assert step(running) == f"wait: {FULL}"
-    assert status_of(running) == (Status.RUNNING, "")
+@pytest.mark.parametrize(
+    ("state", "phase", "done"),
+    [
+        ("running", Phase.RUNNING, f"wait: {FULL}"),
+        ("running", Phase.EXITED, "start alice (it ended: exit code 0)"),
+        ("running", Phase.CREATED, "start alice (running is desired)"),
+        ("running", Phase.PAUSED, "unpause alice (running is desired)"),
+        ("paused", Phase.RUNNING, "pause alice (paused is desired)"),
+        ("stopped", Phase.RUNNING, "stop alice (stopped is desired)"),
+    ],
+)
+def test_what_is_to_be_replaced_goes_on_as_it_is(state: str, phase: Phase, done: str) -> None:
+    held = view(desired(state), container(phase=phase, spec_hash=OLD), hold=FULL)
+    assert step(held) == done
+    assert not {"create next", "remove alice", "rename alice -> prev"} & set(steps(held))
 
 
 def test_what_is_to_go_goes() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.engine.docker_client import Client
-from tests.e2e.world import World, box
+from tests.e2e.world import World, box, world_on
+from tests.harness import engines
 from tests.harness.docker import Docker, DockerError
 from tests.harness.registry import log_in, make_image, push, registry_in
 
@@ -28,7 +30,9 @@ def small_disk(folder: Path, size: str = "64m") -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "-l", folder], check=True)
+        # An engine that is destroyed unmounts what is below its folder.
+        if folder.is_mount():
+            subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def images(registry: str, engine: Docker) -> Iterator[list[str]]:
-    """Three images that are in the registry and not on the engine."""
+    """Three images of 20 MiB that are in the registry and not on the engine."""
     names = [f"{registry}/team/{secrets.token_hex(4)}" for _ in range(3)]
     asyncio.run(_publish(engine, names))
     yield [f"{name}:latest" for name in names]
@@ -110,7 +114,7 @@ async def _publish(engine: Docker, names: list[str]) -> None:
     client = Client(engine.host)
     try:
         for name in names:
-            make_image(engine, name)
+            make_image(engine, name, 20)
             await push(client, name)
             engine.rm_image(f"{name}:latest")
     finally:
@@ -152,3 +156,41 @@ def test_an_image_that_was_pulled_and_nobody_uses_goes(
         assert kept <= there & left
     finally:
         engine.rm(somebody)
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Iterator[World]:
+    """A world on an engine that has 128 MiB for all its data."""
+    name = secrets.token_hex(3)
+    data = engines.directory_of(name) / "data"
+    limits = {"RECONCILER_DISK_MIN_FREE": "20m", "RECONCILER_DISK_RESUME_FREE": "30m"}
+    with small_disk(data, "128m"), engines.private_engine(name) as engine:
+        limits["RECONCILER_IMAGE_MIN_AGE"] = "0s"
+        with world_on(Docker(engine.host), tmp_path / "crowded", **limits) as world:
+            yield world
+
+
+def test_the_oldest_image_makes_room_before_anybody_is_told(
+    crowded: World, images: list[str], tmp_path: Path
+) -> None:
+    older, newer, _ = images
+    log_in(tmp_path, older.partition("/")[0])
+    crowded.daemon.env.update(DOCKER_CONFIG=str(tmp_path))
+    crowded.start(alice=box(image=older))
+    crowded.declare(alice=box(image=older), bob=box(image=newer))
+    crowded.converge("alice", "bob")
+    crowded.declare(keep=box("stopped"), carol=box("stopped"))
+    crowded.converge("keep", "carol")
+    data = Path(crowded.docker.info()["DockerRootDir"])
+    free = shutil.disk_usage(data).free
+    with (data / "filler").open("wb") as file:
+        file.write(b"\0" * (free - 12 * MIB))
+    told = crowded.daemon.wait_event("image.collected", timeout=60)
+    assert told["image"] == older
+    assert told["bytes"] > 20 * MIB
+    assert shutil.disk_usage(data).free > 30 * MIB
+    crowded.declare(keep=box("stopped"), carol=box("stopped"), dave=box())
+    crowded.converge("keep", "carol", "dave")
+    assert [line["image"] for line in crowded.daemon.events("image.collected")] == [older]
+    assert not crowded.daemon.events("disk.pressure")
+    assert crowded.docker.image(newer)

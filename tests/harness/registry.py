@@ -85,10 +85,17 @@ def log_in(folder: Path, address: str, auth: str = AUTH) -> None:
     (folder / "config.json").write_text(json.dumps({"auths": {address: {"auth": auth}}}))
 
 
-def make_image(docker: Docker, repository: str) -> str:
-    """Make ``repository:latest``: what the test image is, under an id of its own; gives the id."""
-    template = docker.create(f"template-{secrets.token_hex(4)}")
+def make_image(docker: Docker, repository: str, mib: int = 0) -> str:
+    """Make ``repository:latest``: the test image and so many MiB of noise; gives its own id."""
+    name, script = (
+        f"template-{secrets.token_hex(4)}",
+        f"dd if=/dev/urandom of=/noise bs=1M count={mib}",
+    )
+    template = docker.create(name, "sh", "-c", script)
     try:
+        if mib:
+            docker.start(name)
+            wait_until(lambda: docker.state(name) == "exited", 60)
         query = {"container": template, "repo": repository, "tag": "latest"}
         return str(docker.call("POST", "/commit", {}, **query)["Id"])
     finally:
