@@ -84,6 +84,17 @@ class Images:
         for id_, image in fresh.items():
             self._store.put_image(id_, image)
 
+    def idle(self) -> list[tuple[PulledImage, float]]:
+        """Those that nothing has or names, and when at the earliest each may go."""
+        in_use, named = self._in_use(), self._named()
+        if in_use is None:
+            return []
+        return [
+            (image, image.used_at + self._min_age)
+            for id_, image in self._store.images.items()
+            if id_ not in in_use and image.reference not in named
+        ]
+
     # --- what may go --------------------------------------------------------------------------
 
     async def collect(self, enough: Callable[[], Awaitable[bool]]) -> bool:

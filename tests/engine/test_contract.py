@@ -463,10 +463,11 @@ async def test_an_image_that_a_container_has_is_busy(
     assert await id_of(world, name) == image
 
 
-async def test_an_image_with_a_second_name_is_busy(world: World) -> None:
+@pytest.mark.parametrize("of_another", ["", "-of-another"])
+async def test_an_image_with_a_second_name_is_busy(world: World, of_another: str) -> None:
     name = world.add_image()
     image = await id_of(world, name)
-    world.tag_image(name)
+    world.tag_image(name, name.partition(":")[0] + of_another)
     with pytest.raises(Busy):
         await world.engine.remove_image(image)
     assert await id_of(world, name) == image

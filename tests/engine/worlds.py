@@ -41,7 +41,7 @@ class World(Protocol):
     def has_volume(self, name: str) -> bool: ...
     def taken_port(self, port: int) -> Any: ...
     def add_image(self) -> str: ...
-    def tag_image(self, image: str) -> None: ...
+    def tag_image(self, image: str, repository: str) -> None: ...
 
 
 def blueprint(world: World, sandbox: str, **spec: Any) -> Blueprint:
@@ -95,8 +95,8 @@ class FakeWorld:
         self.host.images.add(name)
         return name
 
-    def tag_image(self, image: str) -> None:
-        self.host.images.add(f"{image}=again")
+    def tag_image(self, image: str, repository: str) -> None:
+        self.host.images.add(f"{image}={repository}:again")
 
     @contextmanager
     def taken_port(self, port: int) -> Iterator[None]:
@@ -146,10 +146,9 @@ class RealWorld:
         make_image(self.docker, repository)
         return f"{repository}:latest"
 
-    def tag_image(self, image: str) -> None:
-        repository = f"{image.partition(':')[0]}-again"
-        self._foreign.append(("DELETE", f"/images/{repository}:latest"))
-        self.docker.tag(image, repository)
+    def tag_image(self, image: str, repository: str) -> None:
+        self._foreign.append(("DELETE", f"/images/{repository}:again"))
+        self.docker.tag(image, repository, "again")
 
     @contextmanager
     def taken_port(self, port: int) -> Iterator[None]:

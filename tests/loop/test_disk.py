@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -200,7 +201,9 @@ async def test_images_go_the_least_recently_used_first_until_there_is_room(stage
 async def test_what_is_in_use_wanted_pinned_young_or_not_ours_stays(tmp_path: Path):
     async with Stage(tmp_path, pinned_images=["pinned:1"]) as stage:
         stage.host.images |= {"theirs:1"}
-        everything = ["pinned:1", "stopped:1", "replicas:1", "twice:1", "foreign:1", OLD]
+        kept = ["pinned:1", "stopped:1", "replicas:1", "running:1"]
+        refused = ["twice:1", "foreign:1"]
+        everything = [*kept, *refused, OLD]
         await pulled(stage, *everything)
         await stage.days(2)
         await pulled(stage, YOUNG)
@@ -210,8 +213,12 @@ async def test_what_is_in_use_wanted_pinned_young_or_not_ours_stays(tmp_path: Pa
             "keep": "running",
             "carol": {"state": "stopped", "image": "stopped:1"},
             "pool": {"image": "replicas:1", "replicas": 2},
+            "dave": {"image": "running:1", "on_change": "ignore"},
         }
         await stage.converge(wanting)
+        # No record names it any more, and the container that has it stays.
+        await stage.converge({**wanting, "dave": {"on_change": "ignore"}})
+        assert stage.seen("dave").image == "running:1"
         # A name that a record wants is enough, with or without a container.
         stage.host.remove("oh-agent-server-pool-2")
         stage.disks.engine = 0
@@ -222,6 +229,8 @@ async def test_what_is_in_use_wanted_pinned_young_or_not_ours_stays(tmp_path: Pa
         await stage.days(1)
         assert collected(stage) == [OLD, YOUNG]
         assert stage.host.images == {IMAGE, "theirs:1", "twice:1=mine", *everything} - {OLD}
+        asked = {target for verb, target in stage.engine.calls if verb == "remove_image"}
+        assert asked == {id_of(image) for image in [*refused, OLD, YOUNG]}
 
 
 async def test_what_was_pulled_is_remembered_until_it_is_gone(stage: Stage):
@@ -241,6 +250,22 @@ async def test_an_image_that_was_there_before_a_pull_is_not_ours(stage: Stage):
     await stage.converge({"alice": {"image": OLD, "pull": "always"}})
     assert stage.engine.count("pull") == 1
     assert not stage.store.images
+
+
+async def test_what_could_go_is_listed_with_its_time(stage: Stage):
+    await pulled(stage, OLD, YOUNG)
+    await stage.edit({"keep": "running", "alice": {"image": YOUNG}})
+    await stage.quiet()
+    rows = [row for row in stage.manager.answers.garbage() if row["kind"] == "image"]
+    ((name, due),) = [(row["name"], row["due"]) for row in rows]
+    assert (name, due) == (OLD, False)
+    assert datetime.fromisoformat(rows[0]["remove_at"]) - datetime.fromisoformat(
+        rows[0]["since"]
+    ) == timedelta(days=1)
+    # To collect is to look at sandboxes: no image goes by it.
+    assert not [row for row in stage.manager.answers.collect() if row["kind"] == "image"]
+    stage.manager.informer.complete = False
+    assert not [row for row in stage.manager.answers.garbage() if row["kind"] == "image"]
 
 
 async def test_a_use_is_remembered_as_long_as_it_lasts(stage: Stage):
