@@ -202,7 +202,8 @@ def _state_line(manager: Manager) -> str:
         return manager.lanes.wedged
     state = manager.survey.convergence()
     settled = state["total"] - len(state["pending"])
-    return f"{settled} of {state['total']} sandboxes are as desired"
+    line = f"{settled} of {state['total']} sandboxes are as desired"
+    return f"{line}; {manager.disk.hold}" if manager.disk.hold else line
 
 
 def _first(errors: BaseExceptionGroup[ReconcilerError]) -> ReconcilerError:

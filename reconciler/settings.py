@@ -6,10 +6,17 @@ import os
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer, StringConstraints, ValidationError
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -19,6 +26,7 @@ from pydantic_settings import (
 )
 
 from reconciler.core.errors import SettingsError
+from reconciler.core.pressure import Limits
 from reconciler.core.spec import AbsolutePath, MountSpec, Name, PortSpec
 from reconciler.core.units import Retain, Size, format_duration, parse_duration
 
@@ -32,6 +40,8 @@ CONFIG_CANDIDATES: Final = (
 )
 DESIRED_CANDIDATES: Final = (Path("config/desired.yaml"), Path("/etc/reconciler/desired.yaml"))
 _MAX_CONFIG_BYTES: Final = 1 << 20
+# How much more than the least has to be free again, where nothing says how much.
+_RESUME_FACTOR: Final = 1.5
 
 
 def parse_port_range(value: Any) -> tuple[int, int]:
@@ -121,6 +131,11 @@ class Settings(BaseSettings):
     brake_percent: float = Field(default=30.0, ge=0, le=100)
     ledger_rows: int = Field(default=100_000, ge=100)
     disk_min_free: Size = 1 << 30
+    disk_min_free_percent: float = Field(default=1.0, ge=0, le=100)
+    disk_resume_free: Size | None = None
+    disk_resume_free_percent: float | None = Field(default=None, ge=0, le=100)
+    image_min_age: Seconds = 86400.0
+    pinned_images: tuple[str, ...] = ()
 
     log_format: Literal["auto", "json", "console", "journal"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -134,6 +149,25 @@ class Settings(BaseSettings):
     def webhook(self) -> str | None:
         """The webhook URL that sandboxes are given."""
         return self.webhook_url and self.webhook_url.format(host_port=self.host_port)
+
+    @property
+    def disk_limits(self) -> Limits:
+        """When a disk is too full for new sandboxes, and when no longer."""
+        resume, percent = self.disk_resume_free, self.disk_resume_free_percent
+        if resume is None:
+            resume = int(self.disk_min_free * _RESUME_FACTOR)
+        if percent is None:
+            percent = min(self.disk_min_free_percent * _RESUME_FACTOR, 100.0)
+        return Limits(self.disk_min_free, self.disk_min_free_percent, resume, percent)
+
+    @model_validator(mode="after")
+    def _resume_above(self) -> Self:
+        limits = self.disk_limits
+        if limits.resume_free < limits.free:
+            raise ValueError("disk_resume_free: must not be below disk_min_free")
+        if limits.resume_percent < limits.percent:
+            raise ValueError("disk_resume_free_percent: must not be below disk_min_free_percent")
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from reconciler.cli.client import Client
 from reconciler.cli.reach import webhook_reach
 from reconciler.core.errors import EngineError, EngineTimeout, ReconcilerError, SettingsError
+from reconciler.core.pressure import Usage, judge, size
 from reconciler.daemon import make_engine
+from reconciler.loop.disk import space_of
 from reconciler.loop.intake import defaults_of
 from reconciler.loop.ports import can_bind
 from reconciler.store.lock import holder
@@ -54,7 +55,7 @@ class Finding:
 async def examine(settings: Settings) -> list[Finding]:
     """Every check, in the order in which one would mend things."""
     findings = [_desired(settings), await _state(settings), _ports(settings)]
-    findings.append(_disk("state disk", settings.state_dir, settings.disk_min_free))
+    findings.append(_disk("state disk", settings.state_dir, settings))
     engine = make_engine(settings)
     try:
         info = await engine.info()
@@ -117,11 +118,20 @@ def _ports(settings: Settings) -> Finding:
     return Finding("host ports", "OK", found)
 
 
-def _disk(check: str, path: Path, least: int) -> Finding:
-    usage = shutil.disk_usage(_nearest(path))
-    found = f"{path}: {usage.free // 2**20} MiB free of {usage.total // 2**20}"
-    if usage.free < least:
-        mend = f"free some: at least {least // 2**20} MiB are wanted (setting disk_min_free)"
+def _disk(check: str, path: Path, settings: Settings) -> Finding:
+    try:
+        space = space_of(_nearest(path))
+    except OSError as error:
+        return Finding(check, "WARN", f"{path}: {error.strerror}", "see that it can be reached")
+    usage = Usage(check, str(path), space.free, space.total)
+    found = f"{path}: {size(usage.free)} of {size(usage.total)} free"
+    if judge((), [usage], settings.disk_limits):
+        limits = settings.disk_limits
+        least, enough = limits.least(usage.total), limits.enough(usage.total)
+        mend = (
+            f"below {size(least)} no new sandbox is made: free some, up to {size(enough)} "
+            "(settings disk_min_free, disk_min_free_percent)"
+        )
         return Finding(check, "FAIL", found, mend)
     return Finding(check, "OK", found)
 
@@ -134,7 +144,7 @@ async def _through_engine(
     findings = []
     root = _local_root(info)
     if root is not None:
-        findings.append(_disk("engine disk", root, settings.disk_min_free))
+        findings.append(_disk("engine disk", root, settings))
     loaded = await asyncio.to_thread(load, settings.desired, defaults_of(settings))
     if wedged := await asyncio.to_thread(_wedged, settings):
         return [*findings, Finding("engine's changes", "FAIL", *wedged.split(": ", 1))]
@@ -155,7 +165,7 @@ def _wedged(settings: Settings) -> str:
 
 
 def _local_root(info: EngineInfo) -> Path | None:
-    root = Path(info.root) if info.root else None
+    root = Path(info.root) if info.local and info.root else None
     return root if root is not None and root.exists() else None
 
 

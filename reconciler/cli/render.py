@@ -70,6 +70,7 @@ def status_notes(answer: dict[str, Any]) -> list[str]:
     """What else a user must know."""
     engine = answer["engine"]
     notes = [_engine_line(engine)]
+    notes += answer.get("disk", {}).get("pressure", [])  # a daemon of an older release has none
     notes += answer["desired"]["errors"]
     if answer["desired"]["awaiting_confirmation"]:
         notes.append(braked_line(answer["desired"]["awaiting_confirmation"]))
@@ -136,6 +137,8 @@ def plan_lines(answer: dict[str, Any]) -> list[str]:
             moved = f" -> {action['new_name']}" if action["new_name"] else ""
             what = f"{action['verb']} {action['target']}{moved}"
             lines.append(f"{change['sandbox']}: {what} ({action['cause']})")
+        if not change["actions"]:
+            lines.append(f"{change['sandbox']}: waits: {change['waiting_for']}")
     return lines
 
 

@@ -23,7 +23,7 @@ async def sweep(manager: Manager) -> list[dict[str, Any]]:
     """
     await manager.read_manifest()
     await manager.observe()
-    rows = manager.answers.garbage()
+    rows = manager.survey.garbage()
     unclaimed = {row["sandbox"] for row in rows} - set(manager.store.records)
     await _forget_all_else(manager)
     for key in unclaimed:
@@ -34,7 +34,7 @@ async def sweep(manager: Manager) -> list[dict[str, Any]]:
 
 
 def _complain_of_what_is_left(manager: Manager, unclaimed: set[str]) -> None:
-    left = [row for row in manager.answers.garbage() if row["due"] and row["sandbox"] in unclaimed]
+    left = [row for row in manager.survey.garbage() if row["due"] and row["sandbox"] in unclaimed]
     if left:
         failures = [manager.store.memory(row["sandbox"]).failure for row in left]
         causes = sorted({failure.cause for failure in failures if failure is not None})

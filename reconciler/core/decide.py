@@ -201,7 +201,7 @@ def _replace(world: _World) -> Decision | None:
 def _making_must_wait(world: _World) -> bool:
     """While a replacement cannot be made, the container that is there is kept as desired."""
     view, names = world.view, world.names
-    hindered = world.desired.problem is not None or view.image is ImageState.PULLING
+    hindered = bool(view.hindrance) or view.image is ImageState.PULLING
     taken = world.stuck & {names.successor, names.predecessor}
     return hindered or bool(taken) or _blocked_until(world) > view.now
 
@@ -218,8 +218,8 @@ def _blocked_until(world: _World) -> float:
 
 def _make(world: _World, name: str, cause: str) -> Decision:
     view, desired = world.view, world.desired
-    if desired.problem is not None:
-        return Decision(waiting_for=desired.problem)
+    if view.hindrance:
+        return Decision(waiting_for=view.hindrance)
     if view.image is ImageState.PULLING:
         return Decision(waiting_for=f"pulling {desired.spec.image}")
     if _needs_pull(view, desired):
@@ -323,8 +323,8 @@ def _still_to_make(world: _World) -> Decision | None:
     assert current is not None
     if not replace_cause(world.view, world.desired, current):
         return None
-    if world.desired.problem is not None:
-        return Decision(waiting_for=world.desired.problem)
+    if world.view.hindrance:
+        return Decision(waiting_for=world.view.hindrance)
     if world.view.image is ImageState.PULLING:
         return Decision(waiting_for=f"pulling {world.desired.spec.image}")
     failure = world.view.memory.failure

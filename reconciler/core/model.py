@@ -238,6 +238,7 @@ class View:
     """All that a decision about one key is made from. ``desired`` None: should not exist.
 
     ``hung`` maps the steps at which the engine hangs, for everybody, to when one is tried next.
+    ``hold`` says why nothing new may be made now, such as a disk that is full; what exists goes on.
     """
 
     key: str
@@ -253,6 +254,13 @@ class View:
     gc_grace: float = 300.0
     may_collect: bool = True
     hung: Mapping[Verb, float] = field(default_factory=dict)
+    hold: str = ""
+
+    @property
+    def hindrance(self) -> str:
+        """Why nothing may be made for the record; empty where it may."""
+        problem = self.desired.problem if self.desired else None
+        return problem or self.hold
 
 
 class Verb(StrEnum):

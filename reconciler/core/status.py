@@ -37,6 +37,8 @@ def status_of(view: View) -> tuple[Status, str]:  # noqa: PLR0911 - a table, one
 def _absent(view: View) -> tuple[Status, str]:
     if view.desired is not None and view.desired.problem is not None:
         return Status.ERROR, view.desired.problem
+    if view.desired is not None and view.hold:
+        return Status.MISSING, view.hold
     if view.desired is not None and view.image is ImageState.PULLING:
         return Status.MISSING, f"pulling {view.desired.spec.image}"
     return Status.MISSING, ""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from reconciler.core.blueprint import Blueprint
     from reconciler.core.model import Container
     from reconciler.engine.docker_errors import Translator
-    from reconciler.engine.protocol import EngineEvent, EngineInfo, PullProgress
+    from reconciler.engine.protocol import EngineEvent, EngineInfo, Image, PullProgress
 
 _LONGEST_EVENT: Final = 1 << 20
 _GONE_POLL: Final = 0.02
@@ -89,7 +89,7 @@ class DockerEngine:
         version = await self._client.call(get("version"), self._read_timeout)
         about = await self._client.call(get("info"), self._read_timeout)
         with understood("itself"):
-            return codec.info(version, about)
+            return codec.info(version, about, local=self._client.is_local)
 
     # --- what is there ------------------------------------------------------------------------
 
@@ -261,6 +261,22 @@ class DockerEngine:
     async def has_image(self, image: str) -> bool:
         """Whether a create would find the image."""
         return await self._images.has(image)
+
+    async def image_id(self, image: str) -> str | None:
+        """The id of the image that a create would find."""
+        return await self._images.id_of(image)
+
+    async def images(self) -> Sequence[Image]:
+        """All images of the host but the layers of a build."""
+        return await self._images.all()
+
+    async def remove_image(self, image_id: str) -> None:
+        """Remove an image that nothing uses; one that is gone is a success.
+
+        Raises:
+            Busy: something uses it, or it has more than one name.
+        """
+        await self._images.remove(image_id, self._call_timeout)
 
     async def pull(self, image: str, progress: Callable[[PullProgress], None]) -> None:
         """Pull the image with the user's own credentials for its registry.

@@ -40,6 +40,11 @@ class Client:
         self._streams: Docker | None = None
         self._connectors: list[aiohttp.BaseConnector] = []
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the engine was reached by a socket of this host."""
+        return any(isinstance(each, aiohttp.UnixConnector) for each in self._connectors)
+
     async def connect(self, seconds: float) -> None:
         """Find the engine and agree on a version of its API, once.
 

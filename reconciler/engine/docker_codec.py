@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from reconciler.core import naming
 from reconciler.core.model import Container, Phase, Volume
 from reconciler.engine.docker_errors import cut
-from reconciler.engine.protocol import EngineEvent, EngineInfo, EventKind, Summary
+from reconciler.engine.protocol import EngineEvent, EngineInfo, EventKind, Image, Summary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +32,7 @@ CONTAINER_EVENTS: Final = (
 )
 WORKSPACE_PREFIX: Final = naming.volume_name("", "")
 _NEVER: Final = "0001-01-01"
+_NAMELESS: Final = "<none>"
 _ANONYMOUS: Final = re.compile(r"[0-9a-f]{64}")
 _DEFAULT_STOP_TIMEOUT: Final = 10.0
 
@@ -99,7 +100,18 @@ def is_ours(labels: Mapping[str, str] | None, instance: str) -> bool:
     return (labels or {}).get(naming.LABEL_INSTANCE) == instance
 
 
-def info(version: Mapping[str, Any], info: Mapping[str, Any]) -> EngineInfo:
+def image(row: Mapping[str, Any]) -> Image:
+    """One row of an image list. Docker counts an image's containers only where it is asked to."""
+    tags = _names(row["RepoTags"])
+    return Image(
+        id=_text(row["Id"]),
+        references=tags or _names(row.get("RepoDigests")),
+        size=int(row["Size"]),
+        in_use=int(row.get("Containers", -1)) > 0,
+    )
+
+
+def info(version: Mapping[str, Any], info: Mapping[str, Any], *, local: bool = False) -> EngineInfo:
     """Who the engine is, from its two answers about itself."""
     components = str(version.get("Components", ""))
     return EngineInfo(
@@ -108,6 +120,7 @@ def info(version: Mapping[str, Any], info: Mapping[str, Any]) -> EngineInfo:
         api_version=_text(version["ApiVersion"]),
         root=_text(info["DockerRootDir"]),
         rootless="name=rootless" in (info.get("SecurityOptions") or ()),
+        local=local,
     )
 
 
@@ -156,6 +169,10 @@ def _volume(row: Mapping[str, Any]) -> Volume:
         created_at=(epoch(created) if created else None) or 0.0,
         retain=labels.get(naming.LABEL_RETAIN, ""),
     )
+
+
+def _names(references: Any) -> tuple[str, ...]:
+    return tuple(_text(each) for each in references or () if not each.startswith(_NAMELESS))
 
 
 def _listed_name(row: Mapping[str, Any]) -> str:

@@ -56,6 +56,8 @@ _WILL_NOT: Final = re.compile(
     re.IGNORECASE,
 )
 
+_IN_USE: Final = re.compile(r"image is in use|is being used|more than one tag|must be forced")
+
 
 def cut(text: str) -> str:
     """The engine's text on one line, at most 256 characters of it."""
@@ -127,6 +129,11 @@ def on_rename(status: int, text: str) -> EngineError:
     if "same name as its current name" in text:
         return AlreadySo(cut(text))
     return common(status, text)
+
+
+def on_image_removal(status: int, text: str) -> EngineError:
+    """Busy, where something uses it or names it twice, which one engine calls its own failure."""
+    return Busy(cut(text)) if _IN_USE.search(text) else common(status, text)
 
 
 def on_pull_of(image: str) -> Translator:

@@ -1,15 +1,17 @@
-"""Images of one engine: whether one is there, and pulls."""
+"""Images of one engine: which are there, pulls and removals."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.errors import NotFound, PullFailed, Refused
+from reconciler.engine import docker_codec as codec
 from reconciler.engine import docker_requests as requests
 from reconciler.engine.docker_auth import auth_header
-from reconciler.engine.docker_errors import on_pull_of, understood
+from reconciler.engine.docker_errors import on_image_removal, on_pull_of, understood
 from reconciler.engine.docker_pull import LONGEST_PULL_LINE, Pull, registry_of, split_reference
 from reconciler.engine.docker_stream import Lines, lines_of
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from reconciler.engine.docker_client import Client
-    from reconciler.engine.protocol import PullProgress
+    from reconciler.engine.protocol import Image, PullProgress
 
 # An engine is silent while a registry thinks or a disk is slow: for so many questions' time.
 _SILENCE: Final = 4
@@ -32,12 +34,36 @@ class Images:
         self._pull_timeout = pull_timeout
 
     async def has(self, image: str) -> bool:
-        """Whether a create would find the image. A name that cannot be one is not there."""
+        """Whether a create would find the image."""
+        return await self.id_of(image) is not None
+
+    async def id_of(self, image: str) -> str | None:
+        """The id of the image that a create would find. A name that cannot be one is not there."""
         try:
-            await self._client.call(requests.get(requests.image(image)), self._read_timeout)
+            answer = await self._client.call(
+                requests.get(f"{requests.image(image)}/json"), self._read_timeout
+            )
         except (NotFound, Refused):
-            return False
-        return True
+            return None
+        with understood("an image"):
+            return str(answer["Id"])
+
+    async def all(self) -> tuple[Image, ...]:
+        """All images but the layers of a build."""
+        rows = await self._client.call(requests.get("images/json"), self._read_timeout)
+        with understood("its images"):
+            return tuple(map(codec.image, rows))
+
+    async def remove(self, image_id: str, seconds: float) -> None:
+        """Remove one that nothing uses. Nothing is forced: the engine knows best who uses it.
+
+        Raises:
+            Busy: something does, or names it a second time.
+        """
+        # The parents of an image that somebody built are that person's.
+        request = requests.delete(requests.image(image_id), noprune="1")
+        with suppress(NotFound):
+            await self._client.call(request, seconds, on_image_removal)
 
     async def pull(self, image: str, progress: Callable[[PullProgress], None]) -> None:
         """Pull; cancelled, the engine ends the pull too.

@@ -59,8 +59,8 @@ def volume(name: str) -> str:
 
 
 def image(name: str) -> str:
-    """The path of one image's description."""
-    return f"images/{quote(name, safe='/:@')}/json"
+    """The path of one image."""
+    return f"images/{quote(name, safe='/:@')}"
 
 
 def containers_of(instance: str) -> Request:

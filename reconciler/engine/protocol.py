@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Who the engine is. ``root`` is the folder where it keeps its data, on its own host."""
+    """Who the engine is. ``root`` is the folder where it keeps its data, on its own host.
+
+    ``local``: it was reached by a socket of this host, so ``root`` is, as a rule, a folder here.
+    """
 
     name: str
     version: str
     api_version: str
     root: str
     rootless: bool = False
+    local: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,20 @@ class PullProgress:
     layers: int
     bytes_done: int
     bytes_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image of the host, whoever's it is. ``size`` is in bytes, those that it shares too.
+
+    ``references`` are its tags, else its digests. ``in_use`` is False also where the engine does
+    not say, which is the rule.
+    """
+
+    id: str
+    references: tuple[str, ...]
+    size: int
+    in_use: bool = False
 
 
 class Engine(Protocol):
@@ -161,6 +179,20 @@ class Engine(Protocol):
 
     async def has_image(self, image: str) -> bool:
         """Whether a create would find the image."""
+
+    async def image_id(self, image: str) -> str | None:
+        """The id of the image that a create would find."""
+
+    async def images(self) -> Sequence[Image]:
+        """All images of the host but the layers of a build."""
+
+    async def remove_image(self, image_id: str) -> None:
+        """Remove an image that nothing uses; one that is gone is a success.
+
+        Raises:
+            Busy: a container in any phase uses it, it has more than one name, or another image was
+                made from it.
+        """
 
     async def pull(self, image: str, progress: Callable[[PullProgress], None]) -> None:
         """Pull the image with the user's own credentials for its registry.

@@ -95,7 +95,22 @@ class Answers:
 
     def garbage(self) -> list[dict[str, Any]]:
         """What nothing asks for, and when it goes."""
-        return self._loop.survey.garbage()
+        return [*self._loop.survey.garbage(), *self._idle_images()]
+
+    def _idle_images(self) -> list[dict[str, Any]]:
+        """Images that we pulled: never due by the clock alone."""
+        return [
+            {
+                "kind": "image",
+                "name": image.reference,
+                "sandbox": None,
+                "since": iso(image.used_at),
+                "remove_at": iso(remove_at),
+                "why": "pulled for a sandbox, and none has it: goes if the engine's disk fills up",
+                "due": False,
+            }
+            for image, remove_at in self._loop.images.idle()
+        ]
 
     def collect(self) -> list[dict[str, Any]]:
         """Have everything that is due collected now; says what there is."""
@@ -129,6 +144,7 @@ class Answers:
             "sandboxes": rows,
             "former": await self._former(name) if name and not rows else None,
             "engine": await self.engine_facts(),
+            "disk": self._loop.disk.facts(),
             "instance": self._loop.settings.instance,
             "desired": {
                 "path": str(self._loop.intake.path),

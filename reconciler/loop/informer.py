@@ -93,6 +93,10 @@ class Informer:
         """The ids of all containers, and the names of all volumes."""
         return set(self._containers), set(self._volumes)
 
+    def image_ids(self) -> set[str]:
+        """The ids of the images of all containers."""
+        return {container.image_id for container in self._containers.values()}
+
     # --- what may have changed ----------------------------------------------------------------
 
     def touch(self, key: str, container_id: str) -> None:

@@ -13,11 +13,13 @@ from reconciler.core.units import FOREVER
 from reconciler.loop.answers import Answers
 from reconciler.loop.collector import Collector
 from reconciler.loop.controller import Controller
+from reconciler.loop.disk import DiskGuard
 from reconciler.loop.dispatcher import Dispatcher
 from reconciler.loop.env_files import EnvFiles
 from reconciler.loop.executor import Executor
 from reconciler.loop.exits import Exits
 from reconciler.loop.failures import Failures
+from reconciler.loop.images import Images
 from reconciler.loop.informer import Informer
 from reconciler.loop.intake import Intake
 from reconciler.loop.lanes import Lanes
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from reconciler.core.model import Health, Identity
     from reconciler.core.spec import SandboxSpec
     from reconciler.engine.protocol import Engine
+    from reconciler.loop.disk import Measure
     from reconciler.loop.intake import Reading
     from reconciler.loop.reporter import Reporter
     from reconciler.settings import Settings
@@ -57,6 +60,7 @@ class Manager:
         reporter: Reporter,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        measure: Measure | None = None,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -80,11 +84,32 @@ class Manager:
             resync_interval=settings.resync_interval,
             reporter=reporter,
         )
+        self.images = Images(
+            engine,
+            store=store,
+            in_use=self._images_in_use,
+            pinned=settings.pinned_images,
+            min_age=settings.image_min_age,
+            reporter=reporter,
+            clock=clock,
+        )
+        self.disk = DiskGuard(
+            engine,
+            store=store,
+            state_dir=settings.state_dir,
+            limits=settings.disk_limits,
+            collect=self.images.collect,
+            on_change=self._enqueue_records,
+            reporter=reporter,
+            clock=monotonic,
+            measure=measure,
+        )
         self.puller = Puller(
             engine,
             on_done=self._on_pulled,
             reporter=reporter,
             clock=monotonic,
+            pulling=self.images.pulling,
         )
         self.prober = Prober(
             engine,
@@ -153,6 +178,7 @@ class Manager:
             around=self.around,
             lease=self._lease,
             is_held=self.intake.is_held,
+            hold=lambda: self.disk.hold,
             clock=self._clock,
             gc_grace=self.settings.gc_grace,
         )
@@ -195,6 +221,7 @@ class Manager:
             "dispatcher": self.dispatcher.run,
             "manifest-watch": self._follow_manifest,
             "sweeper": self._sweep_for_ever,
+            "disk": self.disk.run,
         }
 
     async def read_manifest(self, *, allow_mass_delete: bool = False) -> Reading:
@@ -211,6 +238,7 @@ class Manager:
             EngineError: the engine cannot be asked.
         """
         await self.informer.sync_once()
+        await self.disk.look()
 
     async def close(self) -> None:
         """End what runs in the background. The sandboxes go on."""
@@ -235,6 +263,7 @@ class Manager:
             if self.informer.complete:
                 self._collector.sweep(*self.informer.ids())
                 self._identities.sweep()
+                self.images.renew()
 
     # --- wiring -------------------------------------------------------------------------------
 
@@ -243,6 +272,15 @@ class Manager:
 
     def _on_verdict(self, key: str, health: Health) -> None:
         self._controller.on_verdict(key, health)
+
+    def _enqueue_records(self) -> None:
+        for name in self.store.records:
+            self.queue.add(name, Priority.RESYNC)
+
+    def _images_in_use(self) -> set[str] | None:
+        # A record that cannot be read may name any image.
+        certain = self.informer.complete and self.store.desired_known and not self.store.held
+        return self.informer.image_ids() if certain else None
 
     def _wanted(self) -> set[str]:
         return {*self.store.records, *self.store.deleted}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +13,7 @@ from reconciler.service.events import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
     from reconciler.engine.protocol import Engine, PullProgress
     from reconciler.loop.reporter import Reporter
@@ -23,6 +25,7 @@ class Puller:
     """What is known of the image that each key wants, and the pulls that are under way.
 
     ``on_done(key, image, error)`` is called for every key that waited; ``error`` None is success.
+    ``pulling(image)`` is what a pull is done in, for who wants to know what it brought.
     """
 
     def __init__(
@@ -32,8 +35,10 @@ class Puller:
         on_done: Callable[[str, str, EngineError | None], None],
         reporter: Reporter,
         clock: Callable[[], float],
+        pulling: Callable[[str], AbstractAsyncContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         self._engine = engine
+        self._pulling = pulling
         self._on_done = on_done
         self._reporter = reporter
         self._clock = clock
@@ -84,7 +89,8 @@ class Puller:
         began = self._clock()
         self._reporter.log(Event.PULL_STARTED, image=image)
         try:
-            await self._engine.pull(image, _Progress(image, self._reporter, self._clock))
+            async with self._pulling(image):
+                await self._engine.pull(image, _Progress(image, self._reporter, self._clock))
         except EngineError as error:
             self._finish(image, ImageState.UNKNOWN, error)
         except Exception as error:  # noqa: BLE001 - a bug must leave nobody waiting for ever

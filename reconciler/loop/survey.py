@@ -94,16 +94,20 @@ class Survey:
         return urls
 
     def plan(self) -> dict[str, Any]:
-        """What would be done now: ``changes`` by sandbox, each with its ordered actions."""
-        plans = [plan(self._views.view(key)) for key in sorted(self._views.keys())]
+        """What would be done now: ``changes`` by sandbox, each with its ordered actions.
+
+        A sandbox that nothing may be made for now is among them, with what it waits for.
+        """
+        views = [self._views.view(key) for key in sorted(self._views.keys())]
         changes = [
             {
                 "sandbox": one.key,
                 "actions": [_action(action) for action in one.actions],
                 "waiting_for": one.waiting_for,
             }
-            for one in plans
-            if one.actions
+            for view in views
+            for one in [plan(view)]
+            if one.actions or _is_held(one.waiting_for, view)
         ]
         return {"in_sync": not changes, "changes": changes}
 
@@ -122,6 +126,10 @@ class Survey:
             "pending": [view.key for view in left],
             "hopeless": bool(left) and all(_is_hopeless(view) for view in left),
         }
+
+
+def _is_held(waiting_for: str, view: View) -> bool:
+    return bool(view.hold) and waiting_for == view.hold
 
 
 def _is_converged(view: View) -> bool:

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the parts of a view come from. ``lease`` gives a sandbox its identity, or None."""
+    """Where the parts of a view come from. ``lease`` gives a sandbox its identity, or None.
+
+    ``hold`` says why nothing new may be made now, or nothing.
+    """
 
     store: Store
     informer: Informer
@@ -36,6 +39,7 @@ class Sources:
     around: Surroundings
     lease: Callable[[str, SandboxSpec], Identity | None]
     is_held: Callable[[str], bool]
+    hold: Callable[[], str]
     clock: Callable[[], float]
     gc_grace: float
 
@@ -79,6 +83,7 @@ class Views:
             gc_grace=sources.gc_grace,
             may_collect=self.may_collect(key),
             hung={verb: now + seconds for verb, seconds in sources.lanes.hung().items()},
+            hold=sources.hold(),
         )
 
     def may_collect(self, key: str) -> bool:

@@ -63,4 +63,12 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         )""",
         "CREATE INDEX ledger_by_sandbox ON ledger (sandbox, id)",
     ),
+    (
+        """CREATE TABLE image (
+            id TEXT PRIMARY KEY NOT NULL,
+            reference TEXT NOT NULL,
+            pulled_at REAL NOT NULL,
+            used_at REAL NOT NULL
+        ) WITHOUT ROWID""",
+    ),
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 from pydantic import TypeAdapter
 
 from reconciler.core.model import Identity, Memory
+from reconciler.core.pressure import PulledImage
 from reconciler.core.spec import DesiredState, SandboxSpec, WorkspaceSpec, layer_of
 from reconciler.core.units import FOREVER
 
@@ -139,6 +140,14 @@ def _decode_orphan(_id: str, sandbox: str, since: float, retain: float | None) -
     return Orphan(sandbox, since, retain)
 
 
+def _encode_image(key: str, image: PulledImage) -> dict[str, Any]:
+    return {"id": key, **asdict(image)}
+
+
+def _decode_image(_id: str, reference: str, pulled_at: float, used_at: float) -> PulledImage:
+    return PulledImage(reference, pulled_at, used_at)
+
+
 def _encode_fact(name: str, value: str) -> dict[str, Any]:
     return {"name": name, "value": value}
 
@@ -229,6 +238,19 @@ FACTS: Final[Table[str]] = Table(
     encode=_encode_fact,
     decode=_decode_fact,
 )
+IMAGES: Final[Table[PulledImage]] = Table(
+    name="image",
+    select="SELECT id, reference, pulled_at, used_at FROM image",
+    delete="DELETE FROM image WHERE id = ?",
+    insert=(
+        (
+            "INSERT INTO image (id, reference, pulled_at, used_at)"
+            " VALUES (:id, :reference, :pulled_at, :used_at)"
+        ),
+    ),
+    encode=_encode_image,
+    decode=_decode_image,
+)
 TABLES: Final[tuple[Table[Any], ...]] = (
     RECORDS,
     TOMBSTONES,
@@ -237,4 +259,5 @@ TABLES: Final[tuple[Table[Any], ...]] = (
     ORPHAN_CONTAINERS,
     ORPHAN_VOLUMES,
     FACTS,
+    IMAGES,
 )

@@ -14,6 +14,7 @@ from reconciler.store.shelf import Shelf
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from reconciler.core.pressure import PulledImage
     from reconciler.store.disk import Rows
     from reconciler.store.ledger import LedgerEntry, Pending
 
@@ -37,6 +38,7 @@ class State:
             nobody knows how: they are to be left alone, and never collected.
         leased: Sandbox names by host port.
         orphans: What belongs to no record, by kind, then by container id or volume name.
+        images: Those that this instance brought to the host, by id.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class State:
         self._identities: Shelf[Identity] = self._shelves[rows.IDENTITIES.name]
         self._memories: Shelf[Memory] = self._shelves[rows.MEMORIES.name]
         self._facts: Shelf[str] = self._shelves[rows.FACTS.name]
+        self._images: Shelf[PulledImage] = self._shelves[rows.IMAGES.name]
         self._orphans: dict[OrphanKind, Shelf[Orphan]] = {
             "container": self._shelves[rows.ORPHAN_CONTAINERS.name],
             "volume": self._shelves[rows.ORPHAN_VOLUMES.name],
@@ -63,6 +66,7 @@ class State:
         self.records = self._records.values
         self.deleted = self._tombstones.values
         self.held = self._records.unreadable
+        self.images = self._images.values
         self.leased: Mapping[int, str] = MappingProxyType(self._leased)
         self.orphans: Mapping[OrphanKind, Mapping[str, Orphan]] = {
             kind: shelf.values for kind, shelf in self._orphans.items()
@@ -183,6 +187,14 @@ class State:
     def drop_orphan(self, kind: OrphanKind, key: str) -> None:
         """It is gone, or belongs to a record again. Harmless where there is none."""
         self._orphans[kind].drop(key)
+
+    def put_image(self, image_id: str, image: PulledImage) -> None:
+        """Notes an image that this instance brought to the host. An equal note costs nothing."""
+        self._images.put(image_id, image)
+
+    def drop_image(self, image_id: str) -> None:
+        """It is gone from the host. Harmless where there is none."""
+        self._images.drop(image_id)
 
     def fact(self, name: str) -> str | None:
         """A single remembered text; None: there is none."""

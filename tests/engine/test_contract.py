@@ -409,6 +409,70 @@ async def test_an_image_that_cannot_be_pulled(world: World) -> None:
         await world.engine.pull("127.0.0.1:9/nobody-has-this:1", lambda _: None)
 
 
+# --- images
+
+
+async def id_of(world: World, image: str) -> str:
+    found = await world.engine.image_id(image)
+    assert found is not None
+    return found
+
+
+async def test_an_image_is_listed_by_the_id_that_its_name_leads_to(world: World) -> None:
+    name = world.add_image()
+    listed = {image.id: image for image in await world.engine.images()}
+    image = listed[await id_of(world, name)]
+    assert image.references == (name,)
+    assert image.size > 0
+    assert await id_of(world, image.id) == image.id
+    assert await world.engine.image_id("nobody-has-this:1") is None
+    assert await world.engine.image_id("sha256:" + "0" * 64) is None
+
+
+async def test_a_container_bears_the_id_of_its_image(world: World) -> None:
+    name = world.add_image()
+    container = await make(world, "alice", image=name)
+    assert (await look(world, container)).image_id == await id_of(world, name)
+
+
+async def test_an_image_that_nothing_uses_is_removed(world: World) -> None:
+    name = world.add_image()
+    image = await id_of(world, name)
+    for _ in range(2):
+        await world.engine.remove_image(image)
+        assert await world.engine.image_id(name) is None
+
+
+@pytest.mark.parametrize("phase", ["created", "running", "exited"])
+@pytest.mark.parametrize("ours", [True, False])
+async def test_an_image_that_a_container_has_is_busy(
+    world: World, phase: str, *, ours: bool
+) -> None:
+    name = world.add_image()
+    image = await id_of(world, name)
+    container = await make(world, "alice", image=name)
+    if phase != "created":
+        await world.engine.start(container)
+    if phase == "exited":
+        await world.engine.stop(container, 0)
+    if not ours:
+        await world.engine.remove(container)
+        world.add_container(f"{world.prefix}foreign", FOREIGN, image=name)
+    with pytest.raises(Busy):
+        await world.engine.remove_image(image)
+    assert await id_of(world, name) == image
+
+
+@pytest.mark.parametrize("of_another", ["", "-of-another"])
+async def test_an_image_with_a_second_name_is_busy(world: World, of_another: str) -> None:
+    name = world.add_image()
+    image = await id_of(world, name)
+    world.tag_image(name, name.partition(":")[0] + of_another)
+    with pytest.raises(Busy):
+        await world.engine.remove_image(image)
+    assert await id_of(world, name) == image
+
+
 # --- inside
 
 

@@ -2,20 +2,13 @@
 
 import asyncio
 import base64
-import fcntl
 import io
-import json
 import secrets
-import shutil
-import subprocess
 import tarfile
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import pytest
 
@@ -24,62 +17,20 @@ from reconciler.engine.docker import DockerEngine
 from reconciler.engine.docker_client import Client
 from reconciler.engine.docker_requests import Request
 from reconciler.engine.protocol import PullProgress
-from scripts import debian
 from tests.engine.worlds import RealWorld
 from tests.harness.docker import DockerError
 from tests.harness.instance import claim_ports
+from tests.harness.registry import log_in, make_image, push, registry_in
 from tests.harness.serving import say_nothing, serving
-from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.engine
-
-# The password "pass", as the registry wants it.
-ACCOUNT = "me:$2b$04$CbHCut7PElFuBbVOMdC/M.WE87PxYg2TAq6pfFcOyVQZHd6WLVCNe\n"
-AUTH = base64.b64encode(b"me:pass").decode()
-CONFIG = """\
-version: 0.1
-log: {{level: error, accesslog: {{disabled: true}}}}
-storage: {{filesystem: {{rootdirectory: {folder}/data}}}}
-http: {{addr: "{address}"}}
-auth: {{htpasswd: {{realm: test, path: {folder}/accounts}}}}
-"""
-
-
-def _program() -> str:
-    lock = Path(tempfile.gettempdir()) / "rcl-docker-registry.lock"
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        if shutil.which("docker-registry") is None:
-            debian.install("docker-registry")
-    return "docker-registry"
-
-
-def _answers(address: str) -> bool:
-    try:
-        urlopen(f"http://{address}/v2/", timeout=1)
-    except HTTPError as error:
-        error.close()
-        return error.code == 401
-    except OSError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a registry."""
-    folder = tmp_path_factory.mktemp("registry")
-    (folder / "accounts").write_text(ACCOUNT)
-    with claim_ports() as ports:
-        address = f"127.0.0.1:{ports[0]}"
-        (folder / "config.yml").write_text(CONFIG.format(folder=folder, address=address))
-        process = subprocess.Popen([_program(), "serve", str(folder / "config.yml")])
-        try:
-            wait_until(lambda: _answers(address))
-            yield address
-        finally:
-            process.kill()
-            process.wait()
+    with registry_in(tmp_path_factory.mktemp("registry")) as address:
+        yield address
 
 
 @pytest.fixture
@@ -88,7 +39,7 @@ async def image(registry: str, real: RealWorld) -> AsyncIterator[str]:
     name = f"{registry}/team/{secrets.token_hex(4)}"
     client = Client(real.docker.host)
     await _import(client, name)
-    await _push(client, name)
+    await push(client, name)
     real.docker.rm_image(f"{name}:latest")
     yield name
     await client.close()
@@ -110,22 +61,6 @@ async def _import(client: Client, name: str) -> None:
     await client.call(Request("POST", "images/create", params, buffer.getvalue(), headers), 30)
 
 
-async def _push(client: Client, name: str) -> None:
-    credentials = {"username": "me", "password": "pass"}
-    header = base64.urlsafe_b64encode(json.dumps(credentials).encode()).decode()
-    request = Request(
-        "POST", f"images/{name}/push", {"tag": "latest"}, None, {"X-Registry-Auth": header}
-    )
-    async with client.stream(request, 30) as chunks:
-        said = b"".join([chunk async for chunk in chunks])
-    assert b'"error"' not in said
-
-
-def _login(folder: Path, image: str, auth: str = AUTH) -> None:
-    auths = {image.partition("/")[0]: {"auth": auth}}
-    (folder / "config.json").write_text(json.dumps({"auths": auths}))
-
-
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of Docker's config.json."""
@@ -134,7 +69,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def test_a_pull_with_credentials(real: RealWorld, image: str, config: Path) -> None:
-    _login(config, image)
+    log_in(config, image.partition("/")[0])
     seen: list[PullProgress] = []
     assert not await real.engine.has_image(image)
     await real.engine.pull(image, seen.append)
@@ -144,7 +79,7 @@ async def test_a_pull_with_credentials(real: RealWorld, image: str, config: Path
 
 
 async def test_a_pull_by_digest(real: RealWorld, image: str, config: Path) -> None:
-    _login(config, image)
+    log_in(config, image.partition("/")[0])
     await real.engine.pull(image, lambda _: None)
     (named,) = real.docker.image(image)["RepoDigests"]
     real.docker.rm_image(f"{image}:latest")
@@ -158,14 +93,38 @@ async def test_a_pull_without_the_right_credentials(
     real: RealWorld, image: str, config: Path, auth: str | None
 ) -> None:
     if auth:
-        _login(config, image, auth)
+        log_in(config, image.partition("/")[0], auth)
     with pytest.raises(PullFailed, match=image) as caught:
         await real.engine.pull(image, lambda _: None)
     assert "wrong" not in str(caught.value)
 
 
+async def test_a_pull_by_a_tag_that_moved_leaves_the_old_image_without_a_name(
+    real: RealWorld, image: str, config: Path
+) -> None:
+    """It is still listed, by an id that can be removed once nothing uses it."""
+    log_in(config, image.partition("/")[0])
+    await real.engine.pull(image, lambda _: None)
+    old = await real.engine.image_id(image)
+    assert old is not None
+    made = make_image(real.docker, image)
+    client = Client(real.docker.host)
+    await push(client, image)
+    await client.close()
+    real.docker.tag(old, image)
+    real.docker.rm_image(made)
+    await real.engine.pull(image, lambda _: None)
+    new = await real.engine.image_id(image)
+    listed = {found.id: found for found in await real.engine.images()}
+    assert (new, old in listed) == (made, True)
+    assert listed[made].references == (f"{image}:latest",)
+    await real.engine.remove_image(old)
+    assert old not in {found.id for found in await real.engine.images()}
+    assert await real.engine.image_id(image) == made
+
+
 async def test_a_pull_of_what_is_not_there(real: RealWorld, registry: str, config: Path) -> None:
-    _login(config, f"{registry}/x")
+    log_in(config, registry)
     with pytest.raises(PullFailed, match="nothing"):
         await real.engine.pull(f"{registry}/nothing:1", lambda _: None)
 

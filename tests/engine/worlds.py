@@ -1,5 +1,6 @@
 """A host with an engine, real or in memory, and a hand that changes it behind the engine's back."""
 
+import secrets
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -16,6 +17,7 @@ from tests.fakes.engine import FakeEngine
 from tests.fakes.host import FakeHost
 from tests.harness.docker import DockerError
 from tests.harness.instance import Instance
+from tests.harness.registry import make_image
 
 
 class World(Protocol):
@@ -31,11 +33,15 @@ class World(Protocol):
     def pause(self, name: str) -> None: ...
     def rename(self, name: str, new: str) -> None: ...
     def remove(self, name: str) -> None: ...
-    def add_container(self, name: str, marks: Mapping[str, str]) -> None: ...
+    def add_container(
+        self, name: str, marks: Mapping[str, str], image: str = TEST_IMAGE
+    ) -> None: ...
     def add_volume(self, name: str, marks: Mapping[str, str]) -> None: ...
     def has_container(self, name: str) -> bool: ...
     def has_volume(self, name: str) -> bool: ...
     def taken_port(self, port: int) -> Any: ...
+    def add_image(self) -> str: ...
+    def tag_image(self, image: str, repository: str) -> None: ...
 
 
 def blueprint(world: World, sandbox: str, **spec: Any) -> Blueprint:
@@ -71,8 +77,8 @@ class FakeWorld:
     async def close(self) -> None:
         await self.engine.close()
 
-    def add_container(self, name: str, marks: Mapping[str, str]) -> None:
-        self.host.add_container(name, marks, phase=Phase.CREATED)
+    def add_container(self, name: str, marks: Mapping[str, str], image: str = TEST_IMAGE) -> None:
+        self.host.add_container(name, marks, phase=Phase.CREATED, image=image)
 
     def add_volume(self, name: str, marks: Mapping[str, str]) -> None:
         self.host.add_volume(name, marks)
@@ -82,6 +88,15 @@ class FakeWorld:
 
     def has_volume(self, name: str) -> bool:
         return name in self.host.volumes
+
+    def add_image(self) -> str:
+        """Its name, which only this image has."""
+        name = f"{self.prefix}{secrets.token_hex(4)}:latest"
+        self.host.images.add(name)
+        return name
+
+    def tag_image(self, image: str, repository: str) -> None:
+        self.host.images.add(f"{image}={repository}:again")
 
     @contextmanager
     def taken_port(self, port: int) -> Iterator[None]:
@@ -110,8 +125,8 @@ class RealWorld:
         # The method of the same name passes both names on under one.
         self.docker._request("POST", f"/containers/{name}/rename", name=new)
 
-    def add_container(self, name: str, marks: Mapping[str, str]) -> None:
-        self.docker.create(name, "sleep", "60", labels=marks)
+    def add_container(self, name: str, marks: Mapping[str, str], image: str = TEST_IMAGE) -> None:
+        self.docker.create(name, "sleep", "60", labels=marks, image=image)
         self._foreign.append(("DELETE", f"/containers/{name}"))
 
     def add_volume(self, name: str, marks: Mapping[str, str]) -> None:
@@ -123,6 +138,17 @@ class RealWorld:
 
     def has_volume(self, name: str) -> bool:
         return name in self.docker.volumes()
+
+    def add_image(self) -> str:
+        """Its name, which only this image has."""
+        repository = f"{self.prefix}{secrets.token_hex(4)}"
+        self._foreign.append(("DELETE", f"/images/{repository}:latest"))
+        make_image(self.docker, repository)
+        return f"{repository}:latest"
+
+    def tag_image(self, image: str, repository: str) -> None:
+        self._foreign.append(("DELETE", f"/images/{repository}:again"))
+        self.docker.tag(image, repository, "again")
 
     @contextmanager
     def taken_port(self, port: int) -> Iterator[None]:

@@ -22,14 +22,19 @@ from reconciler.engine.protocol import (
     EngineEvent,
     EngineInfo,
     EventKind,
+    Image,
     Listing,
     PullProgress,
     Summary,
 )
-from tests.fakes.host import Box, FakeHost, tagged
+from tests.fakes.host import Box, FakeHost, id_of, tagged
 from tests.fakes.shell import run
 
+ROOT = "/fake"
 _FOLLOWED_FROM = 10
+_ASKING = frozenset(
+    "ping info list inspect events has_image image_id images log_tail run_in".split()  # noqa: SIM905
+)
 _POLL = 0.01
 
 
@@ -60,6 +65,7 @@ class FakeEngine:
         self.latency: dict[str, float] = {}
         self.answering: dict[str, float] = {}
         self.closed = False
+        self.root, self.local = ROOT, True
         self._sleep = sleep
         self._faults: dict[str, deque[_Fault]] = defaultdict(deque)
         self._hung: dict[str, asyncio.Event] = {}
@@ -85,8 +91,7 @@ class FakeEngine:
     @property
     def changes(self) -> list[tuple[str, str]]:
         """The calls that change something, or try to."""
-        asking = {"ping", "info", "list", "inspect", "events", "has_image", "log_tail", "run_in"}
-        return [call for call in self.calls if call[0] not in asking]
+        return [call for call in self.calls if call[0] not in _ASKING]
 
     @asynccontextmanager
     async def _doing(self, verb: str, target: str = "") -> AsyncIterator[None]:
@@ -120,7 +125,7 @@ class FakeEngine:
 
     async def info(self) -> EngineInfo:
         async with self._doing("info"):
-            return EngineInfo("Fake", "1.0", "1.41", "/")
+            return EngineInfo("Fake", "1.0", "1.41", self.root, local=self.local)
 
     async def list(self) -> Listing:
         async with self._doing("list"):
@@ -218,6 +223,24 @@ class FakeEngine:
     async def has_image(self, image: str) -> bool:
         async with self._doing("has_image", image):
             return tagged(image) in self.host.images
+
+    async def image_id(self, image: str) -> str | None:
+        async with self._doing("image_id", image):
+            id_ = id_of(image)
+            return id_ if id_ in self.host.image_ids() else None
+
+    async def images(self) -> Sequence[Image]:
+        async with self._doing("images"):
+            names = sorted(self.host.images)
+            size = self.host.image_size
+            return [
+                Image(id_, tuple(name for name in names if id_of(name) == id_), size)
+                for id_ in sorted(self.host.image_ids())
+            ]
+
+    async def remove_image(self, image_id: str) -> None:
+        async with self._doing("remove_image", image_id):
+            self.host.drop_image(image_id)
 
     async def pull(self, image: str, progress: Callable[[PullProgress], None]) -> None:
         async with self._doing("pull", image):

@@ -59,6 +59,7 @@ class FakeHost:
         self.boxes: dict[str, Box] = {}
         self.volumes: dict[str, FakeVolume] = {}
         self.images = {IMAGE}
+        self.image_size = 100 << 20
         self.registry: set[str] = set()
         self.missing = {"/nonexistent"}
         self.networks = {"bridge", "host", "none"}
@@ -111,9 +112,11 @@ class FakeHost:
         *,
         phase: Phase = Phase.RUNNING,
         ports: Mapping[int, int] | None = None,
+        image: str = IMAGE,
     ) -> str:
         """Make a container that no engine of ours asked for, and return its id."""
         box = self._make(name, labels or {}, ports or {})
+        box.seen = replace(box.seen, image=image, image_id=id_of(image))
         if phase is not Phase.CREATED:
             self.start(box)
         box.seen = replace(box.seen, phase=phase)
@@ -175,7 +178,7 @@ class FakeHost:
             box.seen,
             volumes=frozenset({volume} if volume else ()),
             image=blueprint.spec.image,
-            image_id=f"sha256:{blueprint.spec.image}",
+            image_id=id_of(blueprint.spec.image),
             stop_timeout=blueprint.spec.stop_timeout,
             session_key=blueprint.env.get(naming.SESSION_KEY_VARIABLE),
         )
@@ -249,6 +252,19 @@ class FakeHost:
                 retain = volume.labels.get(naming.LABEL_RETAIN, "")
                 yield Volume(name, sandbox, volume.created_at, retain)
 
+    def image_ids(self) -> set[str]:
+        return {id_of(image) for image in self.images}
+
+    def drop_image(self, image_id: str) -> None:
+        """As the engine does: no image with two names, none that a container has."""
+        names = [image for image in self.images if id_of(image) == image_id]
+        if len(names) > 1:
+            raise Busy(f"image {image_id} is named {len(names)} times: it must be forced")
+        for box in self.boxes.values():
+            if box.seen.image_id == image_id:
+                raise Busy(f"image {image_id} is being used by container {box.seen.id}")
+        self.images -= set(names)
+
     def emit(self, box: Box, what: str) -> None:
         self._tell(EventKind.CONTAINER, box.seen.id, what, box.labels, box.seen.name)
 
@@ -304,6 +320,11 @@ class FakeHost:
             raise Refused(f"network {spec.network.mode} not found")
         if spec and spec.command and spec.command[0].startswith("no-such"):
             raise Refused(f"exec: {spec.command[0]!r}: executable file not found")
+
+
+def id_of(image: str) -> str:
+    """The id of the image under a name; ``one:1`` and ``one:1=mine`` are one image's names."""
+    return image if image.startswith("sha256:") else f"sha256:{tagged(image).partition('=')[0]}"
 
 
 def tagged(image: str) -> str:

@@ -47,10 +47,15 @@ def shared_engine() -> Docker:
         return _prepare(host or _start(PrivateEngine(directory)).host)
 
 
+def directory_of(name: str) -> Path:
+    """Where a private engine has all that is its own."""
+    return _ROOT / f"rcl-{os.environ[OWNER]}-{name}"
+
+
 @contextmanager
 def private_engine(name: str, *, live_restore: bool = False) -> Iterator[PrivateEngine]:
     """Run an engine that the test may kill and restart, with the test image."""
-    engine = PrivateEngine(_ROOT / f"rcl-{os.environ[OWNER]}-{name}", live_restore=live_restore)
+    engine = PrivateEngine(directory_of(name), live_restore=live_restore)
     try:
         _prepare(_start(engine).host)
         yield engine

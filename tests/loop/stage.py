@@ -9,16 +9,19 @@ from typing import Any, Self
 import yaml
 
 from reconciler.core.model import Container
+from reconciler.loop.disk import Space
 from reconciler.loop.intake import Reading
 from reconciler.loop.manager import Manager
 from reconciler.loop.reporter import Reporter
 from reconciler.service.events import Event
 from reconciler.settings import Settings
 from reconciler.store.store import Store
+from tests.fakes.engine import ROOT as ENGINE_ROOT
 from tests.fakes.engine import FakeEngine
 from tests.fakes.host import IMAGE, FakeHost
 from tests.loop.simulated import WallClock
 
+GIB = 1 << 30
 PREFIX = "oh-agent-server-"
 DAY = 86400.0
 PLAIN: Mapping[str, Any] = {
@@ -46,6 +49,26 @@ class Notebook(Reporter):
         return [line for line in lines if fields.items() <= line.items()]
 
 
+class Disks:
+    """What is free of the state's disk and of the engine's, 100 GiB each, in GiB.
+
+    The host's images take of the latter.
+    """
+
+    def __init__(self, host: FakeHost) -> None:
+        self.host = host
+        self.state, self.engine = 50.0, 50.0
+        self.error: OSError | None = None
+
+    async def __call__(self, path: Path) -> Space:
+        if self.error:
+            raise self.error
+        engine = path == Path(ENGINE_ROOT)
+        taken = len(self.host.image_ids()) * self.host.image_size
+        free = int(self.engine * GIB) - taken if engine else int(self.state * GIB)
+        return Space(max(free, 0), 100 * GIB, device=int(engine))
+
+
 class Stage(AbstractAsyncContextManager["Stage"]):
     """``host`` outlives every manager, and so does the state directory."""
 
@@ -56,6 +79,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         self.file = folder / "desired.yaml"
         options = {"port_range": (20000, 20099), "state_dir": folder / "state", **settings}
         self.settings = Settings(desired=self.file, **options)
+        self.disks = Disks(self.host)
         self.notes = Notebook(asyncio.get_running_loop().time)
         self._tasks: list[asyncio.Task[None]] = []
         self.manager: Manager
@@ -78,6 +102,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
             reporter=self.notes,
             clock=self.clock,
             monotonic=asyncio.get_running_loop().time,
+            measure=self.disks,
         )
         await self.manager.read_manifest()
         roots = {name: run for name, run in self.manager.tasks().items() if name not in absent}

@@ -10,6 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
+from reconciler.core.errors import SettingsError
+from reconciler.core.pressure import Limits
 from reconciler.core.spec import DesiredState, ProbeKind
 from reconciler.settings import Settings
 from reconciler.settings import load as load_settings
@@ -120,6 +122,37 @@ def test_each_setting_has_a_line_that_explains_it():
     for line in shown().values():
         above = lines[lines.index(f"# {line}") - 1]
         assert re.match(r"# \S", above), line
+
+
+@pytest.mark.parametrize(
+    ("set_", "limits"),
+    [
+        ({}, (1 << 30, 1.0, 3 << 29, 1.5)),
+        ({"disk_min_free": "4g"}, (4 << 30, 1.0, 6 << 30, 1.5)),
+        ({"disk_min_free_percent": 80}, (1 << 30, 80.0, 3 << 29, 100.0)),
+        ({"disk_min_free": 0, "disk_min_free_percent": 0}, (0, 0.0, 0, 0.0)),
+        ({"disk_resume_free": "1g", "disk_resume_free_percent": 5}, (1 << 30, 1.0, 1 << 30, 5.0)),
+    ],
+)
+def test_when_a_disk_is_too_full(set_, limits):
+    assert load_settings(**set_).disk_limits == Limits(*limits)
+
+
+@pytest.mark.parametrize(
+    ("set_", "wrong"),
+    [
+        ({"disk_resume_free": "512m"}, "disk_resume_free: must not be below disk_min_free"),
+        ({"disk_min_free": "2g", "disk_resume_free": "1g"}, "disk_resume_free: must not be"),
+        (
+            {"disk_resume_free_percent": 0.5},
+            "disk_resume_free_percent: must not be below disk_min_free_percent",
+        ),
+        ({"disk_min_free_percent": 101}, "disk_min_free_percent: "),
+    ],
+)
+def test_a_gate_that_would_flap_is_refused(set_, wrong):
+    with pytest.raises(SettingsError, match=wrong):
+        load_settings(**set_)
 
 
 def test_nothing_is_set():

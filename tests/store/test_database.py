@@ -287,6 +287,20 @@ def test_a_reader_sees_what_a_killed_writer_committed(state_dir: Path, tmp_path:
         assert fact(reader) == "in the log only"
 
 
+def test_a_database_of_the_first_release_takes_up_images(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as first:
+        first.setattr(database, "MIGRATIONS", database.MIGRATIONS[:1])
+        first.setattr(database, "VERSION", 1)
+        make(state_dir)
+    with closing(database.connect(state_dir)) as connection:
+        assert fact(connection) == "kept"
+        connection.execute("INSERT INTO image VALUES ('sha256:1', 'agent:1', 1, 2)")
+        with pytest.raises(sqlite3.IntegrityError):
+            connection.execute("INSERT INTO image VALUES ('sha256:1', 'agent:2', 1, 2)")
+
+
 LATER = (
     *database.MIGRATIONS,
     ("ALTER TABLE fact ADD COLUMN at REAL", "UPDATE fact SET at = 1"),

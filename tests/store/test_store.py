@@ -13,6 +13,7 @@ import pytest
 
 from reconciler.core.errors import StoreError
 from reconciler.core.model import Death, Failure, Identity, Memory, Verb
+from reconciler.core.pressure import PulledImage
 from reconciler.store import database, ledger
 from reconciler.store.disk import Disk
 from reconciler.store.store import Changes, LedgerEntry, Orphan, Store, Tombstone
@@ -39,6 +40,7 @@ def everything(store: Store) -> dict[str, Any]:
         "memories": dict(store._memories.values),
         "orphans": {kind: dict(known) for kind, known in store.orphans.items()},
         "facts": dict(store._facts.values),
+        "images": dict(store.images),
     }
 
 
@@ -68,6 +70,9 @@ def full(store: Store) -> None:
     store.note_orphan("container", "c9", "carol", 5.5, 0.0)
     store.note_orphan("volume", "v9", "carol", 6.5, None)
     store.put_fact("brake", "3 of 4")
+    store.put_image("sha256:1", PulledImage("agent:1", 7.5, 8.5))
+    store.put_image("sha256:2", PulledImage("agent:2", 7.5, 8.5))
+    store.drop_image("sha256:2")
 
 
 async def test_everything_comes_back(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from reconciler.core.model import Death, Identity, Memory
+from reconciler.core.pressure import PulledImage
 from reconciler.store.store import Orphan, Record, Store
 from tests.store.conftest_store import opened, record
 
@@ -43,6 +44,7 @@ class Model:
     identities: dict[str, Identity] = field(default_factory=dict)
     memories: dict[str, Memory] = field(default_factory=dict)
     orphans: dict[str, Orphan] = field(default_factory=dict)
+    images: dict[str, PulledImage] = field(default_factory=dict)
     ledger: list[int] = field(default_factory=list)
 
     def copy(self) -> "Model":
@@ -125,6 +127,16 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.drop_orphan("volume", f"volume-{name}")
         self.model.orphans.pop(f"volume-{name}", None)
 
+    @rule(id_=images, used_at=times)
+    def put_image(self, id_: str, used_at: float) -> None:
+        self.model.images[id_] = PulledImage(f"{id_}:1", 1.0, used_at)
+        self.store.put_image(id_, self.model.images[id_])
+
+    @rule(id_=images)
+    def drop_image(self, id_: str) -> None:
+        self.store.drop_image(id_)
+        self.model.images.pop(id_, None)
+
     @rule(name=st.none() | names, cause=st.text(max_size=5))
     def append(self, name: str | None, cause: str) -> None:
         self.model.ledger.append(self.store.append("event", name, cause, {"cause": cause}).id)
@@ -155,6 +167,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert store.leased == model.leased()
         assert store._memories.values == model.memories
         assert store.orphans["volume"] == model.orphans
+        assert store.images == model.images
         entries = self.runner.run(store.events(limit=10_000))
         assert [entry.id for entry in entries] == model.ledger
 

@@ -230,6 +230,38 @@ class Event(StrEnum):
         *("kind", "name", "error", "repeated"),
     )
 
+    IMAGE_COLLECTED = _of(
+        "image.collected",
+        "info",
+        "The engine's disk is full: an image that this instance pulled, and nothing uses, went.",
+        *("image", "image_id", "bytes"),
+    )
+    IMAGE_COLLECT_FAILED = _of(
+        "image.collect_failed",
+        "warning",
+        "An image that may go could not be removed; it is tried again.",
+        *("image", "error", "repeated"),
+    )
+
+    DISK_PRESSURE = _of(
+        "disk.pressure",
+        "error",
+        "A disk has too little free: no new sandbox is made, what exists goes on.",
+        *("disk", "path", "free", "total", "reason"),
+    )
+    DISK_RELIEVED = _of(
+        "disk.relieved",
+        "info",
+        "The disk has enough free again: new sandboxes are made.",
+        *("disk", "path", "free", "total"),
+    )
+    DISK_UNMEASURED = _of(
+        "disk.unmeasured",
+        "warning",
+        "A disk does not say how much of it is free; what was known of it stays.",
+        *("path", "error", "repeated"),
+    )
+
     STORE_OPENED = _of("store.opened", "info", "The database is open.", "path", "schema_version")
     STORE_WRITE_FAILED = _of(
         "store.write_failed",

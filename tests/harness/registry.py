@@ -1,0 +1,102 @@
+"""A registry on this machine that asks for a password, and images that are pushed to it."""
+
+import base64
+import fcntl
+import json
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from reconciler.engine.docker_client import Client
+from reconciler.engine.docker_requests import Request
+from scripts import debian
+from tests.harness.docker import Docker
+from tests.harness.instance import claim_ports
+from tests.harness.waiting import wait_until
+
+# The password "pass", as the registry wants it.
+ACCOUNT = "me:$2b$04$CbHCut7PElFuBbVOMdC/M.WE87PxYg2TAq6pfFcOyVQZHd6WLVCNe\n"
+AUTH = base64.b64encode(b"me:pass").decode()
+CONFIG = """\
+version: 0.1
+log: {{level: error, accesslog: {{disabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {folder}/data}}}}
+http: {{addr: "{address}"}}
+auth: {{htpasswd: {{realm: test, path: {folder}/accounts}}}}
+"""
+
+
+@contextmanager
+def registry_in(folder: Path) -> Iterator[str]:
+    """Run a registry that keeps everything in the folder; gives its address."""
+    (folder / "accounts").write_text(ACCOUNT)
+    with claim_ports() as ports:
+        address = f"127.0.0.1:{ports[0]}"
+        (folder / "config.yml").write_text(CONFIG.format(folder=folder, address=address))
+        process = subprocess.Popen([_program(), "serve", str(folder / "config.yml")])
+        try:
+            wait_until(lambda: _answers(address), 60)
+            yield address
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _program() -> str:
+    lock = Path(tempfile.gettempdir()) / "rcl-docker-registry.lock"
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if shutil.which("docker-registry") is None:
+            debian.install("docker-registry")
+    return "docker-registry"
+
+
+def _answers(address: str) -> bool:
+    try:
+        urlopen(f"http://{address}/v2/", timeout=1)
+    except HTTPError as error:
+        error.close()
+        return error.code == 401
+    except OSError:
+        return False
+    return True
+
+
+async def push(client: Client, repository: str) -> None:
+    """Push ``repository:latest`` to the registry that it names."""
+    credentials = {"username": "me", "password": "pass"}
+    header = base64.urlsafe_b64encode(json.dumps(credentials).encode()).decode()
+    request = Request(
+        "POST", f"images/{repository}/push", {"tag": "latest"}, None, {"X-Registry-Auth": header}
+    )
+    async with client.stream(request, 60) as chunks:
+        said = b"".join([chunk async for chunk in chunks])
+    assert b'"error"' not in said, said
+
+
+def log_in(folder: Path, address: str, auth: str = AUTH) -> None:
+    """Write Docker's config.json with an account of the registry."""
+    (folder / "config.json").write_text(json.dumps({"auths": {address: {"auth": auth}}}))
+
+
+def make_image(docker: Docker, repository: str, mib: int = 0) -> str:
+    """Make ``repository:latest``: the test image and so many MiB of noise; gives its own id."""
+    name, script = (
+        f"template-{secrets.token_hex(4)}",
+        f"dd if=/dev/urandom of=/noise bs=1M count={mib}",
+    )
+    template = docker.create(name, "sh", "-c", script)
+    try:
+        if mib:
+            docker.start(name)
+            wait_until(lambda: docker.state(name) == "exited", 60)
+        query = {"container": template, "repo": repository, "tag": "latest"}
+        return str(docker.call("POST", "/commit", {}, **query)["Id"])
+    finally:
+        docker.rm(template)
