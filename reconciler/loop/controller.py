@@ -17,6 +17,7 @@ from reconciler.core.errors import (
     NotFound,
     PortTaken,
     ReconcilerError,
+    is_out_of_files,
 )
 from reconciler.core.model import (
     Failure,
@@ -97,7 +98,12 @@ class Controller:
                 await self._pass(key)
             except EngineUnavailable as error:
                 # Nothing is known, so nothing is concluded. The informer says that it is lost.
-                self._reporter.complain(Event.ENGINE_SLOW, about=key, call=key, error=str(error))
+                if is_out_of_files(error):
+                    self._reporter.complain(Event.DAEMON_OUT_OF_FILES, error=str(error))
+                else:
+                    self._reporter.complain(
+                        Event.ENGINE_SLOW, about=key, call=key, error=str(error)
+                    )
                 self._enqueue(key, Priority.TIMER, _AGAIN)
             except EngineError as error:
                 self._reporter.complain(

@@ -1,14 +1,19 @@
 """What runs out: the state directory's disk, file descriptors, and room for what a sandbox says."""
 
 import re
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.world import World, box, web
+from tests.harness.descriptors import at_most, highest
 from tests.store.conftest_store import fill, small_disk
 
 PAGE = 4096
@@ -174,3 +179,107 @@ def test_a_first_start_on_a_full_disk_succeeds_once_there_is_room(world: World, 
     world.daemon.start()
     world.converge("alice")
     assert "Traceback" not in "\n".join(world.daemon.raw)
+
+
+# --- file descriptors
+
+
+@pytest.mark.parametrize("few", [False, True], ids=["none", "few"])
+def test_without_descriptors_nothing_is_taken_for_dead_and_all_is_made_up_for(
+    world: World, *, few: bool
+) -> None:
+    world.start(alice=box(), bob=web(health=BRITTLE), carol=box())
+    before, mark = started_at(world, "bob", "carol"), world.daemon.mark()
+    # The lowest five are in use for good; with a limit of 0 not even poll(2) works.
+    limit = highest(pid_of(world)) + 4 if few else 5
+    with at_most(pid_of(world), limit), ExitStack() as held:
+        for _ in range(20):
+            client = held.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(f"{world.daemon.runtime_dir}/control.sock")
+        told = world.daemon.wait_event("daemon.out_of_files", since=mark)
+        assert "LimitNOFILE" in told["error"]
+        world.declare(alice=box(), bob=web(health=BRITTLE), carol=box("paused"), dave=web())
+        world.docker.kill(world.name("alice"))
+        if not few:
+            rejected = world.daemon.wait_event("manifest.rejected", since=mark)
+            assert "LimitNOFILE" in rejected["error"]
+        # Many times as long as it takes to find a sandbox unhealthy.
+        time.sleep(3)
+        assert started_at(world, "bob", "carol") == before
+    world.converge("alice", "bob", "carol", "dave")
+    assert started_at(world, "bob", "carol") == before
+    assert not world.daemon.events("sandbox.unhealthy")
+    assert len(complaints(world, mark)) < 10, world.daemon.tail()
+    assert "Traceback" not in "\n".join(world.daemon.raw)
+
+
+def pid_of(world: World) -> int:
+    assert world.daemon.process is not None
+    return world.daemon.process.pid
+
+
+def complaints(world: World, since: int) -> list[dict[str, Any]]:
+    return [line for line in world.daemon.logs[since:] if line.get("level") != "info"]
+
+
+# --- what sandboxes say
+
+LOUD = "head -c 1000000 /dev/zero | tr '\\0' x; exit 3"
+ENDLESS = "head -c 100000000 /dev/zero | tr '\\0' y; echo; echo done; sleep 1000000"
+REMEMBERED = 520  # characters of one line of a death
+SHOWN = 4096  # bytes of one line of a log
+GROWTH = 64 << 20  # bytes; the two streams together are over three times as large
+
+
+def test_what_a_sandbox_says_is_cut_and_kept_nowhere(world: World) -> None:
+    calm, slow = box(), {"backoff": "1h", "max_backoff": "1h"}
+    world.start(calm=calm)
+    at_first = peak_memory(world)
+    world.declare(
+        calm=calm,
+        loud=box(command=["sh", "-c", LOUD], restart=slow),
+        endless=box(command=["sh", "-c", ENDLESS]),
+    )
+    world.wait(lambda: world.row("loud")["restarts"] == 1)
+    world.wait_error("loud", "exit code 3", "x" * 100)
+    assert max(map(len, world.row("loud")["last_exit"]["log_tail"])) <= REMEMBERED
+    assert len(world.daemon.cli("status").stdout) < 10_000
+    story_told = world.daemon.cli("events", "loud").stdout
+    assert "sandbox.died" in story_told
+    assert len(story_told) < 20_000
+    for follow in ([], ["--follow"]):
+        said = world.daemon.cli("logs", "loud", "--tail", "3", *follow)
+        assert (said.returncode, len(said.stdout) <= 3 * (SHOWN + 1)) == (0, True)
+        assert said.stdout.startswith("x" * 100)
+    assert followed_until(world, "done", "endless") <= 2 * (SHOWN + 1)
+    world.wait(lambda: world.row("calm")["status"] == "RUNNING")
+    world.docker.kill(world.name("endless"))
+    world.wait(lambda: world.row("endless")["restarts"] == 1)
+    grown = peak_memory(world) - at_first
+    print(f"the daemon's peak grew from {at_first >> 10} by {grown >> 10} KB")
+    assert grown < GROWTH
+    assert "Traceback" not in "\n".join(world.daemon.raw)
+
+
+def followed_until(world: World, word: str, sandbox: str) -> int:
+    """Follow a log from far back until a line is a word; return how much was shown."""
+    command = [sys.executable, "-m", "reconciler", "logs", sandbox, "--follow", "--tail", "10000"]
+    with subprocess.Popen(
+        command, env=world.daemon.env, stdout=subprocess.PIPE, text=True
+    ) as following:
+        assert following.stdout is not None
+        shown = 0
+        for line in following.stdout:
+            shown += len(line)
+            if line.rstrip("\n") == word:
+                break
+        following.kill()
+    return shown
+
+
+def peak_memory(world: World) -> int:
+    """The most that the daemon's process ever had in memory, in bytes."""
+    status = Path(f"/proc/{pid_of(world)}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) << 10

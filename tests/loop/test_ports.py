@@ -9,6 +9,7 @@ from reconciler.core.spec import SandboxSpec
 from reconciler.loop.ports import Identities, can_bind
 from reconciler.service.events import Event
 from reconciler.store.store import Store
+from tests.harness.descriptors import none_left
 from tests.loop.simulated import WallClock
 from tests.loop.stage import Notebook
 
@@ -163,3 +164,8 @@ async def test_leases_outlive_the_store(tmp_path: Path):
         desk = Desk(store, WallClock())
         assert desk.ensure("bob", spec(80)).ports[80] != first.ports[80]
         assert desk.ensure("alice", spec(80)) == first
+
+
+def test_without_a_descriptor_to_try_it_with_a_port_counts_as_free() -> None:
+    with none_left():
+        assert can_bind("127.0.0.1", 1)
