@@ -240,6 +240,7 @@ def test_what_a_sandbox_says_is_cut_and_kept_nowhere(world: World) -> None:
         loud=box(command=["sh", "-c", LOUD], restart=slow),
         endless=box(command=["sh", "-c", ENDLESS]),
     )
+    world.wait(lambda: world.statuses().get("endless") == "RUNNING")
     world.wait(lambda: world.row("loud")["restarts"] == 1)
     world.wait_error("loud", "exit code 3", "x" * 100)
     assert max(map(len, world.row("loud")["last_exit"]["log_tail"])) <= REMEMBERED
