@@ -11,12 +11,12 @@ import os
 import signal
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from reconciler import __version__
 from reconciler.api.app import create_app
 from reconciler.api.server import serve
-from reconciler.core.errors import ReconcilerError
+from reconciler.core.errors import OUT_OF_FILES, ReconcilerError, is_out_of_files
 from reconciler.engine.docker import DockerEngine
 from reconciler.loop.manager import Manager
 from reconciler.loop.reporter import Reporter
@@ -81,6 +81,7 @@ class Daemon:
             StoreError: the state directory cannot be used.
         """
         self._heed_signals()
+        asyncio.get_running_loop().set_exception_handler(self._loop_trouble)
         settings = self._settings
         async with AsyncExitStack() as stack:
             stack.enter_context(StateLock(settings.state_dir, settings.socket))
@@ -160,6 +161,12 @@ class Daemon:
         self._reporter.log(Event.DAEMON_STOPPING, signal=signal.Signals(number).name)
         self._notifier.stopping()
         self._stop.set()
+
+    def _loop_trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if is_out_of_files(context.get("exception")):
+            self._reporter.complain(Event.DAEMON_OUT_OF_FILES, error=OUT_OF_FILES)
+        else:
+            loop.default_exception_handler(context)
 
     def _store_trouble(self, error: StoreError) -> None:
         self._reporter.log(Event.STORE_WRITE_FAILED, error=str(error))

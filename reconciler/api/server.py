@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # What an open answer gets to end by itself. A log that is followed never does.
 _GOODBYE: Final = 0.5
 _LAST_RESORT: Final = 5
+# Also how often the event loop tries to accept in one turn when no descriptor is left.
+_BACKLOG: Final = 64
 _OWNER_ONLY: Final = 0o600
 
 
@@ -44,6 +46,7 @@ async def serve(app: FastAPI, path: Path) -> None:
         lifespan="off",
         log_config=None,
         access_log=False,
+        backlog=_BACKLOG,
         timeout_graceful_shutdown=_LAST_RESORT,
     )
     async with listening(path) as listener:

@@ -67,13 +67,13 @@ def status(
 
 @click.command()
 @click.argument("name")
-@click.option("--follow", "-f", is_flag=True, help="Go on with lines as they come, after the last.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with lines as they come.")
 @click.option(
     "--tail",
     type=click.IntRange(1, 10_000),
     default=100,
     show_default=True,
-    help="How many of the last lines; --follow begins with ten.",
+    help="How many of the last lines; --follow begins with them.",
 )
 @click.pass_obj
 def logs(context: Context, name: str, *, follow: bool, tail: int) -> int:
@@ -81,7 +81,7 @@ def logs(context: Context, name: str, *, follow: bool, tail: int) -> int:
 
     \b
       reconciler logs alice --tail 20
-      reconciler logs alice --follow
+      reconciler logs alice --follow --tail 1
 
     \b
     What the daemon did with it, and why, is told by `reconciler events alice`.

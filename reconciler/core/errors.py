@@ -22,7 +22,13 @@ Messages say what to do. None carries a secret.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
+from typing import Final
+
+OUT_OF_FILES: Final = (
+    "this process may open no more files: raise its limit (LimitNOFILE= in its unit, or ulimit -n)"
+)
 
 
 class ReconcilerError(Exception):
@@ -108,3 +114,12 @@ class Busy(EngineError):
 
 class Refused(EngineError):
     """The engine understood the request and will not do it: asking again will not help."""
+
+
+def is_out_of_files(error: BaseException | None) -> bool:
+    """Whether an error comes from there being no file descriptor left; then it says no more."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -292,9 +292,11 @@ class DockerEngine:
         """The last lines of both streams, each cut at 4096 bytes."""
         return await self._inside.log_tail(container_id, lines, since)
 
-    def follow_logs(self, container_id: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
-        """Lines as they come, after the last ten; ends with the container or the connection."""
-        return self._inside.follow_logs(container_id)
+    def follow_logs(
+        self, container_id: str, lines: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """The last lines, and more as they come; ends with the container or the connection."""
+        return self._inside.follow_logs(container_id, lines)
 
     async def run_in(self, container_id: str, command: Sequence[str], limit: float) -> int:
         """Run a command in it and return its exit code. One that does not end runs on.

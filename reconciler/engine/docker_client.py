@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 from aiodocker import Docker, DockerError
 
-from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
+from reconciler.core.errors import (
+    OUT_OF_FILES,
+    EngineError,
+    EngineTimeout,
+    EngineUnavailable,
+    is_out_of_files,
+)
 from reconciler.engine import docker_errors
 from reconciler.engine.docker_errors import common, understood
 from reconciler.engine.docker_host import Endpoint, resolve
@@ -187,9 +193,12 @@ async def _bounded(seconds: float, what: str, say: Translator) -> AsyncIterator[
             "or stuck"
         ) from error
     except DockerError as error:
+        if is_out_of_files(error):
+            raise EngineUnavailable(f"{what}: {OUT_OF_FILES}") from error
         raise say(error.status, str(error.message)) from error
     except (aiohttp.ClientError, OSError) as error:
-        raise EngineUnavailable(f"{what}: the connection to the engine broke") from error
+        why = OUT_OF_FILES if is_out_of_files(error) else "the connection to the engine broke"
+        raise EngineUnavailable(f"{what}: {why}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise EngineError(
             f"the engine's answer to {what} cannot be understood ({type(error).__name__}): "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from reconciler.core.errors import EngineTimeout, EngineUnavailable
 from reconciler.engine import docker_requests as requests
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from reconciler.engine.docker_client import Client
-
-_FOLLOWED_FROM: Final = 10
 
 
 class Inside:
@@ -43,9 +41,9 @@ class Inside:
         return tuple(tail)
 
     @asynccontextmanager
-    async def follow_logs(self, container_id: str) -> AsyncIterator[AsyncIterator[str]]:
-        """Lines as they come, after the last ten."""
-        async with self._log(container_id, _FOLLOWED_FROM, follow=True) as log:
+    async def follow_logs(self, container_id: str, lines: int) -> AsyncIterator[AsyncIterator[str]]:
+        """The last lines, and more as they come."""
+        async with self._log(container_id, lines, follow=True) as log:
             yield _until_broken(log)
 
     async def run(self, container_id: str, command: Sequence[str], limit: float) -> int:

@@ -204,8 +204,10 @@ class Engine(Protocol):
     async def log_tail(self, container_id: str, lines: int, *, since: float = 0.0) -> Sequence[str]:
         """The last lines of both streams, each cut at a bound; only those after ``since``."""
 
-    def follow_logs(self, container_id: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
-        """Lines as they come, after the last ten."""
+    def follow_logs(
+        self, container_id: str, lines: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """The last lines, each cut at a bound, and then more as they come."""
 
     async def run_in(self, container_id: str, command: Sequence[str], limit: float) -> int:
         """Run a command in it and return its exit code.

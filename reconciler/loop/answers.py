@@ -84,12 +84,12 @@ class Answers:
         if container_id is None:
             raise NotFound(f"{name}: no such sandbox, or it has no container now")
         if follow:
-            return self._follow_log(container_id)
+            return self._follow_log(container_id, tail)
         lines = await self._loop.engine.log_tail(container_id, tail)
         return _iterate(lines)
 
-    async def _follow_log(self, container_id: str) -> AsyncIterator[str]:
-        async with self._loop.engine.follow_logs(container_id) as lines:
+    async def _follow_log(self, container_id: str, tail: int) -> AsyncIterator[str]:
+        async with self._loop.engine.follow_logs(container_id, tail) as lines:
             async for line in lines:
                 yield line
 

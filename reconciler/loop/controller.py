@@ -19,6 +19,7 @@ from reconciler.core.errors import (
     PortTaken,
     Postponed,
     ReconcilerError,
+    is_out_of_files,
 )
 from reconciler.core.model import (
     Fate,
@@ -106,7 +107,12 @@ class Controller:
                 await self._pass(key)
             except EngineUnavailable as error:
                 # Nothing is known, so nothing is concluded. The informer says that it is lost.
-                self._reporter.complain(Event.ENGINE_SLOW, about=key, call=key, error=str(error))
+                if is_out_of_files(error):
+                    self._reporter.complain(Event.DAEMON_OUT_OF_FILES, error=str(error))
+                else:
+                    self._reporter.complain(
+                        Event.ENGINE_SLOW, about=key, call=key, error=str(error)
+                    )
                 self._enqueue(key, Priority.TIMER, self._until_next_look(key, error))
             except EngineError as error:
                 self._reporter.complain(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from reconciler.core.errors import ReconcilerError
 from reconciler.store import env_file
+from reconciler.store.reading import Unread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,6 +21,11 @@ class EnvFiles:
 
     def __init__(self) -> None:
         self._files: dict[str, EnvFile | ReconcilerError] = {}
+
+    @property
+    def unread(self) -> bool:
+        """Whether one is to be tried again."""
+        return any(isinstance(file, Unread) for file in self._files.values())
 
     def get(self, path: str) -> EnvFile | ReconcilerError:
         """The file, or why it cannot be had."""

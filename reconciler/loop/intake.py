@@ -81,6 +81,11 @@ class Intake:
         """The sandboxes whose deletion waits to be confirmed."""
         return self._last.braked
 
+    @property
+    def unread(self) -> bool:
+        """Whether something could not be read now, and is to be tried again."""
+        return self._last.loaded.unread or self._env_files.unread
+
     def is_held(self, key: str) -> bool:
         """Whether the file names the sandbox in a way that cannot be read."""
         return self._last.loaded.fatal or self._last.loaded.is_held(key)

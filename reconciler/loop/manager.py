@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from reconciler.store.store import Store
 
 _SWEEP_EVERY: Final = 30.0
+_READ_AGAIN: Final = 1.0
 
 
 class Manager:
@@ -253,9 +254,15 @@ class Manager:
         )
         async with aclosing(watch.changes()) as changes:
             async for _ in changes:
-                await self.intake.read()
+                await self._read_in_the_end()
                 if watch.problem:
                     self.reporter.complain(Event.MANIFEST_WATCH_FAILED, error=watch.problem)
+
+    async def _read_in_the_end(self) -> None:
+        await self.intake.read()
+        while self.intake.unread:
+            await asyncio.sleep(_READ_AGAIN)
+            await self.intake.read()
 
     async def _sweep_for_ever(self) -> None:
         while True:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import base62
 
-from reconciler.core.errors import ReconcilerError
+from reconciler.core.errors import ReconcilerError, is_out_of_files
 from reconciler.core.model import Identity
 from reconciler.service.events import Event
 from reconciler.service.redact import redactor
@@ -149,12 +149,13 @@ class Identities:
 def can_bind(address: str, port: int) -> bool:
     """Whether nobody listens there, as far as this process can see."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address, port))
-        except OSError:
-            return False
+    except OSError as error:
+        # Without a socket to try it with, it is the engine that will say.
+        return is_out_of_files(error)
     return True
 
 

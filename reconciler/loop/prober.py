@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from reconciler.core.errors import EngineError
+from reconciler.core.errors import (
+    EngineError,
+    EngineTimeout,
+    EngineUnavailable,
+    is_out_of_files,
+)
 from reconciler.core.model import Health, Verdict
 from reconciler.core.policy import fold
 from reconciler.core.spec import HealthSpec, ProbeKind
@@ -44,6 +49,10 @@ class _Watched:
     target: Target
     health: Health
     task: asyncio.Task[None]
+
+
+class _Unasked(Exception):
+    """It cannot be asked now, which says nothing about how it is."""
 
 
 class Prober:
@@ -96,12 +105,18 @@ class Prober:
         async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501 - loopback
             eager = _EAGER_FIRST
             while True:
-                bad = await self._probe(client, target)
-                health = self._learn(key, target, bad)
+                health = await self._ask_once(client, key, target)
                 eager = min(eager * _EAGER_FACTOR, target.spec.interval)
                 well = health.verdict is Verdict.GOOD
                 pause = target.spec.interval if well or health.bad else eager
                 await asyncio.sleep(pause * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
+
+    async def _ask_once(self, client: httpx.AsyncClient, key: str, target: Target) -> Health:
+        try:
+            bad = await self._probe(client, target)
+        except _Unasked:
+            return self.health(key)
+        return self._learn(key, target, bad)
 
     def _learn(self, key: str, target: Target, bad: str | None) -> Health:
         watched = self._watched.get(key)
@@ -114,13 +129,19 @@ class Prober:
         return watched.health
 
     async def _probe(self, client: httpx.AsyncClient, target: Target) -> str | None:
-        """None where the sandbox is well, else what is wrong."""
+        """None where the sandbox is well, else what is wrong.
+
+        Raises:
+            _Unasked: nobody knows.
+        """
         try:
             async with asyncio.timeout(target.spec.timeout):
                 return await self._ask(client, target)
         except TimeoutError:
             return f"no answer within {target.spec.timeout:g} s"
         except (OSError, httpx.HTTPError, httpx.InvalidURL, EngineError) as error:
+            if _says_nothing(error):
+                raise _Unasked from error
             return (str(error) or type(error).__name__)[:_REASON_LENGTH]
 
     async def _ask(self, client: httpx.AsyncClient, target: Target) -> str | None:
@@ -154,6 +175,11 @@ def target_of(desired: Desired, container: Container, address: str) -> Target | 
     host = address if container.ports else "127.0.0.1"
     reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - a lookup
     return Target(container.id, container.started_at, health, reachable, port)
+
+
+def _says_nothing(error: Exception) -> bool:
+    lost = isinstance(error, EngineUnavailable) and not isinstance(error, EngineTimeout)
+    return lost or is_out_of_files(error)
 
 
 async def _ask_http(client: httpx.AsyncClient, target: Target) -> str | None:

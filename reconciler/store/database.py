@@ -20,6 +20,8 @@ APPLICATION_ID: Final = 0x52434C52  # the letters RCLR
 VERSION: Final = len(MIGRATIONS)
 _BUSY_SECONDS: Final = 5.0
 _WAL_BYTES: Final = 4 << 20
+# The log's index, the log's beginning, a page of each, and some to spare.
+_ROOM_TO_BEGIN: Final = 64 << 10
 _PRIMARY_CODE: Final = 0xFF  # the rest of an SQLite error code only refines it
 
 _RESCUE: Final = (
@@ -61,6 +63,15 @@ def connect_readonly(state_dir: Path) -> sqlite3.Connection | None:
         if version < VERSION:
             raise StoreError(f"{path} is of an older release: start this release's daemon once")
         return _readonly(path)
+
+
+def lacks_room(state_dir: Path) -> bool:
+    """Whether its disk is so full that not even what SQLite needs to begin can be made."""
+    try:
+        found = os.statvfs(state_dir)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < _ROOM_TO_BEGIN
 
 
 @contextmanager

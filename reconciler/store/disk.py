@@ -41,6 +41,9 @@ class Disk:
         state_dir: Where the file is.
         ledger_rows: How many rows the ledger may have.
         readonly: Nothing is made or changed; a database that is not there is an empty one.
+
+    Attributes:
+        trouble: Why it could be read only, when it was opened; None: it can be written.
     """
 
     def __init__(self, state_dir: Path, ledger_rows: int, *, readonly: bool) -> None:
@@ -50,20 +53,42 @@ class Disk:
         self._ledger = LedgerTable(ledger_rows)
         self._connection: sqlite3.Connection | None = None
         self._file: os.stat_result | None = None
+        self.trouble: StoreError | None = None
 
     def open(self) -> tuple[dict[str, Rows], int]:
         """Opens and loads: content by table name, and the ledger's last id.
+
+        On a full disk, a database that was there before is read, and ``trouble`` says so.
 
         Raises:
             StoreError: it cannot be opened or read.
         """
         connect = database.connect_readonly if self._readonly else database.connect
-        self._connection = connect(self._state_dir)
         try:
+            self._connection = connect(self._state_dir)
             return self._load()
+        except StoreError as error:
+            self.close()
+            known = self._read_on_full_disk()
+            if known is None:
+                raise
+            self.trouble = error
+            return known
         except BaseException:
             self.close()
             raise
+
+    def _read_on_full_disk(self) -> tuple[dict[str, Rows], int] | None:
+        """What is known is enough to take care of what is there; the next write opens anew."""
+        if self._readonly or not database.lacks_room(self._state_dir):
+            return None
+        try:
+            self._connection = database.connect_readonly(self._state_dir)
+            return self._load() if self._connection else None
+        except StoreError:
+            return None
+        finally:
+            self.close()
 
     def begin_anew_where_lost(self) -> bool:
         """Makes a new database where the file was taken away under us.

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.errors import Diagnostic, ManifestError
+from reconciler.core.errors import Diagnostic, ManifestError, is_out_of_files
 from reconciler.core.naming import NAME_PATTERN
 from reconciler.store.explain import NAME_RULE, did_you_mean
-from reconciler.store.reading import read_yaml
+from reconciler.store.reading import Unread, read_yaml, unread
 from reconciler.store.yaml_marks import Budget, compose
 
 if TYPE_CHECKING:
@@ -30,13 +30,14 @@ _SKIPPED: Final = (".", "#")
 class Report:
     """The complaints of one load. ``fatal``: nothing may be used. ``blank``: a file holds nothing.
 
-    ``crowded``: there is more than may be worked out.
+    ``crowded``: there is more than may be worked out. ``unread``: another try may find more.
     """
 
     said: set[Diagnostic] = field(default_factory=set)
     fatal: bool = False
     blank: bool = False
     crowded: bool = False
+    unread: bool = False
 
     def add(self, *diagnostics: Diagnostic) -> tuple[Diagnostic, ...]:
         """Complain, and hand the complaints back."""
@@ -106,7 +107,9 @@ def _files(path: Path, report: Report) -> list[Path]:
             return [path]
         found = sorted(file for file in path.iterdir() if counts(file.name))
     except OSError as error:
-        report.end(Diagnostic(str(path), 1, 1, f"cannot be read: {error.strerror}"))
+        report.unread = is_out_of_files(error)
+        why = Diagnostic(str(path), 1, 1, f"cannot be read: {error.strerror}")
+        report.end(unread(path) if report.unread else why)
         return []
     if not found:
         report.nothing(path, "this folder holds no *.yaml file")
@@ -124,6 +127,7 @@ def _root(file: Path, budget: Budget, report: Report, *, optional: bool) -> Node
         report.fatal = report.fatal or not optional
         return None
     except ManifestError as error:
+        report.unread = report.unread or isinstance(error, Unread)
         report.end(*error.diagnostics)
         return None
     report.add(*composed.problems)

@@ -38,6 +38,7 @@ def read(path: Path) -> EnvFile:
     """Read an env file of at most 1 MB. Blocks.
 
     Raises:
+        Unread: it cannot be read now.
         ManifestError: it cannot be read, or a line is wrong; with a diagnostic for each. None
             repeats what the file says.
     """

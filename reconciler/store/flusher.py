@@ -107,6 +107,9 @@ class Flusher:
 
     def start(self) -> None:
         """Begins to write in the background."""
+        if self._disk.trouble is not None:
+            self._complain(self._disk.trouble)
+            self.wake()
         self._task = asyncio.create_task(self._keep_flushing(), name="store-flusher")
 
     async def stop(self) -> None:
@@ -124,7 +127,7 @@ class Flusher:
             StoreError: it could not be written; it waits on and is tried again.
         """
         async with self._writing:
-            if not self._backlog:
+            if not self._backlog and self.trouble is None:
                 return
             try:
                 await self._write()

@@ -112,8 +112,10 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 
 def _write(descriptor: int, content: dict[str, Any]) -> None:
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(content).encode(), 0)
+    # In this order, it needs no new room on a full disk.
+    text = json.dumps(content).encode()
+    os.pwrite(descriptor, text, 0)
+    os.ftruncate(descriptor, len(text))
 
 
 def _content(descriptor: int) -> dict[str, Any]:

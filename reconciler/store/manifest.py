@@ -34,8 +34,8 @@ class Loaded:
     ``sandboxes:`` that cannot be used, with the reasons. ``fatal``: a file could not be read or
     understood as a whole, so nothing is known about what is not said, and ``records`` is empty.
     ``empty``: a file holds nothing, or is gone; one that says
-    ``sandboxes: {}`` means it. ``env_files`` are those that
-    the records name.
+    ``sandboxes: {}`` means it. ``unread``: it is fatal for now only, and to be tried again.
+    ``env_files`` are those that the records name.
     """
 
     records: Mapping[str, DeclaredRecord] = field(default_factory=lambda: _NO_RECORDS)
@@ -43,6 +43,7 @@ class Loaded:
     diagnostics: tuple[Diagnostic, ...] = ()
     fatal: bool = False
     empty: bool = False
+    unread: bool = False
     env_files: frozenset[Path] = frozenset()
 
     def held_because(self, name: str) -> tuple[Diagnostic, ...]:
@@ -77,6 +78,7 @@ def load(path: Path, defaults: SpecDefaults | None = None) -> Loaded:
         diagnostics=declared.report.all(),
         fatal=fatal,
         empty=declared.report.blank,
+        unread=declared.report.unread,
         env_files=_env_files(records),
     )
 

@@ -8,7 +8,7 @@ import re
 import stat
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.errors import Diagnostic, ManifestError
+from reconciler.core.errors import OUT_OF_FILES, Diagnostic, ManifestError, is_out_of_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +24,10 @@ _OTHER_ENCODINGS: Final = (
 _FORBIDDEN: Final = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff\u2028\u2029]",
 )
+
+
+class Unread(ManifestError):
+    """It could not be read now, for a reason that is not the file's: it is to be tried again."""
 
 
 def read_yaml(path: Path) -> str:
@@ -45,6 +49,7 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
     """The file's text, without a byte order mark.
 
     Raises:
+        Unread: it cannot be read now.
         ManifestError: it cannot be read, is no regular file, holds more than ``limit`` bytes, or
             is not UTF-8 text. With one diagnostic.
         FileNotFoundError: it is not there, or a link that leads nowhere.
@@ -54,6 +59,8 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
     except FileNotFoundError:
         raise
     except OSError as error:
+        if is_out_of_files(error):
+            raise Unread((unread(path),)) from error
         raise _refusal(path, f"cannot be read: {error.strerror}") from error
     if len(raw) > limit:
         raise _refusal(path, f"larger than {limit >> 20} MB, the most that is read")
@@ -88,6 +95,11 @@ def _at(path: Path, before: bytes, message: str) -> ManifestError:
     line = before.count(b"\n") + 1
     column = len(before[before.rfind(b"\n") + 1 :].decode()) + 1
     return ManifestError((Diagnostic(str(path), line, column, message),))
+
+
+def unread(path: Path) -> Diagnostic:
+    """What is said of a path that cannot be read now."""
+    return Diagnostic(str(path), 1, 1, f"cannot be read: {OUT_OF_FILES}")
 
 
 def _refusal(path: Path, message: str) -> ManifestError:

@@ -83,7 +83,8 @@ class Store(State):
             retry: Seconds between two tries while writing fails.
 
         Raises:
-            StoreError: the database cannot be used; nothing was changed.
+            StoreError: the database cannot be used; nothing was changed. A full disk is no reason
+                where it was used before: it is read, and written once there is room.
         """
         return await cls._opened(
             Disk(state_dir, ledger_rows, readonly=False),

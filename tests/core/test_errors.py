@@ -1,6 +1,16 @@
 from __future__ import annotations
 
-from reconciler.core.errors import Diagnostic, ManifestError, PortTaken, ReconcilerError
+import errno
+
+import pytest
+
+from reconciler.core.errors import (
+    Diagnostic,
+    ManifestError,
+    PortTaken,
+    ReconcilerError,
+    is_out_of_files,
+)
 
 
 def test_a_diagnostic_says_where():
@@ -19,3 +29,19 @@ def test_a_bad_manifest_says_all_that_is_wrong():
 def test_a_taken_port_is_named_where_it_is_known():
     assert PortTaken("held", 30000).port == 30000
     assert PortTaken("held").port is None
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_that_no_file_can_be_opened_is_seen_through_what_it_caused(number):
+    cause = OSError(number, "too many")
+    wrapped = ValueError("cannot connect")
+    wrapped.__cause__ = cause
+    meanwhile = ValueError("and then")
+    meanwhile.__context__ = wrapped
+    assert is_out_of_files(cause)
+    assert is_out_of_files(meanwhile)
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no"), OSError(errno.ENOENT, "no such file")])
+def test_other_errors_are_other_errors(error):
+    assert not is_out_of_files(error)

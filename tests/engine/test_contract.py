@@ -489,11 +489,19 @@ async def test_the_end_of_a_log(world: World) -> None:
 
 async def test_a_followed_log_ends_with_the_container(world: World) -> None:
     container = await run(world, "alice", command=["sh", "-c", "echo one; echo two; sleep 60"])
-    async with asyncio.timeout(20), world.engine.follow_logs(container) as lines:
+    async with asyncio.timeout(20), world.engine.follow_logs(container, 10) as lines:
         assert await anext(lines) == "one"
         assert await anext(lines) == "two"
         world.kill(f"{world.prefix}alice")
         assert [line async for line in lines] == []
+
+
+async def test_a_followed_log_begins_with_as_many_lines_as_are_asked_for(world: World) -> None:
+    container = await run(world, "alice", command=["sh", "-c", "echo one; echo two; echo three"])
+    await ended(world, container)
+    for lines, first in ((0, []), (1, ["three"]), (2, ["two", "three"])):
+        async with asyncio.timeout(20), world.engine.follow_logs(container, lines) as log:
+            assert [line async for line in log] == first
 
 
 async def test_a_command_ends_with_its_code(world: World) -> None:

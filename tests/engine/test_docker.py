@@ -223,7 +223,7 @@ async def test_a_line_of_a_megabyte_is_cut(real: RealWorld, *, terminal: bool) -
     name = f"{real.prefix}alice"
     marks = labels(real.instance, "alice")
     container = real.docker.run(name, "sh", "-c", script, labels=marks, Tty=terminal)
-    async with asyncio.timeout(20), real.engine.follow_logs(container) as followed:
+    async with asyncio.timeout(20), real.engine.follow_logs(container, 10) as followed:
         lines = [line async for line in followed]
     tail = await real.engine.log_tail(container, 100)
     # The two outputs are read apart from each other, so their order is not known.
@@ -238,7 +238,7 @@ async def test_a_stream_left_early_is_closed(real: RealWorld) -> None:
     container = await real.engine.create(made)
     await real.engine.start(container)
     for _ in range(3):
-        async with real.engine.follow_logs(container) as lines, real.engine.events():
+        async with real.engine.follow_logs(container, 10) as lines, real.engine.events():
             await anext(lines)
     connectors = real.engine._client._connectors
     assert [len(connector._acquired) for connector in connectors] == [0, 0]

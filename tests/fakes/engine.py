@@ -31,7 +31,6 @@ from tests.fakes.host import Box, FakeHost, id_of, tagged
 from tests.fakes.shell import run
 
 ROOT = "/fake"
-_FOLLOWED_FROM = 10
 _ASKING = frozenset(
     "ping info list inspect events has_image image_id images log_tail run_in".split()  # noqa: SIM905
 )
@@ -262,13 +261,13 @@ class FakeEngine:
             return tuple(log[-lines:]) if lines else ()
 
     @asynccontextmanager
-    async def follow_logs(self, container_id: str) -> AsyncIterator[AsyncIterator[str]]:
+    async def follow_logs(self, container_id: str, lines: int) -> AsyncIterator[AsyncIterator[str]]:
         async with self._doing("follow_logs", container_id):
             box = self.host.box(container_id)
-        yield self._following(box)
+        yield self._following(box, lines)
 
-    async def _following(self, box: Box) -> AsyncIterator[str]:
-        seen = max(0, len(box.log) - _FOLLOWED_FROM)
+    async def _following(self, box: Box, lines: int) -> AsyncIterator[str]:
+        seen = max(0, len(box.log) - lines)
         while True:
             for line in list(box.log)[seen:]:
                 seen += 1

@@ -9,6 +9,7 @@ from reconciler.core.spec import SandboxSpec
 from reconciler.loop.ports import Identities, can_bind
 from reconciler.service.events import Event
 from reconciler.store.store import Store
+from tests.harness.descriptors import none_left
 from tests.loop.simulated import WallClock
 from tests.loop.stage import Notebook, Stage
 
@@ -173,3 +174,8 @@ async def test_one_that_was_never_started_says_that_the_port_range_is_used_up(tm
         await stage.after(30)
         assert not stage.notes.said(Event.TASK_FAILED)
         assert "port_range" in stage.row("alice")["reason"]
+
+
+def test_without_a_descriptor_to_try_it_with_a_port_counts_as_free() -> None:
+    with none_left():
+        assert can_bind("127.0.0.1", 1)

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from reconciler.core.errors import EngineError, EngineTimeout
+from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
 from reconciler.core.model import Health, Verdict
 from reconciler.core.spec import HealthSpec
 from reconciler.loop.prober import Prober, Target
 from tests.fakes.engine import FakeEngine
+from tests.harness.descriptors import none_left
 from tests.harness.serving import say_nothing, serving
 from tests.loop.simulated import EPOCH, WallClock
 
@@ -159,6 +160,30 @@ async def test_an_exec_that_cannot_be_asked_is_a_bad_answer(ward: Ward, error: E
     await asyncio.sleep(1)
     assert ward.prober.health("alice").verdict is Verdict.UNHEALTHY
     assert str(error) in ward.prober.health("alice").reason
+
+
+async def test_an_engine_that_is_lost_says_nothing_of_the_sandbox(ward: Ward):
+    ward.answer(0)
+    ward.watch_exec(startup_grace="0s", failures=1)
+    await asyncio.sleep(1)
+    ward.answer(EngineUnavailable("gone"))
+    await asyncio.sleep(600)
+    assert ward.told == [("alice", Verdict.GOOD)]
+    ward.answer(1)
+    await asyncio.sleep(20)
+    assert ward.told[1:] == [("alice", Verdict.UNHEALTHY)]
+
+
+@real_time
+@pytest.mark.parametrize("kind", ["http", "tcp"])
+async def test_without_a_descriptor_nothing_is_known(ward: Ward, kind: str):
+    async with listening(http("200 OK")) as port:
+        ward.prober.watch("alice", target({"kind": kind, **QUICK}, port, run=0.0))
+        await ward.until(("alice", Verdict.GOOD))
+        with none_left():
+            await asyncio.sleep(0.5)
+        await asyncio.sleep(0.2)
+        assert ward.told == [("alice", Verdict.GOOD)]
 
 
 async def test_what_is_not_watched_is_not_asked(ward: Ward):

@@ -56,6 +56,12 @@ class Event(StrEnum):
     DAEMON_STALLED = _of(
         "daemon.stalled", "error", "No worker made progress; the watchdog is not fed.", "seconds"
     )
+    DAEMON_OUT_OF_FILES = _of(
+        "daemon.out_of_files",
+        "error",
+        "No more files or connections can be opened; what needs one waits.",
+        *("error", "repeated"),
+    )
     TASK_FAILED = _of(
         "task.failed", "error", "A background task failed and is started again.", "task", "error"
     )

@@ -1,0 +1,80 @@
+"""A start on a full disk: what is known is there at once, and is written once there is room."""
+
+from pathlib import Path
+
+import pytest
+
+from reconciler.core.errors import StoreError
+from reconciler.store import database
+from reconciler.store.lock import StateLock
+from reconciler.store.store import Store
+from tests.store.conftest_store import Listener, fill, opened, record, small_disk
+
+
+async def make(disk: Path) -> None:
+    async with await opened(disk) as store:
+        store.put_record(record("alice"))
+        store.append("created", "alice", "it is wanted", {})
+
+
+async def test_what_was_known_is_there_and_more_is_written_later(tmp_path: Path) -> None:
+    listener = Listener()
+    with small_disk(tmp_path / "disk") as disk:
+        await make(disk)
+        filler = fill(disk)
+        async with await opened(disk, listener) as store:
+            assert (set(store.records), len(listener.heard)) == ({"alice"}, 1)
+            assert "space" in listener.heard[0]
+            assert store.trouble is not None
+            store.put_record(record("bob"))
+            store.append("created", "bob", "it is wanted", {})
+            with pytest.raises(StoreError, match="space"):
+                await store.flush()
+            filler.unlink()
+            await listener.over.wait()
+            assert len(listener.heard) == 2
+            await store.flush()
+        async with await Store.open_readonly(disk) as found:
+            assert set(found.records) == {"alice", "bob"}
+            assert [entry.sandbox for entry in await found.events()] == ["alice", "bob"]
+
+
+async def test_it_recovers_also_when_there_is_nothing_to_write(tmp_path: Path) -> None:
+    listener = Listener()
+    with small_disk(tmp_path / "disk") as disk:
+        await make(disk)
+        filler = fill(disk)
+        async with await opened(disk, listener) as store:
+            filler.unlink()
+            await listener.over.wait()
+            assert store.trouble is None
+            assert listener.heard[1:] == ["recovered"]
+
+
+async def test_what_cannot_be_read_is_refused_as_ever(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        await make(disk)
+        (disk / database.FILE).write_bytes(b"x" * 5000)
+        fill(disk)
+        with pytest.raises(StoreError, match="not a database"):
+            await opened(disk)
+
+
+async def test_with_room_a_refusal_stays_one(tmp_path: Path) -> None:
+    await make(tmp_path)
+    (tmp_path / database.FILE).write_bytes(b"x" * 5000)
+    with pytest.raises(StoreError, match="not a database"):
+        await opened(tmp_path)
+
+
+def test_where_nothing_is_nothing_is_full(tmp_path: Path) -> None:
+    assert not database.lacks_room(tmp_path / "nowhere")
+
+
+def test_the_lock_needs_no_new_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        with StateLock(disk, tmp_path / "a-longer-path-than-next-time"):
+            pass
+        fill(disk)
+        with StateLock(disk, tmp_path / "socket"):
+            assert (disk / "lock").read_text().endswith('socket"}')

@@ -1,0 +1,35 @@
+"""No descriptor left: that is said of the process, and a file is not taken for a bad one."""
+
+from pathlib import Path
+
+import pytest
+
+from reconciler.store import env_file
+from reconciler.store.manifest import load
+from reconciler.store.reading import Unread
+from tests.harness.descriptors import none_left
+from tests.store.manifests import HEAD
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_a_file_that_cannot_be_opened_is_to_be_read_again(
+    tmp_path: Path, *, as_folder: bool
+) -> None:
+    desired = tmp_path / "desired.yaml"
+    desired.write_text(HEAD + "  alice: {spec: web}\n")
+    asked = tmp_path if as_folder else desired
+    with none_left():
+        found = load(asked)
+    assert (found.fatal, found.unread, found.empty, dict(found.records)) == (True, True, False, {})
+    (said,) = found.diagnostics
+    assert (said.file, "LimitNOFILE" in said.message) == (str(asked), True)
+    again = load(asked)
+    assert (again.unread, set(again.records)) == (False, {"alice"})
+
+
+def test_an_env_file_that_cannot_be_opened_is_to_be_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "x.env"
+    path.write_text("A=1\n")
+    with none_left(), pytest.raises(Unread, match="LimitNOFILE"):
+        env_file.read(path)
+    assert env_file.read(path).values == {"A": "1"}
