@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -175,8 +174,6 @@ async def test_a_registry_that_never_answers(real: RealWorld, config: Path) -> N
         async with serving(say_nothing, asyncio.start_server, "127.0.0.1", ports[0]):
             host = real.docker.host
             engine = DockerEngine(instance="x", docker_host=host, read_timeout=5, pull_timeout=1)
-            began = time.monotonic()
             with pytest.raises(PullFailed, match="not pulled within 1 s"):
                 await engine.pull(f"127.0.0.1:{ports[0]}/mute:1", lambda _: None)
-            assert time.monotonic() - began < 5
             await engine.close()
