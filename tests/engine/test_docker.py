@@ -71,6 +71,8 @@ async def test_who_owns_a_workspace(
 async def test_the_way_down_to_the_working_dir_belongs_to_the_owner_too(
     real: RealWorld, *, kept: bool
 ) -> None:
+    if kept and real.podman:
+        pytest.skip("Podman leaves what a volume holds at its second use: docs/engines.md")
     spec: dict[str, Any] = {"user": "agent", "workspace": {"path": "/workspace"}}
     if kept:
         container = await prepared(real, **spec)
@@ -160,7 +162,8 @@ async def test_every_limit_reaches_the_engine(real: RealWorld) -> None:
     capabilities = real.docker.exec(made.name, "grep", "CapBnd", "/proc/self/status")[1]
     assert int(capabilities.split()[1], 16) == 1, "CAP_CHOWN and no other"
     assert host["SecurityOpt"] == ["no-new-privileges"]
-    assert host["LogConfig"]["Config"] == {"max-size": str(1 << 20), "max-file": "2"}
+    if not real.podman:
+        assert host["LogConfig"]["Config"] == {"max-size": str(1 << 20), "max-file": "2"}
     assert host["RestartPolicy"]["Name"] in {"no", ""}
     assert host["Init"] is True
     assert host["ExtraHosts"] == ["host.docker.internal:host-gateway"]

@@ -138,7 +138,8 @@ async def test_a_pull_with_credentials(real: RealWorld, image: str, config: Path
     assert not await real.engine.has_image(image)
     await real.engine.pull(image, seen.append)
     assert await real.engine.has_image(image)
-    assert (seen[-1].layers_done, seen[-1].layers) == (1, 1)
+    # Podman counts the image's configuration, too, and tells no layer's end.
+    assert (seen[-1].layers_done, seen[-1].layers) == ((0, 2) if real.podman else (1, 1))
     assert seen[-1].bytes_done == seen[-1].bytes_total
 
 
