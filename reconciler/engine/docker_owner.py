@@ -3,8 +3,8 @@
 A new volume belongs to root. Nothing in the engine's API changes that, but an archive put into a
 container that has not started yet sets the owner of what it holds. The volume's root is an entry
 of its parent's archive: Docker mounts all volumes before it unpacks. It passes over an entry called
-``.``, and since its mending of CVE-2026-41568 (28.5.2 of Debian's) refuses ``../workspace``. Podman
-mounts none: it changes the folder below, whose owner the volume takes over at its first use.
+``.``, and with go-archive 0.3 (as in Debian's 28.5.2) refuses ``../workspace``. Podman mounts none:
+it changes the folder below, whose owner the volume takes over at its first use.
 """
 
 from __future__ import annotations
