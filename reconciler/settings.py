@@ -84,6 +84,11 @@ Seconds = Annotated[
     BeforeValidator(parse_seconds),
     PlainSerializer(format_duration, return_type=str),
 ]
+# A variable has no numbers, only text.
+Bytes = Annotated[
+    Size,
+    BeforeValidator(lambda value: int(value) if str(value).isdigit() else value),
+]
 Prefix = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$", max_length=100)]
 
 
@@ -130,9 +135,9 @@ class Settings(BaseSettings):
     brake_count: int = Field(default=3, ge=0)
     brake_percent: float = Field(default=30.0, ge=0, le=100)
     ledger_rows: int = Field(default=100_000, ge=100)
-    disk_min_free: Size = 1 << 30
+    disk_min_free: Bytes = 1 << 30
     disk_min_free_percent: float = Field(default=1.0, ge=0, le=100)
-    disk_resume_free: Size | None = None
+    disk_resume_free: Bytes | None = None
     disk_resume_free_percent: float | None = Field(default=None, ge=0, le=100)
     image_min_age: Seconds = 86400.0
     pinned_images: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from reconciler.core.errors import (
     EngineUnavailable,
     NameTaken,
     NotFound,
+    Refused,
 )
 from reconciler.engine import docker_codec as codec
 from reconciler.engine import docker_errors as errors
@@ -169,7 +170,24 @@ class DockerEngine:
         except NameTaken as error:
             return await self._adopt(blueprint, error)
         with understood("a new container"):
-            return str(answer["Id"])
+            container_id = str(answer["Id"])
+        await self._hold_to_runtime(container_id, blueprint)
+        return container_id
+
+    async def _hold_to_runtime(self, container_id: str, blueprint: Blueprint) -> None:
+        """Podman (up to 6.1) passes over a runtime: what was to be isolated would not be."""
+        wanted = blueprint.spec.security.runtime
+        made = await self._look(container_id) if wanted else None
+        if made is None:
+            return
+        with understood("a container"):
+            used = str(made["HostConfig"]["Runtime"])
+        if used != wanted:
+            await self.remove(container_id)
+            raise Refused(
+                f"the engine does not take the runtime {wanted!r}: make it the engine's default "
+                "and leave `security.runtime` out"
+            )
 
     async def _adopt(self, blueprint: Blueprint, error: NameTaken) -> str:
         """A create that was never heard of left the container that is asked for."""

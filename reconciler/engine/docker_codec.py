@@ -29,7 +29,17 @@ CONTAINER_EVENTS: Final = (
     "unpause",
     "rename",
     "destroy",
+    # Podman's name for the same, up to 6.1 at least.
+    "remove",
 )
+_SAME: Final = {"remove": "destroy"}
+# Podman's own states, where its answers to Docker's clients show them (5.4 and 4.3 do).
+_PHASES: Final = {
+    "configured": Phase.CREATED,
+    "initialized": Phase.CREATED,
+    "stopped": Phase.EXITED,
+    "stopping": Phase.RUNNING,
+}
 WORKSPACE_PREFIX: Final = naming.volume_name("", "")
 _NEVER: Final = "0001-01-01"
 _NAMELESS: Final = "<none>"
@@ -49,7 +59,7 @@ def summary(row: Mapping[str, Any]) -> Summary:
         id=_text(row["Id"]),
         name=name,
         sandbox=_sandbox(row["Labels"], name),
-        phase=Phase(row["State"]),
+        phase=_phase(row["State"]),
     )
 
 
@@ -74,7 +84,7 @@ def container(answer: Mapping[str, Any], instance: str) -> Container | None:
         sandbox=_sandbox(labels, name),
         spec=labels.get(naming.LABEL_SPEC, ""),
         spec_hash=labels.get(naming.LABEL_SPEC_HASH, ""),
-        phase=Phase(state["Status"]),
+        phase=_phase(state["Status"]),
         created_at=created or 0.0,
         started_at=epoch(state["StartedAt"]),
         finished_at=epoch(state["FinishedAt"]),
@@ -146,15 +156,21 @@ def _container_event(data: Mapping[str, Any], instance: str) -> EngineEvent | No
 
 def _volume_event(data: Mapping[str, Any], _instance: str) -> EngineEvent | None:
     # A volume's events carry no labels: its name is all there is to go by.
-    ours = data["Actor"]["ID"].startswith(WORKSPACE_PREFIX)
+    ours = _volume_name(data).startswith(WORKSPACE_PREFIX)
     return _event(data, EventKind.VOLUME, "") if ours else None
+
+
+def _volume_name(data: Mapping[str, Any]) -> str:
+    # Podman leaves the id of a volume's event empty and names it among the attributes.
+    actor = data["Actor"]
+    return _text(actor["ID"] or actor["Attributes"]["name"])
 
 
 def _event(data: Mapping[str, Any], kind: EventKind, sandbox: str) -> EngineEvent:
     return EngineEvent(
         kind=kind,
-        id=data["Actor"]["ID"],
-        what=data["Action"],
+        id=data["Actor"]["ID"] if kind is EventKind.CONTAINER else _volume_name(data),
+        what=_SAME.get(data["Action"], data["Action"]),
         sandbox=sandbox,
         at=data["timeNano"] / 1e9,
     )
@@ -173,6 +189,10 @@ def _volume(row: Mapping[str, Any]) -> Volume:
 
 def _names(references: Any) -> tuple[str, ...]:
     return tuple(_text(each) for each in references or () if not each.startswith(_NAMELESS))
+
+
+def _phase(state: str) -> Phase:
+    return _PHASES.get(state) or Phase(state)
 
 
 def _listed_name(row: Mapping[str, Any]) -> str:

@@ -37,6 +37,19 @@ def create_body(blueprint: Blueprint) -> dict[str, Any]:
     return _without_none(body)
 
 
+def stand_in_body(image: str, volume: str, path: str, instance: str) -> dict[str, Any]:
+    """A container that is never started, and only gives access to a volume and an image."""
+    return {
+        "Image": image,
+        "Cmd": ["-"],
+        "Labels": {naming.LABEL_INSTANCE: instance},
+        "HostConfig": {
+            "NetworkMode": "none",
+            "Mounts": [{"Type": "volume", "Source": volume, "Target": path}],
+        },
+    }
+
+
 def volume_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """Of a container's labels, those that say whose its volume is."""
     owner = (naming.LABEL_INSTANCE, naming.LABEL_SANDBOX)

@@ -44,6 +44,8 @@ _PORTS: Final = (
     re.compile(r"host port (?:for )?\S*?:(\d+)(?::\S+)?(?:/\w+)?: "),
     re.compile(r":(\d+)(?:/\w+)?(?: failed)?: "),
 )
+# The latter two are Podman's, which passes on its database's words.
+_NAME_TAKEN: Final = ("already in use", "UNIQUE constraint failed", "name is in use")
 _SHORTAGE: Final = re.compile(
     r"resource temporarily unavailable|deadline exceeded|no space left|too many open files"
     r"|cannot allocate memory|context canceled|could not find bridge"
@@ -52,7 +54,7 @@ _WILL_NOT: Final = re.compile(
     r"OCI runtime|shim task|executable file not found|no such file or directory"
     r"|could not select device driver|gathering device information|unable to find user"
     r"|permission denied|not a directory|does not exist|unknown runtime|invalid"
-    r"|network \S+ not found|rlimit",
+    r"|network \S+ not found|network not found|rlimit|unknown capability",
     re.IGNORECASE,
 )
 
@@ -75,6 +77,12 @@ def common(status: int, text: str) -> EngineError:
         return EngineUnavailable(f"the engine is not ready ({status}): {cut(text)}")
     if is_other_version(status, text):
         return EngineUnavailable(f"the engine's version changed: {cut(text)}")
+    if "container state improper" in text:
+        # Podman's conflicts come with status 409 or 500, by the verb.
+        return Busy(cut(text))
+    if "unknown user error" in text:
+        # Podman looks the container's user up for every look into it.
+        return Refused(f"{cut(text)}: correct `user`")
     return _BY_STATUS.get(status, EngineError)(cut(text))
 
 
@@ -95,7 +103,8 @@ def on_create(status: int, text: str) -> EngineError:
     lowered = text.lower()
     if "no such image" in lowered:
         return ImageNotFound(f"{cut(text)}: pull it, or correct `image`")
-    if status == CONFLICT and "name" in lowered:
+    # Podman says it with status 500.
+    if (status == CONFLICT and "name" in lowered) or "already in use" in lowered:
         return NameTaken(cut(text))
     if status == NOT_FOUND or _will_not(status, text):
         return Refused(cut(text))
@@ -124,7 +133,7 @@ def on_unpause(status: int, text: str) -> EngineError:
 
 def on_rename(status: int, text: str) -> EngineError:
     """NameTaken, where another container has the name; AlreadySo, where it is its own."""
-    if "already in use" in text:
+    if any(words in text for words in _NAME_TAKEN):
         return NameTaken(f"{cut(text)}: remove or rename that container")
     if "same name as its current name" in text:
         return AlreadySo(cut(text))

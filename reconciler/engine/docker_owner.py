@@ -1,9 +1,10 @@
 """Whose a workspace is to be, and the archive that makes it so. Pure.
 
 A new volume belongs to root. Nothing in the engine's API changes that, but an archive put into a
-container that has not started yet sets the owner of what it holds. An entry that names the mount
-point itself by way of its parent (``../workspace``, put at ``/workspace``) reaches the root of the
-volume and nothing beside it, also where the rest of the container is read-only.
+container that has not started yet sets the owner of what it holds. The volume's root is an entry
+of its parent's archive: Docker mounts all volumes before it unpacks. It passes over an entry called
+``.``, and with go-archive 0.3 (as in Debian's 28.5.2) refuses ``../workspace``. Podman mounts none:
+it changes the folder below, whose owner the volume takes over at its first use.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from reconciler.core.errors import Refused
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from reconciler.core.spec import SandboxSpec
+
 ARCHIVE_HEAD: Final = 1 << 16
 ACCOUNTS_BYTES: Final = 1 << 20
 _NUMERIC: Final = re.compile(r"\d{1,10}")
 _PERMISSIONS: Final = 0o777
 # Where Go's file modes have what the last three octal digits of Unix's do not hold.
 _SPECIAL: Final = ((1 << 23, 0o4000), (1 << 22, 0o2000), (1 << 20, 0o1000))
+_SYMLINK: Final = 1 << 27
 _FIELDS: Final = 4
 
 
@@ -55,6 +59,13 @@ class Head:
     owner: Owner
     link: str
     content: bytes
+
+
+def can_write_beside(path: str, spec: SandboxSpec) -> bool:
+    """Whether the engine takes an archive at the parent of ``path``, in the container itself."""
+    parent = PurePosixPath(posixpath.normpath(path)).parent
+    fixed = (mount.container_path for mount in spec.mounts if mount.mode == "ro")
+    return not spec.security.read_only and not any(map(parent.is_relative_to, fixed))
 
 
 def is_root(user: str) -> bool:
@@ -92,7 +103,9 @@ def place(header: str) -> Place:
     stat = json.loads(base64.b64decode(header))
     mode = int(stat["mode"])
     special = sum(unix for go, unix in _SPECIAL if mode & go)
-    return Place(mode & _PERMISSIONS | special, str(stat["linkTarget"]))
+    # Podman names a target, the path itself, also for what is no link.
+    link = str(stat["linkTarget"]) if mode & _SYMLINK else ""
+    return Place(mode & _PERMISSIONS | special, link)
 
 
 def way_down(path: str, working_dir: str) -> list[str]:
@@ -105,16 +118,15 @@ def way_down(path: str, working_dir: str) -> list[str]:
     return ["/".join(below[: end + 1]) for end in range(len(below))]
 
 
-def chown_archive(path: str, modes: Mapping[str, int], owner: Owner, now: float) -> bytes:
-    """An archive that, put at the mount point ``path``, gives folders below it to ``owner``.
+def chown_archive(top: str, modes: Mapping[str, int], owner: Owner, now: float) -> bytes:
+    """An archive that gives the folder ``top`` and those below it to ``owner``.
 
-    ``modes`` are theirs by relative path; the empty path is the mount point itself.
+    ``modes`` are theirs by relative path; the empty path is ``top`` itself.
     """
-    name = posixpath.basename(posixpath.normpath(path))
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for relative, mode in modes.items():
-            header = tarfile.TarInfo(posixpath.normpath(posixpath.join("..", name, relative)))
+            header = tarfile.TarInfo(posixpath.normpath(posixpath.join(top, relative)))
             header.type, header.mode, header.mtime = tarfile.DIRTYPE, mode, int(now)
             header.uid, header.gid = owner.uid, owner.gid
             archive.addfile(header)

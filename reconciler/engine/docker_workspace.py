@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import posixpath
 import time
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from reconciler.core import naming
 from reconciler.core.errors import NotFound, Refused
 from reconciler.engine import docker_owner as owners
 from reconciler.engine import docker_requests as requests
+from reconciler.engine.docker_config import stand_in_body
 from reconciler.engine.docker_errors import understood
 from reconciler.engine.docker_owner import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from reconciler.core.blueprint import Blueprint
     from reconciler.core.spec import WorkspaceSpec
@@ -21,8 +24,18 @@ if TYPE_CHECKING:
     from reconciler.engine.docker_owner import Head, Owner
 
 _STAT: Final = "X-Docker-Container-Path-Stat"
+# In every answer of Podman's. What it reads back as the owner is the container's user, always.
+_PODMAN: Final = "Libpod-API-Version"
 _MOST_LINKS: Final = 8
 _FRESH: Final = Place(mode=0o755, link="")
+
+
+class _Config(NamedTuple):
+    """A container's, with the image's own where the spec says nothing."""
+
+    image: str
+    user: str
+    working_dir: str
 
 
 class Workspaces:
@@ -36,6 +49,7 @@ class Workspaces:
         self._client = client
         self._seconds = seconds
         self._proven = False
+        self._podman = False
 
     async def settle(self, container_id: str, blueprint: Blueprint) -> None:
         """Set the owner of the volume's root, and of the folders from there to the working dir.
@@ -48,18 +62,48 @@ class Workspaces:
         workspace = blueprint.spec.workspace
         if workspace is None or blueprint.volume is None:
             return
-        user, working_dir = await self._config(container_id)
-        owner = await self._wanted(container_id, workspace, user)
+        config = await self._config(container_id)
+        owner = await self._wanted(container_id, workspace, config.user)
         if owner is not None:
-            folders = owners.way_down(workspace.path, working_dir)
-            await self._give(container_id, workspace.path, folders, owner)
+            target, place = await self._find(container_id, workspace.path)
+            folders = owners.way_down(workspace.path, config.working_dir)
+            modes = {"": place.mode, **await self._modes(container_id, target, folders)}
+            async with self._open(container_id, config.image, blueprint, target) as opened:
+                await self._give(opened, target, modes, owner)
 
-    async def _config(self, container_id: str) -> tuple[str, str]:
-        """The user and the working dir, the spec's or else the image's."""
+    async def _config(self, container_id: str) -> _Config:
         request = requests.get(requests.container(container_id, "json"))
         answer: Any = await self._client.call(request, self._seconds)
         with understood("a container's user"):
-            return str(answer["Config"]["User"]), str(answer["Config"]["WorkingDir"])
+            own = answer["Config"]
+            return _Config(answer["Image"], str(own["User"] or ""), str(own["WorkingDir"] or ""))
+
+    @asynccontextmanager
+    async def _open(
+        self, container_id: str, image: str, blueprint: Blueprint, path: str
+    ) -> AsyncIterator[str]:
+        """The container, or where it takes no archives, one that stands in for it.
+
+        A crash leaves the latter behind: it bears the instance's label and no sandbox's, and is
+        collected as garbage. Podman takes archives always.
+        """
+        volume = blueprint.volume
+        if not volume or self._podman or owners.can_write_beside(path, blueprint.spec):
+            yield container_id
+            return
+        instance = blueprint.labels[naming.LABEL_INSTANCE]
+        body = stand_in_body(image, volume, path, instance)
+        answer: Any = await self._client.call(
+            requests.post("containers/create", body), self._seconds
+        )
+        with understood("a new container"):
+            stand_in = str(answer["Id"])
+        try:
+            yield stand_in
+        finally:
+            removal = requests.delete(f"containers/{stand_in}", force="1", v="1")
+            with suppress(NotFound):
+                await self._client.call(removal, self._seconds)
 
     async def _wanted(self, container_id: str, workspace: WorkspaceSpec, user: str) -> Owner | None:
         chosen = workspace.owner or user
@@ -84,15 +128,13 @@ class Workspaces:
         raise Refused(f"{path}: too many links in the image")
 
     async def _give(
-        self, container_id: str, path: str, folders: Sequence[str], owner: Owner
+        self, container_id: str, path: str, modes: Mapping[str, int], owner: Owner
     ) -> None:
-        target, place = await self._find(container_id, path)
-        modes = {"": place.mode, **await self._modes(container_id, target, folders)}
-        archive = owners.chown_archive(target, modes, owner, time.time())
-        request = requests.put_archive(container_id, target, archive)
+        archive = owners.chown_archive(posixpath.basename(path), modes, owner, time.time())
+        request = requests.put_archive(container_id, posixpath.dirname(path), archive)
         await self._client.call(request, self._seconds)
-        if not self._proven:
-            await self._prove(container_id, target, owner)
+        if not self._proven and not self._podman:
+            await self._prove(container_id, path, owner)
 
     async def _prove(self, container_id: str, path: str, owner: Owner) -> None:
         entry = await self._head(container_id, path, owners.ARCHIVE_HEAD)
@@ -123,13 +165,14 @@ class Workspaces:
         for _ in range(_MOST_LINKS):
             place = await self._stat(container_id, path)
             if not place.link:
-                return path, place
+                return posixpath.normpath(path), place
             path = _target(path, place.link)
         raise Refused(f"{path}: too many links in the image")
 
     async def _stat(self, container_id: str, path: str) -> Place:
         request = requests.stat(container_id, path)
         headers = await self._client.headers(request, self._seconds)
+        self._podman = _PODMAN in headers
         with understood(f"{path} in a container"):
             return owners.place(headers[_STAT])
 

@@ -173,7 +173,7 @@ def target_of(desired: Desired, container: Container, address: str) -> Target | 
         inside = named[health.port] if health.port else desired.spec.ports[0].container_port
         port = container.ports.get(inside, inside)
     host = address if container.ports else "127.0.0.1"
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - a lookup
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - a lookup
     return Target(container.id, container.started_at, health, reachable, port)
 
 
@@ -183,7 +183,8 @@ def _says_nothing(error: Exception) -> bool:
 
 
 async def _ask_http(client: httpx.AsyncClient, target: Target) -> str | None:
-    url = f"http://{target.address}:{target.port}{target.spec.path}"
+    host = f"[{target.address}]" if ":" in target.address else target.address
+    url = f"http://{host}:{target.port}{target.spec.path}"
     async with client.stream("GET", url, timeout=target.spec.timeout) as response:
         status = response.status_code
     return None if status in _GOOD_STATUS else f"HTTP {status} on {target.spec.path}"

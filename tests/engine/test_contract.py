@@ -82,7 +82,8 @@ async def test_a_new_container_is_seen_as_it_was_made(world: World) -> None:
     assert seen.session_key == "key-of-alice"
     assert (seen.started_at, seen.finished_at) == (None, None)
     assert (seen.exit_code, seen.oom_killed, seen.stop_timeout) == (0, False, 7.0)
-    assert seen.image == "reconciler-test:latest"
+    # Podman writes the name out: docker.io/library/reconciler-test:latest.
+    assert seen.image.rpartition("/")[2] == "reconciler-test:latest"
     assert seen.image_id.startswith("sha256:")
 
 
@@ -179,6 +180,8 @@ async def test_an_image_that_is_there(world: World, image: str) -> None:
 
 
 async def test_a_mount_without_a_source_is_refused(world: World) -> None:
+    if world.podman:
+        pytest.skip("Podman makes the folder, also where its API should not: docs/engines.md")
     mounts = [{"host_path": "/nonexistent/folder", "container_path": "/mnt"}]
     with pytest.raises(Refused, match="bind source path does not exist: /nonexistent"):
         await make(world, "alice", mounts=mounts)
@@ -186,14 +189,16 @@ async def test_a_mount_without_a_source_is_refused(world: World) -> None:
 
 
 async def test_a_runtime_that_is_not_there_is_refused(world: World) -> None:
-    with pytest.raises(Refused, match=r"(?i)unknown runtime"):
+    with pytest.raises(Refused, match=r"(?i)runtime.*no-such-runtime"):
         await make(world, "alice", security={"runtime": "no-such-runtime"})
+    assert not world.has_container(f"{world.prefix}alice")
 
 
 async def test_a_volume_made_by_the_way_is_ours(world: World) -> None:
     await make(world, "alice", workspace={"path": "/workspace"})
-    (volume,) = (await world.engine.list()).volumes
-    assert volume.sandbox == "alice"
+    volumes = (await world.engine.list()).volumes
+    # Podman passes over the labels of a mount, so that one is nobody's: docs/engines.md.
+    assert [volume.sandbox for volume in volumes] == ([] if world.podman else ["alice"])
 
 
 # --- start
@@ -227,12 +232,12 @@ async def test_a_port_that_another_program_has(world: World) -> None:
 
 async def test_a_program_that_is_not_there_is_refused(world: World) -> None:
     container = await make(world, "alice", command=["no-such-program"], init=False)
-    with pytest.raises(Refused, match="executable file not found"):
+    with pytest.raises(Refused, match=r"executable file.* not found"):
         await world.engine.start(container)
 
 
 async def test_a_network_that_is_not_there_is_refused(world: World) -> None:
-    with pytest.raises(Refused, match="network no-such-network not found"):
+    with pytest.raises(Refused, match=r"network.* no-such-network.* not found"):
         await run(world, "alice", network={"mode": "no-such-network"})
 
 
@@ -340,8 +345,9 @@ async def test_a_volume_that_is_not_ours_is_left_alone(world: World) -> None:
 
 
 async def test_a_volume_in_use_is_busy(world: World) -> None:
-    container = await make(world, "alice", workspace={"path": "/workspace"})
     name = naming.volume_name(world.prefix, "alice")
+    await world.engine.create_volume(name, labels(world.instance, "alice"))
+    container = await make(world, "alice", workspace={"path": "/workspace"})
     with pytest.raises(Busy):
         await world.engine.remove_volume(name)
     await world.engine.remove(container)
@@ -519,5 +525,5 @@ async def test_a_command_that_does_not_end(world: World) -> None:
 
 async def test_a_command_where_nothing_runs(world: World) -> None:
     container = await make(world, "alice")
-    with pytest.raises(EngineError, match="not running"):
+    with pytest.raises(EngineError, match=r"not running|on running containers"):
         await world.engine.run_in(container, ["true"], 10)

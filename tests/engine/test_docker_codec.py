@@ -16,6 +16,7 @@ from reconciler.core.errors import (
     Refused,
 )
 from reconciler.core.model import Phase
+from reconciler.core.spec import SandboxSpec
 from reconciler.engine import docker_codec as codec
 from reconciler.engine import docker_errors as errors
 from reconciler.engine import docker_owner as owners
@@ -383,10 +384,33 @@ def test_users_that_are_not_there(user: str) -> None:
         owners.resolve(user, "agent:x:10:20::/:", "")
 
 
-def test_an_archive_reaches_the_mount_point_itself() -> None:
-    archive = owners.chown_archive("/a/b/", {"": 0o2750}, owners.Owner(7, 8), 1.0)
-    assert archive.startswith(b"../b/\0")
+def mount(path: str, mode: str) -> dict[str, str]:
+    return {"host_path": "/srv", "container_path": path, "mode": mode}
+
+
+def test_an_archive_gives_a_folder_and_what_is_below_it() -> None:
+    archive = owners.chown_archive("b", {"": 0o2750, "c": 0o700}, owners.Owner(7, 8), 1.0)
+    assert archive.startswith(b"b/\0")
+    assert b"b/c/\0" in archive
     assert owners.head(archive).owner == owners.Owner(7, 8)
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "expected"),
+    [
+        ("/workspace", {}, True),
+        ("/workspace", {"security": {"read_only": True}}, False),
+        ("/data/a/workspace/", {"mounts": [mount("/data", "ro")]}, False),
+        ("/data/a/workspace", {"mounts": [mount("/data", "rw")]}, True),
+        ("/data", {"mounts": [mount("/data/models", "ro")]}, True),
+    ],
+)
+def test_an_archive_is_put_beside_a_workspace_only_where_something_can_be_written(
+    path: str, more: dict[str, Any], *, expected: bool
+) -> None:
+    assert owners.can_write_beside(path, SandboxSpec.model_validate({"image": "x", **more})) is (
+        expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -404,9 +428,19 @@ def test_the_way_from_a_workspace_to_the_working_dir(working_dir: str, folders: 
 
 
 def test_modes_come_in_gos_own_bits() -> None:
-    stat = {"mode": 1 << 31 | 1 << 22 | 1 << 20 | 0o750, "linkTarget": ""}
-    header = base64.b64encode(json.dumps(stat).encode()).decode()
-    assert owners.place(header) == owners.Place(0o3750, "")
+    assert owners.place(header(1 << 31 | 1 << 22 | 1 << 20 | 0o750, "")) == owners.Place(0o3750, "")
+
+
+def test_only_a_link_has_a_target() -> None:
+    assert owners.place(header(1 << 27 | 0o777, "/a")).link == "/a"
+    # As Podman 5.8 answers for a folder.
+    assert owners.place(header(1 << 31 | 0o755, "/workspace")).link == ""
+
+
+def header(mode: int, target: str) -> str:
+    """What the engine says of a path."""
+    stat = {"mode": mode, "linkTarget": target}
+    return base64.b64encode(json.dumps(stat).encode()).decode()
 
 
 @pytest.mark.parametrize("archive", [b"", b"x" * 5000, b"\0" * 10240])

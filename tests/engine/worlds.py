@@ -27,6 +27,7 @@ class World(Protocol):
     instance: str
     prefix: str
     ports: range
+    podman: bool
 
     async def close(self) -> None: ...
     def kill(self, name: str) -> None: ...
@@ -68,6 +69,7 @@ class FakeWorld:
     def __init__(self) -> None:
         self.host = FakeHost()
         self.instance, self.prefix, self.ports = "mine", "mine-", range(30000, 30100)
+        self.podman = False
         self.engine: Engine = FakeEngine(self.host, instance=self.instance)
         self.kill = self.host.kill
         self.pause = self.host.docker_pause
@@ -110,6 +112,7 @@ class RealWorld:
         self.docker = own.docker
         self.instance, self.prefix, self.ports = own.name, own.prefix, own.ports
         self.engine: Engine = DockerEngine(instance=own.name, docker_host=own.docker.host)
+        self.podman = "Podman" in str(self.docker.version().get("Components"))
         self.kill = self.docker.kill
         self.pause = self.docker.pause
         self.remove = self.docker.rm

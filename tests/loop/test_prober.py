@@ -8,7 +8,8 @@ import pytest
 from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
 from reconciler.core.model import Health, Verdict
 from reconciler.core.spec import HealthSpec
-from reconciler.loop.prober import Prober, Target
+from reconciler.loop.prober import Prober, Target, target_of
+from tests.core import builders
 from tests.fakes.engine import FakeEngine
 from tests.harness.descriptors import none_left
 from tests.harness.serving import say_nothing, serving
@@ -102,6 +103,22 @@ async def test_a_tcp_probe_asks_for_a_connection_alone(ward: Ward):
         ward.prober.watch("alice", target({"kind": "tcp", **QUICK}, port, run=0.0))
         await ward.until(("alice", Verdict.GOOD))
     await ward.until(("alice", Verdict.UNHEALTHY))
+
+
+@real_time
+@pytest.mark.parametrize("kind", ["http", "tcp"])
+async def test_ports_published_on_every_ipv6_address_are_asked_on_the_loopback(
+    ward: Ward, kind: str
+):
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(http("200 OK"))
+
+    async with serving(serve, asyncio.start_server, "::1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        desired = builders.desired(health={"kind": kind, **QUICK})
+        container = builders.container(ports={8000: port}, started_at=0.0)
+        ward.prober.watch("alice", target_of(desired, container, "::"))
+        await ward.until(("alice", Verdict.GOOD))
 
 
 @real_time
