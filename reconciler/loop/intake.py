@@ -100,6 +100,8 @@ class Intake:
         async with self._lock:
             loaded = await asyncio.to_thread(load, self.path, defaults_of(self._settings))
             reading = self._take_in(loaded, allow_mass_delete=allow_mass_delete)
+            # In the same turn: a kill leaves both in the database, or neither.
+            self._say_changes(reading)
             former, self._last = self._last, _Last(loaded, reading.braked, reading.diagnostics)
             await self._refresh_env_files()
             self._say(loaded, reading, former)
@@ -171,7 +173,6 @@ class Intake:
     # --- what is said -------------------------------------------------------------------------
 
     def _say(self, loaded: Loaded, reading: Reading, former: _Last) -> None:
-        self._say_changes(reading)
         if reading.diagnostics != former.complaint:
             self._say_diagnostics(loaded)
         if reading.braked != former.braked:

@@ -6,6 +6,7 @@ first; a failed round names its seed, and with it the same edits meet the same f
 
 import os
 import random
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,12 @@ import pytest
 from scripts.processes import wait_for
 from tests.e2e.world import World, box, web
 from tests.harness import faults
-from tests.harness.faults import Fault, Predicate, matching
+from tests.harness.faults import EditEvent, Fault, Predicate, matching
 from tests.harness.proxy import FaultProxy
 
 ROUNDS = int(os.environ.get("RECONCILER_TORTURE_ROUNDS", "4"))
 FIRST = int(os.environ.get("RECONCILER_TORTURE_SEED", "1"))
+Event = dict[str, Any]
 STEPS = 12
 LONGEST_STEP = 3
 SHORT = {"RECONCILER_ENGINE_TIMEOUT": "2s", "RECONCILER_READ_TIMEOUT": "2s"}
@@ -42,18 +44,46 @@ REQUESTS: list[Predicate] = [
     matching("POST", "/containers/[^/]+/(start|stop|rename|pause|unpause)"),
     matching("DELETE", ".*"),
 ]
-FAULTS: list[Callable[[], Fault]] = [
-    lambda: faults.delay(0.7),
-    faults.drop,
-    faults.cut,
-    lambda: faults.answer(500),
-    lambda: faults.answer(409),
-    lambda: faults.answer(404),
-    faults.garbage,
-    faults.truncate,
-    faults.hang,
-    faults.hang_after,
-]
+FAULTS: dict[str, Callable[[], Fault]] = {
+    "delay": lambda: faults.delay(0.7),
+    "drop": faults.drop,
+    "cut": faults.cut,
+    "500": lambda: faults.answer(500),
+    "409": lambda: faults.answer(409),
+    "404": lambda: faults.answer(404),
+    "garbage": faults.garbage,
+    "truncate": faults.truncate,
+    "hang": faults.hang,
+    "hang after": faults.hang_after,
+}
+LIST = matching("GET", "/containers/json")
+# Without creations: one that is done after its record was forgotten is left to the garbage grace.
+AFTERTHOUGHTS = matching("(POST|DELETE)", "/containers/[^/]+(/(start|stop|rename|pause|unpause))?")
+LATE = 2.5  # longer than the daemon waits
+
+
+def times(count: int) -> Callable[[Event], list[Event]]:
+    return lambda event: [event] * count
+
+
+def told_anew() -> Callable[[Event], list[Event]]:
+    """Let each event be followed by the last ones again, the newest first."""
+    past: deque[Event] = deque(maxlen=8)
+
+    def follow(event: Event) -> list[Event]:
+        told = [event, *past]
+        past.appendleft(event)
+        return told
+
+    return follow
+
+
+EVENTS: dict[str, Callable[[], EditEvent]] = {
+    "lost": lambda: times(0),
+    "doubled": lambda: times(2),
+    "tripled": lambda: times(3),
+    "told anew": told_anew,
+}
 
 
 class Round:
@@ -64,7 +94,7 @@ class Round:
         self.random = random.Random(seed)
         self.story = [f"RECONCILER_TORTURE_SEED={seed}"]
         self.records: dict[str, dict[str, Any]] = {}
-        self.met = 0
+        self.met: Counter[str] = Counter()
 
     def edit(self) -> None:
         """Change some of the records; the first stays, so that no edit is a mass deletion."""
@@ -82,34 +112,61 @@ class Round:
 
     def harm(self) -> None:
         """Let one thing go wrong, and wait until it has, or nothing met it."""
-        way = self.random.choice([self.break_request] * 6 + [self.refuse, self.cut, self.crash])
-        way()
+        ways = [self.refuse, self.cut, self.crash, self.hang_lists, self.wedge, self.come_late]
+        self.random.choice([self.break_request] * 8 + ways)()
 
     def break_request(self) -> None:
         which = self.random.randrange(len(REQUESTS))
-        fault = self.random.choice(FAULTS)()
+        name = self.random.choice(list(FAULTS))
         times = self.random.choice([1, 1, 2, 5])
-        self.story.append(f"{times} of requests {which}: {fault}")
-        rule = self.proxy.fault(REQUESTS[which], fault, times)
+        self.story.append(f"{times} of requests {which}: {name}")
+        self.break_some(name, REQUESTS[which], FAULTS[name](), times)
+
+    def break_some(self, name: str, which: Predicate, fault: Fault, times: int) -> None:
+        rule = self.proxy.fault(which, fault, times)
         wait_for(lambda: rule.times == 0, LONGEST_STEP)
-        self.met += rule.times != times
+        self.met[name] += rule.times != times
+
+    def hang_lists(self) -> None:
+        self.story.append("hang every list, while all else answers")
+        self.hang_all("hung lists", LIST, faults.hang())
+
+    def wedge(self) -> None:
+        self.story.append("hang every change, done or not, while all else answers")
+        fault = self.random.choice([faults.hang, faults.hang_after])()
+        self.hang_all("wedged", lambda request: request.changes, fault)
+
+    def hang_all(self, name: str, which: Predicate, fault: Fault) -> None:
+        before = len(self.proxy.seen(which))
+        rule = self.proxy.fault(which, fault, times=None)
+        wait_for(lambda: len(self.proxy.seen(which)) > before + 2, LONGEST_STEP)
+        self.met[name] += len(self.proxy.seen(which)) > before
+        rule.times = 0
+        self.proxy.release()
+
+    def come_late(self) -> None:
+        self.story.append("let changes be done after the daemon gave them up")
+        self.break_some("done late", AFTERTHOUGHTS, faults.delay(LATE), 2)
 
     def refuse(self) -> None:
         self.story.append("refuse connections")
         first, mark = len(self.proxy.requests), self.world.daemon.mark()
         self.proxy.refuse()
         wait_for(lambda: bool(self.world.daemon.events("engine.lost", since=mark)), LONGEST_STEP)
+        self.met["refused"] += 1
         self.proxy.accept()
         wait_for(lambda: len(self.proxy.requests) > first, LONGEST_STEP)
 
     def cut(self) -> None:
-        self.story.append("cut the streams, and lose or repeat events")
-        copies = self.random.choice([0, 2, 3])
-        self.proxy.edit_events(lambda event: [event] * copies)
+        name, edit = self.random.choice(list(EVENTS.items()))
+        self.story.append(f"cut the streams; from now on events are {name}")
+        self.met[f"events {name}"] += 1
+        self.proxy.edit_events(edit())
         self.proxy.cut_streams()
 
     def crash(self) -> None:
         self.story.append("kill -9 the daemon")
+        self.met["kill -9"] += 1
         self.world.daemon.kill9()
         self.world.daemon.start()
 
@@ -162,5 +219,5 @@ def test_after_all_faults_it_is_as_declared(
         path = f"/containers/{proxied.name(name)}/archive?path=/workspace/file"
         assert b"data\n" in proxied.docker._request("GET", path)
     assert proxied.docker.inspect(stranger)["State"]["Status"] == "running"
-    print(f"seed {seed}: {one.met} of {STEPS} steps broke a request, of {len(proxy.requests)}")
+    print(f"seed {seed}: of {len(proxy.requests)} requests: {dict(+one.met)}")
     assert "Traceback" not in "\n".join(proxied.daemon.raw)

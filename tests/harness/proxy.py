@@ -152,9 +152,13 @@ class FaultProxy:
             self._server = await asyncio.start_unix_server(self._serve, path)
 
     async def _refuse(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            # asyncio forgets to close what a server accepted in the turn before it is closed.
+            for listening in server.sockets:
+                self._loop.remove_reader(listening.fileno())
+            await _some_turns()
+            server.close()
 
     async def _abort(self, which: Callable[[Connection], bool]) -> None:
         for connection in [one for one in self._connections if which(one)]:

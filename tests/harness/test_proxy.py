@@ -1,6 +1,8 @@
 import asyncio
+import gc
 import json
 import socket
+import sys
 import time
 from http.client import BadStatusLine, IncompleteRead
 from queue import Queue
@@ -212,3 +214,17 @@ def test_a_crash_point_is_exact(
         through.create(name, labels=labels(instance.name, "alice"))
     assert crashed == [done]
     assert instance.docker.exists(name) is done
+
+
+def test_refusing_closes_what_was_just_accepted(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda it: lost.append(repr(it.object)))
+    for _ in range(100):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(proxy.host.removeprefix("unix://"))
+            proxy.refuse()
+        proxy.accept()
+    gc.collect()
+    assert not lost

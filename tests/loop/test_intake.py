@@ -169,3 +169,19 @@ async def test_a_spec_that_changes_touches_only_its_own_sandboxes(stage: Stage):
     )
     assert stage.seen("alice").id == before["alice"]
     assert stage.seen("bob").id != before["bob"]
+
+
+async def test_a_change_is_not_durable_without_its_entry_in_the_ledger(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    await stage.converge({"alice": "running"})
+    store, told = stage.manager.store, []
+
+    async def read_slowly(_paths: set[Path]) -> set[str]:
+        await store.flush()
+        told.extend(entry.event for entry in await store.events("alice"))
+        return set()
+
+    monkeypatch.setattr(stage.manager.intake._env_files, "refresh", read_slowly)
+    await stage.edit({"alice": "paused"})
+    assert "record.changed" in told

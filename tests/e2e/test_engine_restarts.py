@@ -1,0 +1,163 @@
+"""The engine ends, by SIGTERM and by SIGKILL in turn, under sandboxes in every state.
+
+The short form is a few sandboxes and two restarts; with RECONCILER_TORTURE_ROUNDS set it is fifty
+of them and six, with live-restore and without.
+"""
+
+import io
+import os
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.engine import PrivateEngine
+from tests.e2e.world import World, box, get, web, world_on
+from tests.harness.docker import Docker
+
+Record = dict[str, Any]
+LONG = "RECONCILER_TORTURE_ROUNDS" in os.environ
+COUNT, RESTARTS = (50, 6) if LONG else (12, 2)
+# Fifty take their time to end and to be restored on two cores.
+DEADLINE = 300
+
+DYING = {
+    "command": ["sh", "-c", "sleep 0.2; exit 3"],
+    "restart": {"backoff": "500ms", "max_backoff": "2s"},
+}
+MIX: list[Record] = [
+    *(web(), box(), web("paused"), web("stopped"), box(**DYING), box("paused")),
+    *(web(), box("stopped"), web(), web("paused"), box(), web()),
+]
+STATES = {"running": "running", "paused": "paused", "stopped": "exited"}
+STATUS = {"running": "RUNNING", "paused": "PAUSED", "stopped": "STOPPED"}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the engine says of one sandbox. `kept` is what no restart may change."""
+
+    kept: tuple[str, str, tuple[tuple[int, int], ...], bytes]  # id, key, ports, workspace's file
+    state: str
+    started: str
+
+
+class Fleet:
+    """The sandboxes of one world, by name; those that crash by themselves are `dying`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.records = {f"s{n:02}": it for n, it in enumerate(islice(cycle(MIX), COUNT))}
+        self.dying = {name for name, it in self.records.items() if "restart" in it}
+        self.steady = {n: it for n, it in self.records.items() if n not in self.dying}
+
+    def launch(self) -> None:
+        """Start them all, give each a file, and take them to their states."""
+        self.world.declare(**{n: {**it, "state": "running"} for n, it in self.records.items()})
+        self.world.daemon.start()
+        self.world.wait(lambda: set(self.world.names()) == set(self.records), DEADLINE)
+        for name in self.records:
+            _put_file(self.world, name)
+        self.await_statuses(dict.fromkeys(self.steady, "RUNNING"))
+        self.world.declare(**self.records)
+        self.await_rest()
+
+    def await_rest(self) -> None:
+        """Wait until the daemon and the engine have the steady ones as declared."""
+        self.world.wait(self.is_as_declared, DEADLINE)
+        self.await_statuses({name: STATUS[it["state"]] for name, it in self.steady.items()})
+
+    def await_statuses(self, wanted: dict[str, str]) -> None:
+        self.world.wait(lambda: wanted.items() <= self.world.statuses().items(), DEADLINE)
+
+    def is_as_declared(self) -> bool:
+        rows = self.world.docker.containers(self.world.instance.name)
+        states = {row["Names"][0].removeprefix(f"/{self.world.name('')}"): row for row in rows}
+        return all(
+            name in states and states[name]["State"] == STATES[record["state"]]
+            for name, record in self.steady.items()
+        )
+
+    def await_crashes(self) -> None:
+        """Wait until each that dies was started once more."""
+        before = {name: self.look(name).started for name in self.dying}
+        self.world.wait(lambda: all(self.look(n).started > s for n, s in before.items()), DEADLINE)
+
+    def look(self, name: str) -> Seen:
+        found = self.world.inspect(name)
+        env = dict(item.split("=", 1) for item in found["Config"]["Env"])
+        ports = tuple(self.world.ports(name).items())
+        path = f"/containers/{self.world.name(name)}/archive?path=/workspace/file"
+        with tarfile.open(fileobj=io.BytesIO(self.world.docker._request("GET", path))) as tar:
+            file = tar.extractfile("file")
+            content = file.read() if file else b""
+        kept = (found["Id"], env["OH_SESSION_API_KEYS_0"], ports, content)
+        return Seen(kept, found["State"]["Status"], found["State"]["StartedAt"])
+
+    def look_at_all(self) -> dict[str, Seen]:
+        return {name: self.look(name) for name in self.records}
+
+
+def _put_file(world: World, name: str) -> None:
+    buffer, content = io.BytesIO(), name.encode()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        entry = tarfile.TarInfo("file")
+        entry.size = len(content)
+        tar.addfile(entry, io.BytesIO(content))
+    path = f"/containers/{world.name(name)}/archive?path=/workspace"
+    world.docker._request("PUT", path, buffer.getvalue())
+
+
+@pytest.fixture(params=[True, False], ids=["live-restore", "plain"])
+def own(
+    request: pytest.FixtureRequest, start_engine: Callable[..., PrivateEngine]
+) -> PrivateEngine:
+    return start_engine(live_restore=request.param)
+
+
+@pytest.fixture
+def fleet(own: PrivateEngine, tmp_path: Path) -> Iterator[Fleet]:
+    with world_on(Docker(own.host), tmp_path) as world:
+        try:
+            yield Fleet(world)
+        finally:
+            own.start(DEADLINE)
+
+
+@pytest.mark.timeout(2400 if LONG else 400)
+def test_an_engine_that_restarts_again_and_again(fleet: Fleet, own: PrivateEngine) -> None:
+    fleet.launch()
+    first = fleet.look_at_all()
+    for number in range(RESTARTS):
+        end = [own.terminate, own.kill][number % 2]
+        mark, began = fleet.world.daemon.mark(), time.monotonic()
+        end()
+        fleet.world.daemon.wait_event("engine.lost", since=mark, timeout=DEADLINE)
+        own.start(DEADLINE)
+        up = time.monotonic() - began
+        fleet.await_rest()
+        whole = time.monotonic() - began
+        print(f"{end.__name__}: engine up after {up:.1f} s, all at rest after {whole:.1f} s")
+        fleet.await_crashes()
+        check(fleet, first, survived=own.live_restore)
+    assert "Traceback" not in "\n".join(fleet.world.daemon.raw)
+
+
+def check(fleet: Fleet, first: dict[str, Seen], *, survived: bool) -> None:
+    """Compare with what was before the first restart."""
+    world, now = fleet.world, fleet.look_at_all()
+    assert world.names() == sorted(fleet.records)
+    assert world.volumes() == set(fleet.records)
+    assert {name: it.kept for name, it in now.items()} == {n: it.kept for n, it in first.items()}
+    for name, record in fleet.steady.items():
+        assert now[name].state == STATES[record["state"]], name
+        if survived or record["state"] == "stopped":
+            assert now[name].started == first[name].started, f"{name} was started again"
+    for row in world.rows().values():
+        for url in row["exposed_urls"] if row["status"] == "RUNNING" else ():
+            assert "A sandbox answers" in get(f"http://127.0.0.1:{url['port']}/")
