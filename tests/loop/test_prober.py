@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from reconciler.core.errors import EngineError, EngineTimeout
+from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
 from reconciler.core.model import Health, Verdict
 from reconciler.core.spec import HealthSpec
 from reconciler.loop.prober import Prober, Target
@@ -25,7 +25,13 @@ class Ward:
         self.told: list[tuple[str, Verdict]] = []
         self.news = asyncio.Event()
         self.clock = WallClock()
-        self.prober = Prober(self.engine, on_verdict=self._hear, clock=self.clock)
+        self.engine_answers = True
+        self.prober = Prober(
+            self.engine,
+            on_verdict=self._hear,
+            engine_answers=lambda: self.engine_answers,
+            clock=self.clock,
+        )
 
     def _hear(self, key: str, health: Health) -> None:
         self.told.append((key, health.verdict))
@@ -159,6 +165,19 @@ async def test_an_exec_that_cannot_be_asked_is_a_bad_answer(ward: Ward, error: E
     await asyncio.sleep(1)
     assert ward.prober.health("alice").verdict is Verdict.UNHEALTHY
     assert str(error) in ward.prober.health("alice").reason
+
+
+async def test_while_the_engine_cannot_be_asked_a_bad_answer_is_no_verdict(ward: Ward):
+    ward.answer(0)
+    ward.watch_exec()
+    await asyncio.sleep(1)
+    ward.engine_answers = False
+    ward.answer(EngineUnavailable("gone"))
+    await asyncio.sleep(600)
+    assert ward.told == [("alice", Verdict.GOOD)]
+    ward.engine_answers = True
+    await asyncio.sleep(600)
+    assert ward.told == [("alice", Verdict.GOOD), ("alice", Verdict.UNHEALTHY)]
 
 
 async def test_what_is_not_watched_is_not_asked(ward: Ward):
