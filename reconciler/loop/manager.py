@@ -115,6 +115,7 @@ class Manager:
         self.prober = Prober(
             engine,
             on_verdict=self._on_verdict,
+            engine_answers=self.informer.synced.is_set,
             clock=clock,
         )
         self.intake = Intake(

@@ -56,17 +56,23 @@ class _Unasked(Exception):
 
 
 class Prober:
-    """Keeps the health of what it is told to watch; says which key's verdict changed."""
+    """Keeps the health of what it is told to watch; says which key's verdict changed.
+
+    While ``engine_answers`` does not hold, a bad answer is no verdict: a command cannot be run and
+    published ports are gone, and the sandboxes may be as well as ever.
+    """
 
     def __init__(
         self,
         engine: Engine,
         *,
         on_verdict: Callable[[str, Health], None],
+        engine_answers: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
         self._engine = engine
         self._on_verdict = on_verdict
+        self._engine_answers = engine_answers
         self._clock = clock
         self._watched: dict[str, _Watched] = {}
 
@@ -123,6 +129,8 @@ class Prober:
         if watched is None or watched.target != target:
             return Health()
         former = watched.health
+        if bad is not None and not self._engine_answers():
+            return former
         watched.health = fold(former, target.spec, bad, self._clock())
         if watched.health.verdict is not former.verdict:
             self._on_verdict(key, watched.health)

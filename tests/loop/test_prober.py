@@ -27,7 +27,13 @@ class Ward:
         self.told: list[tuple[str, Verdict]] = []
         self.news = asyncio.Event()
         self.clock = WallClock()
-        self.prober = Prober(self.engine, on_verdict=self._hear, clock=self.clock)
+        self.engine_answers = True
+        self.prober = Prober(
+            self.engine,
+            on_verdict=self._hear,
+            engine_answers=lambda: self.engine_answers,
+            clock=self.clock,
+        )
 
     def _hear(self, key: str, health: Health) -> None:
         self.told.append((key, health.verdict))
@@ -201,6 +207,19 @@ async def test_without_a_descriptor_nothing_is_known(ward: Ward, kind: str):
             await asyncio.sleep(0.5)
         await asyncio.sleep(0.2)
         assert ward.told == [("alice", Verdict.GOOD)]
+
+
+async def test_while_the_engine_cannot_be_asked_a_bad_answer_is_no_verdict(ward: Ward):
+    ward.answer(0)
+    ward.watch_exec()
+    await asyncio.sleep(1)
+    ward.engine_answers = False
+    ward.answer(1)
+    await asyncio.sleep(600)
+    assert ward.told == [("alice", Verdict.GOOD)]
+    ward.engine_answers = True
+    await asyncio.sleep(600)
+    assert ward.told == [("alice", Verdict.GOOD), ("alice", Verdict.UNHEALTHY)]
 
 
 async def test_what_is_not_watched_is_not_asked(ward: Ward):

@@ -117,6 +117,13 @@ def test_the_values_shown_are_the_defaults(tmp_path, monkeypatch):
     assert read == Settings.model_construct().model_dump(exclude=FOUND_AT_START)
 
 
+def test_a_size_in_a_variable_may_be_a_bare_number(monkeypatch):
+    monkeypatch.setenv("RECONCILER_DISK_MIN_FREE", "0")
+    monkeypatch.setenv("RECONCILER_DISK_RESUME_FREE", "4096")
+    read = load_settings()
+    assert (read.disk_min_free, read.disk_resume_free) == (0, 4096)
+
+
 def test_each_setting_has_a_line_that_explains_it():
     lines = (CONFIG / "reconciler.yaml").read_text().splitlines()
     for line in shown().values():
