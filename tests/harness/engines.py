@@ -3,7 +3,7 @@
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,9 +48,12 @@ def shared_engine() -> Docker:
 
 
 @contextmanager
-def private_engine(name: str, *, live_restore: bool = False) -> Iterator[PrivateEngine]:
+def private_engine(
+    name: str, *, live_restore: bool = False, arguments: Sequence[str] = ()
+) -> Iterator[PrivateEngine]:
     """Run an engine that the test may kill and restart, with the test image."""
-    engine = PrivateEngine(_ROOT / f"rcl-{os.environ[OWNER]}-{name}", live_restore=live_restore)
+    directory = _ROOT / f"rcl-{os.environ[OWNER]}-{name}"
+    engine = PrivateEngine(directory, live_restore=live_restore, arguments=arguments)
     try:
         _prepare(_start(engine).host)
         yield engine
