@@ -15,7 +15,7 @@ VENV := .venv/complete
 # Each worker drives a real engine; more than two do not make it faster on two cores.
 WORKERS ?= 2
 
-.PHONY: schema demo demo-clean test core bench torture lint types layers venv engine clean
+.PHONY: schema demo demo-clean test core bench torture lint types layers venv engine rootfs clean
 
 demo: venv
 	@$(BIN)/python -m scripts.demo
@@ -23,7 +23,7 @@ demo: venv
 demo-clean:
 	@$(PYTHON) -m scripts.demo clean
 
-test: lint types layers core engine
+test: lint types layers core engine rootfs
 	$(BIN)/python -m pytest --ignore=tests/core -n $(WORKERS)
 
 # The pure core, to the last branch.
@@ -69,6 +69,10 @@ $(VENV): requirements.txt requirements-dev.txt
 # The tests start engines of their own, unless they are given one.
 engine:
 	@[ -n "$$RECONCILER_TEST_DOCKER_HOST" ] || $(PYTHON) -m scripts.engine prepare
+
+# What a Debian with systemd is made of for the tests, once for each checkout.
+rootfs: venv
+	@$(BIN)/python -m scripts.rootfs
 
 clean:
 	rm -rf .venv build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache \

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
@@ -18,6 +19,7 @@ from tests.harness.daemon import Daemon
 from tests.harness.docker import Docker
 from tests.harness.instance import Instance, instance_on
 from tests.harness.proxy import FaultProxy
+from tests.harness.scheduling import Scheduling
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,6 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         engines.end_session()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,9 +53,11 @@ def directory_of(name: str) -> Path:
 
 
 @contextmanager
-def private_engine(name: str, *, live_restore: bool = False) -> Iterator[PrivateEngine]:
+def private_engine(
+    name: str, *, live_restore: bool = False, arguments: Sequence[str] = ()
+) -> Iterator[PrivateEngine]:
     """Run an engine that the test may kill and restart, with the test image."""
-    engine = PrivateEngine(directory_of(name), live_restore=live_restore)
+    engine = PrivateEngine(directory_of(name), live_restore=live_restore, arguments=arguments)
     try:
         _prepare(_start(engine).host)
         yield engine

@@ -1,0 +1,76 @@
+"""What a person finds in the journal with the commands of the README."""
+
+from typing import Any
+
+import pytest
+
+from tests.e2e.world import World
+from tests.systemd.service import STATUSES, UNIT, Service
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+INFO, WARNING, ERR = "6", "4", "3"
+TOKEN = "hunter2-hunter2-hunter2"
+TROUBLES = f"""
+  homeless: {{spec: worker, image: "reconciler-nowhere:1"}}
+  crashing:
+    spec: worker
+    command: [sh, -c, "echo these are my last words; exit 3"]
+  leaky:
+    spec: worker
+    env: {{API_TOKEN: {TOKEN}}}
+    command: [sh, -c, 'env | grep API; echo "key: $OH_SESSION_API_KEYS_0"; exit 4']
+"""
+
+
+def test_a_sandbox_has_its_story(world: World, service: Service) -> None:
+    cursor = service.machine.cursor()
+    service.write(service.desired.replace("\nsandboxes:\n", "\nsandboxes:\n  erin: {spec: web}\n"))
+    world.converge("erin", *STATUSES)
+    story = service.machine.journal("SANDBOX=erin", since=cursor)
+    assert [entry["EVENT"] for entry in story] == [
+        "record.added",
+        "volume.created",
+        "sandbox.created",
+        "sandbox.started",
+        "sandbox.healthy",
+    ]
+    assert {entry["PRIORITY"] for entry in story} == {INFO}
+    assert {entry["_SYSTEMD_UNIT"] for entry in story} == {UNIT}
+    assert {entry["SYSLOG_IDENTIFIER"] for entry in story} == {"reconciler"}
+    made = story[2]
+    assert made["CAUSE"] == "it does not exist"
+    assert made["CONTAINER"] == world.name("erin")
+    assert made["RECONCILE_ID"] == story[3]["RECONCILE_ID"]
+    assert made["MESSAGE"].startswith("sandbox.created sandbox=erin ")
+
+
+def test_troubles_are_found_by_their_weight(world: World, service: Service) -> None:
+    cursor = service.machine.cursor()
+    service.write(service.desired.rstrip("\n") + TROUBLES)
+    died = service.wait_until(lambda: _died(service, cursor, "crashing", "leaky"), 60)
+    world.wait_error("homeless", "reconciler-nowhere:1")
+    (error,) = service.machine.journal("-u", UNIT, "-p", "err", since=cursor)
+    assert (error["SANDBOX"], error["EVENT"]) == ("homeless", "sandbox.error")
+    assert error["ERROR"] == "No such image: reconciler-nowhere:1: pull it, or correct `image`"
+    assert died["crashing"]["PRIORITY"] == WARNING
+    assert died["crashing"]["EXIT_CODE"] == "3"
+    assert "these are my last words" in died["crashing"]["LAST_LINES"]
+    assert died["leaky"]["EXIT_CODE"] == "4"
+    assert "OH_SESSION_API_KEYS_0=***" in died["leaky"]["LAST_LINES"]
+    everything = service.machine.sh("journalctl --quiet --all -o export")
+    assert world.key("leaky") not in everything
+    assert TOKEN not in everything
+
+
+def _died(service: Service, cursor: str, *names: str) -> dict[str, Any]:
+    """The first end of each of these sandboxes; empty until all have ended."""
+    entries = service.machine.journal("EVENT=sandbox.died", since=cursor)
+    found = {entry["SANDBOX"]: entry for entry in reversed(entries)}
+    return found if found.keys() >= set(names) else {}
+
+
+def test_what_needs_nobody_is_no_error(world: World, service: Service) -> None:
+    cursor = service.machine.cursor()
+    service.machine.sh(f"systemctl restart {UNIT}")
+    world.converge(*STATUSES)
+    assert service.machine.journal("-u", UNIT, "-p", "warning", since=cursor) == []
