@@ -6,11 +6,18 @@ decision sees what the engine says and not what was hoped for.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from reconciler.core import naming
 from reconciler.core.blueprint import Surroundings, blueprint, labels
-from reconciler.core.errors import EngineError, EngineUnavailable, ReconcilerError, Refused
+from reconciler.core.errors import (
+    EngineError,
+    EngineUnavailable,
+    ReconcilerError,
+    Refused,
+    StoreError,
+)
 from reconciler.core.model import ImageState, Verb, Volume
 from reconciler.core.units import format_retain
 
@@ -105,6 +112,10 @@ class Executor:
             self._puller.mark(view.key, view.desired.spec.image, ImageState.UNKNOWN)
 
     async def _start(self, view: View, action: Action) -> None:
+        if action.restart:
+            # A start wipes out how the last run ended; a full disk is no reason not to.
+            with suppress(StoreError):
+                await self._durable()
         container = _container(view, action)
         wanted = view.desired is not None and view.desired.spec.workspace is not None
         if wanted and container.started_at is None and container.volumes:

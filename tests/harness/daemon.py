@@ -24,7 +24,7 @@ class Daemon:
     """One daemon on one state directory. It may end and start again; its log goes on.
 
     `home` holds the state directory and the desired file; `host` is the engine's address where
-    it is not the instance's own, such as a proxy's.
+    it is not the instance's own, such as a proxy's. `module` is what Python runs as the program.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Daemon:
         env: Mapping[str, str] | None = None,
         arguments: tuple[str, ...] = (),
     ) -> None:
+        self.module = "reconciler"
         self.instance = instance
         self.state_dir = home / "state"
         self.desired = home / "desired.yaml"
@@ -75,7 +76,7 @@ class Daemon:
         assert not self.running, "the daemon runs already"
         self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "reconciler", "run", *self.arguments],
+            [sys.executable, "-m", self.module, "run", *self.arguments],
             cwd=self._home,
             env=self.env,
             stdin=subprocess.DEVNULL,

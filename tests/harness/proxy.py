@@ -116,6 +116,11 @@ class FaultProxy:
         """Cut the events, logs and pulls, and nothing else."""
         self._run(self._abort(lambda connection: connection.streams))
 
+    @property
+    def idle(self) -> bool:
+        """Tell whether no client is connected, and all that was asked for is done."""
+        return not self._connections
+
     def seen(self, predicate: Predicate) -> list[Request]:
         """Return the requests of that kind so far."""
         return [request for request in list(self.requests) if predicate(request)]
