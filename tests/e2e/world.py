@@ -4,6 +4,7 @@ import json
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,7 +72,8 @@ class World:
         """Ask the daemon over its control socket; None where it does not answer."""
         try:
             answer = request(f"unix://{self.daemon.runtime_dir}/control.sock", method, path)
-        except OSError:
+        except (OSError, HTTPException):
+            # Dead, or it died in the middle of its answer.
             return None
         return answer.json()
 
