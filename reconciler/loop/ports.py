@@ -90,7 +90,9 @@ class Identities:
         self._hidden[key] = secret
 
     def sweep(self) -> None:
-        """No longer hide the session keys of sandboxes of which nothing is left."""
+        """Forget the session keys of sandboxes of which nothing is left, and ports' old trouble."""
+        now = self._clock()
+        self._quarantine = {port: end for port, end in self._quarantine.items() if end > now}
         for key in [key for key in self._hidden if self._store.identity(key) is None]:
             redactor.forget(self._hidden.pop(key))
 
