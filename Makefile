@@ -15,7 +15,7 @@ VENV := .venv/complete
 # Each worker drives a real engine; more than two do not make it faster on two cores.
 WORKERS ?= 2
 
-.PHONY: schema demo demo-clean test core bench torture lint types layers venv engine rootfs clean
+.PHONY: schema demo demo-clean test core bench torture lint types layers venv engine rootfs editors clean
 
 demo: venv
 	@$(BIN)/python -m scripts.demo
@@ -23,7 +23,7 @@ demo: venv
 demo-clean:
 	@$(PYTHON) -m scripts.demo clean
 
-test: lint types layers core engine rootfs
+test: lint types layers core engine rootfs editors
 	$(BIN)/python -m pytest --ignore=tests/core -n $(WORKERS)
 
 # The pure core, to the last branch.
@@ -43,7 +43,8 @@ ROUNDS ?= 200
 SEED ?= 1
 torture: venv engine
 	RECONCILER_TORTURE_ROUNDS=$(ROUNDS) RECONCILER_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest \
-		tests/e2e/test_crash_points.py tests/e2e/test_faults.py -n $(WORKERS) -rP
+		tests/e2e/test_crash_points.py tests/e2e/test_faults.py \
+		tests/e2e/test_store_kills.py tests/e2e/test_engine_restarts.py -n $(WORKERS) -rP
 
 lint: venv
 	$(BIN)/ruff check .
@@ -73,6 +74,11 @@ engine:
 # What a Debian with systemd is made of for the tests, once for each checkout.
 rootfs: venv
 	@$(BIN)/python -m scripts.rootfs
+
+# What people save the desired file with.
+editors:
+	@command -v rsync >/dev/null && command -v vim.tiny >/dev/null || \
+		$(PYTHON) -m scripts.debian rsync vim-tiny
 
 clean:
 	rm -rf .venv build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache \
