@@ -50,7 +50,7 @@ def crash(course: "Course") -> Iterator[Over]:
 def removal(course: "Course") -> Iterator[Over]:
     world = course.world
     former = world.id("alice")
-    course.story.forget(world.name("alice"))
+    course.story.let_go(world.name("alice"))
     world.docker.rm(world.name("alice"))
     yield lambda: world.id("alice") != former
 

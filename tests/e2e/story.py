@@ -16,6 +16,7 @@ from tests.harness.docker import SANDBOX_LABEL
 # By name: a container's phase, or "volume".
 Things = dict[str, str]
 VOLUME = "volume"
+LEAVING = "removing"
 ONCE = ("record.added", "record.changed", "record.deleted", "sandbox.died")
 _PHASES = {
     "sandbox.started": ({"created", "exited"}, "running"),
@@ -102,9 +103,9 @@ class Story:
         volumes = {volume: VOLUME} if volume in docker.volumes(instance.name) else {}
         return {row["Names"][0].lstrip("/"): row["State"] for row in rows} | volumes
 
-    def forget(self, name: str) -> None:
-        """Somebody else took it away."""
-        del self.things[name]
+    def let_go(self, name: str) -> None:
+        """Somebody else takes it away; the daemon may see that it goes, and help."""
+        self.things[name] = LEAVING
 
     def _turn_to(self, entries: list[Entry]) -> None:
         self.things, self.entries = self.there(), entries
@@ -115,7 +116,7 @@ def replay(things: Things, entries: Iterable[Entry]) -> Things:
     now = dict(things)
     for entry in entries:
         _follow(now, entry)
-    return now
+    return {name: phase for name, phase in now.items() if phase != LEAVING}
 
 
 def _follow(now: Things, entry: Entry) -> None:
@@ -124,7 +125,7 @@ def _follow(now: Things, entry: Entry) -> None:
     match entry.event:
         case "sandbox.created" | "volume.created":
             made = name or data["volume"]
-            assert made not in now, f"{entry} is told twice"
+            assert now.get(made, LEAVING) == LEAVING, f"{entry} is told twice"
             now[made] = "created" if name else VOLUME
         case "sandbox.renamed":
             assert data["new"] not in now, f"{entry}: there are {now}"

@@ -23,7 +23,12 @@ FIRST = int(os.environ.get("RECONCILER_TORTURE_SEED", "1"))
 Event = dict[str, Any]
 STEPS = 12
 LONGEST_STEP = 3
-SHORT = {"RECONCILER_ENGINE_TIMEOUT": "2s", "RECONCILER_READ_TIMEOUT": "2s"}
+# A creation can be done after its record was forgotten; what it leaves is garbage, and has to go.
+SHORT = {
+    "RECONCILER_ENGINE_TIMEOUT": "2s",
+    "RECONCILER_READ_TIMEOUT": "2s",
+    "RECONCILER_GC_GRACE": "5s",
+}
 STATES = {"running": {"running"}, "paused": {"paused"}, "stopped": {"created", "exited"}}
 STATUS = {"running": "RUNNING", "paused": "PAUSED", "stopped": "STOPPED"}
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -57,7 +62,6 @@ FAULTS: dict[str, Callable[[], Fault]] = {
     "hang after": faults.hang_after,
 }
 LIST = matching("GET", "/containers/json")
-# Without creations: one that is done after its record was forgotten is left to the garbage grace.
 AFTERTHOUGHTS = matching("(POST|DELETE)", "/containers/[^/]+(/(start|stop|rename|pause|unpause))?")
 LATE = 2.5  # longer than the daemon waits
 
