@@ -1,6 +1,7 @@
 import atexit
 import inspect
 import secrets
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,6 +24,9 @@ from tests.harness.scheduling import Scheduling
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background job ignores Ctrl-C, and so would every command that a test begins.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         engines.begin_session()
         atexit.register(engines.end_session)
