@@ -5,6 +5,7 @@ of them and six, with live-restore and without.
 """
 
 import io
+import json
 import os
 import tarfile
 import time
@@ -85,8 +86,17 @@ class Fleet:
 
     def await_crashes(self) -> None:
         """Wait until each that dies was started once more."""
-        before = {name: self.look(name).started for name in self.dying}
-        self.world.wait(lambda: all(self.look(n).started > s for n, s in before.items()), DEADLINE)
+        for name, started in {name: self.look(name).started for name in self.dying}.items():
+            try:
+                self.world.wait(lambda: self.look(name).started > started, DEADLINE)  # noqa: B023
+            except AssertionError as error:
+                raise AssertionError(f"{self.explain(name)}\n{error}") from error
+
+    def explain(self, name: str) -> str:
+        """What the engine, the daemon and the ledger say of one that is stuck."""
+        events = self.world.ask(f"/v1/events?sandbox={name}&limit=20")
+        told = [self.world.inspect(name)["State"], self.world.rows().get(name), events]
+        return "\n".join([name, *(json.dumps(it) for it in told)])
 
     def look(self, name: str) -> Seen:
         found = self.world.inspect(name)
