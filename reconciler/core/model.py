@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -137,6 +137,14 @@ class Death:
 _SIGNAL_BASE = 128
 
 
+class Concern(NamedTuple):
+    """What a failure is about: the step, the edit, and what exists that it was on, if anything."""
+
+    verb: Verb
+    spec_hash: str
+    target: str
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A step that could not be done, how often in a row, and when it is due again.
@@ -153,6 +161,11 @@ class Failure:
     at: float
     not_before: float
     target: str = ""
+
+    @property
+    def about(self) -> Concern:
+        """What it is remembered under."""
+        return Concern(self.verb, self.spec_hash, self.target)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from reconciler.core.model import Failure, Health, Memory, Verb, Verdict
+from reconciler.core.model import Failure, Health, Memory, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from reconciler.core.model import Container, Death
+    from reconciler.core.model import Concern, Container, Death
     from reconciler.core.spec import HealthSpec, RestartSpec
 
 _JITTER: Final = 0.1
@@ -20,19 +20,6 @@ _JITTER: Final = 0.1
 _SWAP_BACKOFF: Final = 60.0
 _SWAP_MAX_BACKOFF: Final = 3600.0
 _MAX_EXPONENT: Final = 32
-
-
-class Concern(NamedTuple):
-    """What a failure is about: the step, the edit, and what exists that it was on, if anything."""
-
-    verb: Verb
-    spec_hash: str
-    target: str
-
-
-def concern_of(failure: Failure) -> Concern:
-    """What the failure is about."""
-    return Concern(failure.verb, failure.spec_hash, failure.target)
 
 
 def backoff(base: float, cap: float, streak: int, key: str) -> float:
@@ -106,9 +93,8 @@ def after_failure(
     ``relevant`` holds the spec hashes, ids and volume names that are still there; what failed for
     another edit, or on what is gone, is forgotten.
     """
-    about = concern_of(failed)
-    others = [f for f in memory.failures if _matters(f, relevant) and concern_of(f) != about]
-    count = 1 + sum(f.count for f in memory.failures if concern_of(f) == about)
+    others = [f for f in memory.failures if _matters(f, relevant) and f.about != failed.about]
+    count = 1 + sum(f.count for f in memory.failures if f.about == failed.about)
     base, cap = (
         (_SWAP_BACKOFF, _SWAP_MAX_BACKOFF) if swap else (restart.backoff, restart.max_backoff)
     )
@@ -127,7 +113,7 @@ def after_success(memory: Memory) -> Memory:
 
 def failure_of(memory: Memory, about: Concern) -> Failure | None:
     """The failure of this step for this edit."""
-    return next((f for f in memory.failures if concern_of(f) == about), None)
+    return next((f for f in memory.failures if f.about == about), None)
 
 
 def failure_due(failure: Failure, now: float) -> float:

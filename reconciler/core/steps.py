@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
-from reconciler.core.model import Action, Decision, Phase, Verb
-from reconciler.core.policy import Concern
+from reconciler.core.model import Action, Concern, Decision, Phase, Verb
 
 if TYPE_CHECKING:
     from reconciler.core.model import Container, Failure, View

@@ -30,7 +30,7 @@ from reconciler.core.model import (
     Verdict,
 )
 from reconciler.core.roles import roles_of
-from reconciler.core.spec import PullPolicy, RestartSpec
+from reconciler.core.spec import PullPolicy
 from reconciler.loop.announce import announce
 from reconciler.loop.prober import target_of
 from reconciler.loop.queue import Priority
@@ -60,7 +60,6 @@ _LONGEST_AGAIN: Final = 60.0
 # A key that waits for its turn is woken; this is for when nobody wakes it.
 _LATER: Final = 5.0
 _SHORTEST_WAIT: Final = 0.02
-_DEFAULT_RESTART: Final = RestartSpec()
 
 
 class Controller:

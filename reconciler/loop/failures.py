@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
-from reconciler.core.model import Failure, Fate, Verb
-from reconciler.core.policy import Concern
+from reconciler.core.model import Concern, Failure, Fate, Verb
 from reconciler.core.roles import roles_of
 from reconciler.core.spec import RestartSpec
 from reconciler.core.steps import concern, still_there

@@ -143,24 +143,27 @@ class Lanes:
             self._wake(key)
 
     def _hangs(self, lane: _Lane) -> bool:
-        several = len(lane.hung_keys) > 1 or self._sandboxes() == 1
-        return lane.hung >= _PATIENCE and several
+        if lane.hung < _PATIENCE:
+            return False
+        return len(lane.hung_keys) > 1 or self._sandboxes() == 1
+
+    def _hanging(self) -> dict[Verb, _Lane]:
+        return {verb: lane for verb, lane in self._lanes.items() if self._hangs(lane)}
 
     # --- what is known of the engine ----------------------------------------------------------
 
     def hung(self) -> dict[Verb, float]:
         """The verbs at which the engine hangs, and in how many seconds each is tried again."""
         now = self._clock()
-        lanes = self._lanes.items()
-        return {v: max(lane.trial_at - now, 0.0) for v, lane in lanes if self._hangs(lane)}
+        return {verb: max(lane.trial_at - now, 0.0) for verb, lane in self._hanging().items()}
 
     @property
     def wedged(self) -> str:
         """What is wrong, and what to do about it; empty while the engine is not wedged."""
-        hung = [(verb, lane) for verb, lane in self._lanes.items() if self._hangs(lane)]
-        if not any(lane.answers for _, lane in hung):
+        hanging = self._hanging()
+        if not any(lane.answers for lane in hanging.values()):
             return ""
-        verbs = " and ".join(sorted(str(verb) for verb, _ in hung))
+        verbs = " and ".join(sorted(map(str, hanging)))
         return (
             f"the engine answers questions, but hangs at {verbs}: restart it, for instance with "
             "`systemctl restart docker`"

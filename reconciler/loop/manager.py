@@ -100,7 +100,7 @@ class Manager:
             state_dir=settings.state_dir,
             limits=settings.disk_limits,
             collect=self.images.collect,
-            on_change=self._enqueue_records,
+            on_change=self.informer.enqueue_all,
             reporter=reporter,
             clock=monotonic,
             measure=measure,
@@ -280,10 +280,6 @@ class Manager:
 
     def _on_verdict(self, key: str, health: Health) -> None:
         self._controller.on_verdict(key, health)
-
-    def _enqueue_records(self) -> None:
-        for name in self.store.records:
-            self.queue.add(name, Priority.RESYNC)
 
     def _images_in_use(self) -> set[str] | None:
         # A record that cannot be read may name any image.
