@@ -127,9 +127,11 @@ class Death(Protocol):
 class Course:
     """One world, in which the legs are run over and over."""
 
-    def __init__(self, world: World, proxy: FaultProxy) -> None:
+    def __init__(self, world: World, proxy: FaultProxy, foreign: list[str]) -> None:
         self.world, self.proxy = world, proxy
         self.stranger = world.name("stranger")
+        foreign.append(self.stranger)
+        world.daemon.env |= {"RECONCILER_GC_GRACE": "0s", "RECONCILER_RESYNC_INTERVAL": "1s"}
         self.number = 0
         self.deaths = 0
         world.declare(bob=box("stopped"))

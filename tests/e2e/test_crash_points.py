@@ -115,11 +115,8 @@ def run(course: Course, leg: Leg) -> int:
 def test_a_daemon_that_dies_at_any_request(
     proxied: World, proxy: FaultProxy, foreign: list[str], name: str
 ) -> None:
-    proxied.daemon.env["RECONCILER_GC_GRACE"] = "0s"
-    proxied.daemon.env["RECONCILER_RESYNC_INTERVAL"] = "1s"
-    foreign.append(proxied.name("stranger"))
     least, legs = SCENARIOS[name]
-    course = Course(proxied, proxy)
+    course = Course(proxied, proxy, foreign)
     points = sum(run(course, leg) for leg in legs)
     print(f"{name}: {points} crash points")
     assert points >= least

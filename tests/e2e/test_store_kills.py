@@ -93,11 +93,8 @@ def mortal(proxied: World, tmp_path: Path) -> World:
 def test_a_daemon_that_dies_between_two_writes(
     mortal: World, proxy: FaultProxy, foreign: list[str], name: str
 ) -> None:
-    mortal.daemon.env["RECONCILER_GC_GRACE"] = "0s"
-    mortal.daemon.env["RECONCILER_RESYNC_INTERVAL"] = "1s"
-    foreign.append(mortal.name("stranger"))
     least, leg = SCENARIOS[name]
-    points = run(Course(mortal, proxy), leg)
+    points = run(Course(mortal, proxy, foreign), leg)
     print(f"{name}: {points} points between two writes")
     assert points >= least
 

@@ -4,13 +4,11 @@ import json
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
 from scripts.image import TEST_IMAGE
-from scripts.unixhttp import request
-from tests.harness.daemon import Daemon
+from tests.harness.daemon import Daemon, ask
 from tests.harness.docker import labels
 from tests.harness.instance import Instance, instance_on
 
@@ -70,12 +68,8 @@ class World:
 
     def ask(self, path: str, method: str = "GET") -> Any:
         """Ask the daemon over its control socket; None where it does not answer."""
-        try:
-            answer = request(f"unix://{self.daemon.runtime_dir}/control.sock", method, path)
-        except (OSError, HTTPException):
-            # Dead, or it died in the middle of its answer.
-            return None
-        return answer.json()
+        answer = ask(self.daemon.runtime_dir, path, method)
+        return None if answer is None else answer.json()
 
     def rows(self) -> dict[str, dict[str, Any]]:
         answer = self.ask("/v1/status")

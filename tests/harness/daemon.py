@@ -9,15 +9,26 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from scripts.unixhttp import Answer, request
 from tests.harness.instance import Instance
 from tests.harness.waiting import wait_until
 
 T = TypeVar("T")
 _ROOT = Path(__file__).parent.parent.parent
 _TAIL = 40
+
+
+def ask(runtime_dir: Path, path: str, method: str = "GET") -> Answer | None:
+    """Ask a daemon over its control socket; None where it does not answer."""
+    try:
+        return request(f"unix://{runtime_dir}/control.sock", method, path)
+    except (OSError, HTTPException):
+        # Dead, or it died in the middle of its answer.
+        return None
 
 
 class Daemon:

@@ -27,6 +27,14 @@ def unwedge(stage: Stage) -> None:
     stage.engine._faults.clear()
 
 
+async def hang_at_stop(stage: Stage, seconds: float = HALF_AN_HOUR) -> None:
+    """All of a crowd are to be stopped, and no stop ends."""
+    await stage.converge(crowd("running"))
+    wedge(stage, "stop")
+    await stage.edit(crowd("stopped"))
+    await stage.after(seconds)
+
+
 @contextmanager
 def dead(stage: Stage) -> Iterator[None]:
     """Nothing is answered, lists neither, and no connection breaks."""
@@ -88,10 +96,7 @@ async def test_a_kind_that_hangs_leaves_workers_for_the_rest_from_the_start(stag
 
 
 async def test_after_it_does_the_work_again_everything_converges_at_once(stage: Stage):
-    await stage.converge(crowd("running"))
-    wedge(stage, "stop")
-    await stage.edit(crowd("stopped"))
-    await stage.after(HALF_AN_HOUR)
+    await hang_at_stop(stage)
     unwedge(stage)
     await stage.after(400)
     assert set(stage.statuses().values()) == {"STOPPED"}
@@ -100,10 +105,7 @@ async def test_after_it_does_the_work_again_everything_converges_at_once(stage: 
 
 
 async def test_a_restarted_engine_is_not_held_to_what_the_last_one_did(stage: Stage):
-    await stage.converge(crowd("running"))
-    wedge(stage, "stop")
-    await stage.edit(crowd("stopped"))
-    await stage.after(HALF_AN_HOUR)
+    await hang_at_stop(stage)
     unwedge(stage)
     stage.host.restart_engine()
     await stage.after(70)
@@ -112,10 +114,7 @@ async def test_a_restarted_engine_is_not_held_to_what_the_last_one_did(stage: St
 
 
 async def test_deletions_try_force_where_a_graceful_stop_hangs(stage: Stage):
-    await stage.converge(crowd("running"))
-    wedge(stage, "stop")
-    await stage.edit(crowd("stopped"))
-    await stage.after(300)
+    await hang_at_stop(stage, 300)
     stage.write({"box-0": "stopped"})
     await stage.manager.intake.read(allow_mass_delete=True)
     await stage.after(TIMEOUT + 10)

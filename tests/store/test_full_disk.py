@@ -1,5 +1,7 @@
 """A start on a full disk: what is known is there at once, and is written once there is room."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,17 @@ async def make(disk: Path) -> None:
         store.append("created", "alice", "it is wanted", {})
 
 
-async def test_what_was_known_is_there_and_more_is_written_later(tmp_path: Path) -> None:
-    listener = Listener()
+@asynccontextmanager
+async def known_and_full(tmp_path: Path) -> AsyncIterator[tuple[Path, Path]]:
+    """A disk with a database of before, and the file that fills it."""
     with small_disk(tmp_path / "disk") as disk:
         await make(disk)
-        filler = fill(disk)
+        yield disk, fill(disk)
+
+
+async def test_what_was_known_is_there_and_more_is_written_later(tmp_path: Path) -> None:
+    listener = Listener()
+    async with known_and_full(tmp_path) as (disk, filler):
         async with await opened(disk, listener) as store:
             assert (set(store.records), len(listener.heard)) == ({"alice"}, 1)
             assert "space" in listener.heard[0]
@@ -41,14 +49,14 @@ async def test_what_was_known_is_there_and_more_is_written_later(tmp_path: Path)
 
 async def test_it_recovers_also_when_there_is_nothing_to_write(tmp_path: Path) -> None:
     listener = Listener()
-    with small_disk(tmp_path / "disk") as disk:
-        await make(disk)
-        filler = fill(disk)
-        async with await opened(disk, listener) as store:
-            filler.unlink()
-            await listener.over.wait()
-            assert store.trouble is None
-            assert listener.heard[1:] == ["recovered"]
+    async with (
+        known_and_full(tmp_path) as (disk, filler),
+        await opened(disk, listener) as store,
+    ):
+        filler.unlink()
+        await listener.over.wait()
+        assert store.trouble is None
+        assert listener.heard[1:] == ["recovered"]
 
 
 async def test_what_cannot_be_read_is_refused_as_ever(tmp_path: Path) -> None:

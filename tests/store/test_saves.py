@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.unixhttp import request
-from tests.harness.daemon import Daemon
+from tests.harness.daemon import Daemon, ask
 from tests.harness.docker import Docker
 from tests.harness.instance import Instance
 
@@ -179,24 +178,17 @@ def alone(tmp_path: Path) -> Iterator[Daemon]:
         yield daemon
 
 
-def ask(daemon: Daemon, path: str) -> bytes:
-    """What the daemon answers; nothing where it does not yet."""
-    try:
-        return request(f"unix://{daemon.runtime_dir}/control.sock", "GET", path).body
-    except OSError:
-        return b""
-
-
 def accepted(daemon: Daemon) -> set[int]:
     """The edits that the records in force are of."""
     assert daemon.running, daemon.tail()
-    return {int(found) for found in re.findall(rb"<(\d+)>", ask(daemon, "/v1/export"))}
+    answer = ask(daemon.runtime_dir, "/v1/export")
+    return {int(found) for found in re.findall(rb"<(\d+)>", answer.body if answer else b"")}
 
 
 def complaints(daemon: Daemon) -> list[object] | None:
     """What is wrong with the file that is in force; None where the daemon does not answer."""
-    answer = ask(daemon, "/v1/status")
-    return list(json.loads(answer)["desired"]["errors"]) if answer else None
+    answer = ask(daemon.runtime_dir, "/v1/status")
+    return list(answer.json()["desired"]["errors"]) if answer else None
 
 
 def edit_for_a_while(way: Way, path: Path) -> int:
