@@ -194,8 +194,7 @@ class Informer:
             try:
                 await self._stay_connected()
             except EngineError as error:
-                self.error = str(error)
-                self._reporter.complain(Event.ENGINE_LOST, error=str(error))
+                self._lose(Event.ENGINE_LOST, str(error))
             held = self.synced.is_set() and self._clock() - began >= _STABLE
             self.complete = False
             self.synced.clear()
@@ -215,7 +214,11 @@ class Informer:
                 relisting.cancel()
                 # Not awaited itself: its end would be taken for ours, and ours for its.
                 await asyncio.wait({relisting})
-        self._reporter.complain(Event.ENGINE_STREAM_LOST, error="the event stream ended")
+        self._lose(Event.ENGINE_STREAM_LOST, "it ended the event stream, and is asked again")
+
+    def _lose(self, event: Event, why: str) -> None:
+        self.error = why
+        self._reporter.complain(event, error=why)
 
     async def _say_connected(self) -> None:
         try:

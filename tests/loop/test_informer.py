@@ -144,6 +144,15 @@ async def test_what_changed_while_the_engine_was_away_is_told(watcher: Watcher, 
         assert watcher.informer.complete
 
 
+async def test_a_stream_that_ended_is_a_reason_to_wait(watcher: Watcher):
+    async with watcher.running():
+        await watcher.synced()
+        watcher.host.end_streams()
+        while watcher.informer.synced.is_set():  # noqa: ASYNC110 - a turn of simulated time
+            await asyncio.sleep(0.001)
+        assert "event stream" in watcher.informer.error
+
+
 async def test_a_dead_engine_is_complained_of_once_a_minute(watcher: Watcher):
     watcher.host.down = True
     async with watcher.running():
