@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from reconciler.engine.protocol import EngineEvent, EngineInfo, Image, PullProgress
 
 _LONGEST_EVENT: Final = 1 << 20
+# Seconds; an engine that takes long over a removal is not to be kept busy by being asked.
 _GONE_POLL: Final = 0.02
+_LONGEST_GONE_POLL: Final = 1.0
 _EVENT_OVERLAP: Final = 1.0
 
 
@@ -266,13 +268,18 @@ class DockerEngine:
                 with suppress(NotFound, Busy):
                     await self._change(delete(path, force="1", v="1"))
                 # The name is free once the container is gone, a moment after a removal is answered.
-                while await self._look(container_id) is not None:  # noqa: ASYNC110 - only polling tells
-                    await asyncio.sleep(_GONE_POLL)
+                await self._until_gone(container_id)
         except TimeoutError as error:
             raise EngineTimeout(
                 f"container {container_id[:12]} is not gone after {self._call_timeout:g} s: see "
                 "whether the engine is overloaded or stuck"
             ) from error
+
+    async def _until_gone(self, container_id: str) -> None:
+        pause = _GONE_POLL
+        while await self._look(container_id) is not None:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_GONE_POLL)
 
     # --- images -------------------------------------------------------------------------------
 

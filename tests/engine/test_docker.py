@@ -10,6 +10,8 @@ from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
 from reconciler.engine.docker import DockerEngine
 from reconciler.engine.docker_stream import LONGEST_LOG_LINE
 from tests.engine.worlds import RealWorld, blueprint
+from tests.harness.faults import answer, matching
+from tests.harness.proxy import FaultProxy
 from tests.harness.serving import say_nothing, serving
 
 pytestmark = pytest.mark.engine
@@ -290,21 +292,34 @@ async def test_an_engine_that_never_answers(tmp_path: Any) -> None:
         await engine.close()
 
 
+async def test_a_removal_that_takes_long_is_looked_at_ever_less_often(real: RealWorld) -> None:
+    container = await prepared(real)
+    with FaultProxy(real.docker.host) as proxy:
+        proxy.fault(matching("DELETE", ".*"), answer(409), times=None)
+        engine = DockerEngine(instance=real.instance, docker_host=proxy.host, call_timeout=2)
+        with pytest.raises(EngineTimeout, match="is not gone after 2 s"):
+            await engine.remove(container)
+        looks = proxy.seen(matching("GET", f"/containers/{container}/json"))
+        await engine.close()
+    assert 2 <= len(looks) <= 7
+
+
 @pytest.mark.parametrize(
-    ("answer", "status"),
+    ("body", "status"),
     [("not json", 200), ("[]", 200), ('[{"Id": 1}]', 200), ("{}", 200), ("<html>", 500)],
 )
 async def test_an_answer_that_cannot_be_understood_is_an_error(
-    tmp_path: Any, answer: str, status: int
+    tmp_path: Any, body: str, status: int
 ) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        body = '{"ApiVersion": "1.41", "MinAPIVersion": "1.12"}' if "/version" in head else answer
+        version = '{"ApiVersion": "1.41", "MinAPIVersion": "1.12"}'
+        said = version if "/version" in head else body
         code = 200 if "/version" in head else status
         kind = "application/json" if status == 200 else "text/plain"
         writer.write(
             f"HTTP/1.1 {code} X\r\nContent-Type: {kind}\r\nConnection: close\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+            f"Content-Length: {len(said)}\r\n\r\n{said}".encode()
         )
         await writer.drain()
 
