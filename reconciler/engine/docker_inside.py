@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from reconciler.core.errors import EngineTimeout, EngineUnavailable
+from reconciler.core.errors import EngineTimeout, EngineUnavailable, NotFound
 from reconciler.engine import docker_requests as requests
 from reconciler.engine.docker_errors import understood
 from reconciler.engine.docker_stream import lines_of, log_splitter
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from reconciler.engine.docker_client import Client
 
 
+# Commands whose end was not seen; those in containers that are gone count too.
+_MOST_BEGUN: Final = 1024
+
+
 class Inside:
     """Both timeouts are in seconds; a whole log's end must come within ``read_timeout``."""
 
@@ -25,6 +29,7 @@ class Inside:
         self._client = client
         self._read_timeout = read_timeout
         self._call_timeout = call_timeout
+        self._begun: dict[tuple[str, ...], str] = {}
 
     async def log_tail(self, container_id: str, lines: int, since: float) -> tuple[str, ...]:
         """The last lines of both streams."""
@@ -49,8 +54,10 @@ class Inside:
     async def run(self, container_id: str, command: Sequence[str], limit: float) -> int:
         """The exit code of a command. One that does not end within ``limit`` seconds runs on.
 
+        No engine can end it, so until it has ended the same command is not begun again.
+
         Raises:
-            EngineTimeout: it did not end in time.
+            EngineTimeout: it did not end in time, or one that was begun earlier has not ended.
         """
         try:
             async with asyncio.timeout(limit):
@@ -71,17 +78,36 @@ class Inside:
             yield (line.decode(errors="replace") async for line in lines_of(chunks, splitter))
 
     async def _exec(self, container_id: str, command: Sequence[str]) -> int:
+        place = (container_id, *command)
+        if place in self._begun and await self._runs(self._begun[place]):
+            raise EngineTimeout("the same command, begun earlier, has not ended: see why it hangs")
         create = requests.exec_create(container_id, command)
         made = await self._client.call(create, self._call_timeout)
         with understood("a command"):
             exec_id = str(made["Id"])
+        self._remember(place, exec_id)
         start = requests.exec_start(exec_id)
         async with self._client.stream(start, self._call_timeout) as output:
             async for _ in output:
                 pass
+        self._begun.pop(place, None)
         result = await self._client.call(requests.get(f"exec/{exec_id}/json"), self._read_timeout)
         with understood("a command's end"):
             return int(result["ExitCode"])
+
+    def _remember(self, place: tuple[str, ...], exec_id: str) -> None:
+        self._begun[place] = exec_id
+        if len(self._begun) > _MOST_BEGUN:
+            self._begun.pop(next(iter(self._begun)))
+
+    async def _runs(self, exec_id: str) -> bool:
+        try:
+            question = requests.get(f"exec/{exec_id}/json")
+            about = await self._client.call(question, self._read_timeout)
+        except NotFound:
+            return False
+        with understood("a command"):
+            return bool(about["Running"])
 
 
 async def _until_broken(lines: AsyncIterator[str]) -> AsyncIterator[str]:

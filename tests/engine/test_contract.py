@@ -523,6 +523,19 @@ async def test_a_command_that_does_not_end(world: World) -> None:
         await world.engine.run_in(container, ["sh", "-c", "sleep 30"], 0.5)
 
 
+async def test_a_command_that_has_not_ended_is_not_begun_again(world: World) -> None:
+    container, hanging = await run(world, "alice"), ["sh", "-c", "sleep 30"]
+    with pytest.raises(EngineTimeout, match="within"):
+        await world.engine.run_in(container, hanging, 0.5)
+    with pytest.raises(EngineTimeout, match="has not ended"):
+        await world.engine.run_in(container, hanging, 10)
+    assert await world.engine.run_in(container, ["true"], 10) == 0
+    await world.engine.stop(container, 0)
+    await world.engine.start(container)
+    with pytest.raises(EngineTimeout, match="within"):
+        await world.engine.run_in(container, hanging, 0.5)
+
+
 async def test_a_command_where_nothing_runs(world: World) -> None:
     container = await make(world, "alice")
     with pytest.raises(EngineError, match=r"not running|on running containers"):

@@ -292,6 +292,23 @@ async def test_an_engine_that_never_answers(tmp_path: Any) -> None:
         await engine.close()
 
 
+async def test_a_command_that_hangs_leaves_one_process_however_often_it_is_asked_for(
+    real: RealWorld,
+) -> None:
+    container = await prepared(real)
+    hanging = ["sh", "-c", "echo $$ >> /tmp/begun; exec sleep 1000"]
+    for _ in range(3):
+        with pytest.raises(EngineTimeout):
+            await real.engine.run_in(container, hanging, 0.5)
+    (pid,) = real.docker.exec(container, "cat", "/tmp/begun")[1].split()
+    assert real.docker.exec(container, "kill", pid)[0] == 0
+    async with asyncio.timeout(20):
+        while real.docker.exec(container, "test", "-d", f"/proc/{pid}")[0] == 0:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    with pytest.raises(EngineTimeout, match="within"):
+        await real.engine.run_in(container, hanging, 0.5)
+
+
 async def test_a_removal_that_takes_long_is_looked_at_ever_less_often(real: RealWorld) -> None:
     container = await prepared(real)
     with FaultProxy(real.docker.host) as proxy:

@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import NoReturn
 
 from reconciler.core import naming
 from reconciler.core.blueprint import Blueprint
@@ -68,6 +69,7 @@ class FakeEngine:
         self._sleep = sleep
         self._faults: dict[str, deque[_Fault]] = defaultdict(deque)
         self._hung: dict[str, asyncio.Event] = {}
+        self._begun: set[tuple[object, ...]] = set()
 
     # --- faults on request
 
@@ -284,8 +286,16 @@ class FakeEngine:
                 return 126
             _, code = run(command)
             if code is None:
-                raise EngineTimeout(f"the command did not end within {limit:g} s")
+                self._hang(self.host.box(container_id).seen, command, limit)
             return code
+
+    def _hang(self, seen: Container, command: Sequence[str], limit: float) -> NoReturn:
+        # A command that does not end lasts as long as the run that it is in.
+        place = (seen.id, seen.started_at, *command)
+        if place in self._begun:
+            raise EngineTimeout("the same command, begun earlier, has not ended")
+        self._begun.add(place)
+        raise EngineTimeout(f"the command did not end within {limit:g} s")
 
     def _ours(self, box: Box) -> bool:
         return box.labels.get(naming.LABEL_INSTANCE) == self.instance
