@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from reconciler.core.errors import Diagnostic
     from reconciler.loop.env_files import EnvFiles
     from reconciler.loop.reporter import Reporter
+    from reconciler.loop.secrets import Secrets
     from reconciler.settings import Settings
     from reconciler.store.rows import Changes
     from reconciler.store.store import Store
@@ -57,6 +58,7 @@ class Intake:
         settings: Settings,
         store: Store,
         env_files: EnvFiles,
+        secrets: Secrets,
         reporter: Reporter,
         enqueue: Callable[[str, Priority], None],
         clock: Callable[[], float],
@@ -65,6 +67,7 @@ class Intake:
         self._settings = settings
         self._store = store
         self._env_files = env_files
+        self._secrets = secrets
         self._reporter = reporter
         self._enqueue = enqueue
         self._clock = clock
@@ -100,6 +103,7 @@ class Intake:
         async with self._lock:
             loaded = await asyncio.to_thread(load, self.path, defaults_of(self._settings))
             reading = self._take_in(loaded, allow_mass_delete=allow_mass_delete)
+            self._secrets.renew()
             # In the same turn: a kill leaves both in the database, or neither.
             self._say_changes(reading)
             former, self._last = self._last, _Last(loaded, reading.braked, reading.diagnostics)
@@ -166,6 +170,7 @@ class Intake:
 
     async def _refresh_env_files(self) -> None:
         changed = await self._env_files.refresh(self.env_paths())
+        self._secrets.renew()
         for record in self._store.records.values():
             if record.spec.env_file in changed:
                 self._enqueue(record.name, Priority.USER)

@@ -27,6 +27,7 @@ from reconciler.loop.ports import Identities
 from reconciler.loop.prober import Prober
 from reconciler.loop.puller import Puller
 from reconciler.loop.queue import Priority, WorkQueue
+from reconciler.loop.secrets import Secrets
 from reconciler.loop.survey import Survey
 from reconciler.loop.views import Sources, Views
 from reconciler.service.events import Event
@@ -70,6 +71,7 @@ class Manager:
         self._clock = clock
         self.queue = WorkQueue(monotonic)
         self.env_files = EnvFiles()
+        self._secrets = Secrets(store, env_files=self.env_files, clock=monotonic)
         self.around = Surroundings(
             instance=settings.instance,
             prefix=settings.container_name_prefix,
@@ -123,6 +125,7 @@ class Manager:
             settings=settings,
             store=store,
             env_files=self.env_files,
+            secrets=self._secrets,
             reporter=reporter,
             enqueue=self.queue.add,
             clock=clock,
@@ -268,6 +271,7 @@ class Manager:
     async def _sweep_for_ever(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_EVERY)
+            self._secrets.renew()
             if self.informer.complete:
                 self._collector.sweep(*self.informer.ids())
                 self._identities.sweep()

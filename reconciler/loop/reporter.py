@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from reconciler.service.redact import redactor, sanitizer
 from reconciler.service.suppress import Complaints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from reconciler.service.events import Event
+
+_clean: Final = sanitizer(redactor)
 
 
 class Reporter:
@@ -34,7 +37,7 @@ class Reporter:
     def note(self, event: Event, sandbox: str, cause: str, **fields: Any) -> None:
         """A line in the sandbox's story alone."""
         if self.ledger is not None:
-            self.ledger(str(event), sandbox, cause, fields)
+            self.ledger(str(event), sandbox, redactor.clean(cause), _clean(None, "", fields))
 
     def complain(self, event: Event, *, about: str = "", **fields: Any) -> None:
         """A line in the log, once: the same complaint is counted, then summed up."""

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from functools import singledispatch
+from functools import lru_cache, singledispatch
 from itertools import islice
 from types import NoneType
 from typing import Any
@@ -28,6 +28,9 @@ _SENSITIVE = (
     "|credential|cookie|registry_auth"
 )
 _SECRET_NAME = re.compile(_SENSITIVE, re.IGNORECASE)
+_SECRET_VARIABLE = re.compile(
+    rf"{_SENSITIVE}|(?:^|_)(?:key|pass|passphrase|pwd|pat|dsn)s?$", re.IGNORECASE
+)
 _ASSIGNMENT = re.compile(rf"((?:{_SENSITIVE})[\w-]{{0,32}})=[^\s&\"',;]+", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"\b(bearer|basic) +[\w+/=.~-]{16,}", re.IGNORECASE)
 _USERINFO = re.compile(r"://[^/\s:@]{1,64}:[^/\s@]{1,256}@")
@@ -36,6 +39,12 @@ _USERINFO = re.compile(r"://[^/\s:@]{1,64}:[^/\s@]{1,256}@")
 def is_secret_name(name: str) -> bool:
     """Says whether a field, variable or header of this name holds a secret."""
     return _SECRET_NAME.search(name.replace("-", "_")) is not None
+
+
+@lru_cache(maxsize=4096)
+def is_secret_variable(name: str) -> bool:
+    """Says whether an environment variable of this name holds a secret."""
+    return _SECRET_VARIABLE.search(name.replace("-", "_")) is not None
 
 
 class Redactor:
@@ -48,15 +57,14 @@ class Redactor:
         self._counts: Counter[str] = Counter()
         self._forms: tuple[str, ...] = ()
 
-    def register(self, secret: str) -> None:
-        """Hides a secret from now on; twice registered, it is twice to be forgotten."""
-        if len(secret) >= SHORTEST_SECRET:
-            self._counts.update(_forms_of(secret))
-            self._rebuild()
+    def register(self, *secrets: str) -> None:
+        """Hides secrets from now on; one that is twice registered is twice to be forgotten."""
+        self._counts.update(_all_forms_of(secrets))
+        self._rebuild()
 
-    def forget(self, secret: str) -> None:
-        """Takes a registration back, so that a long churn of sandboxes leaves nothing behind."""
-        self._counts -= Counter(_forms_of(secret))
+    def forget(self, *secrets: str) -> None:
+        """Takes registrations back, so that a long churn of sandboxes leaves nothing behind."""
+        self._counts -= Counter(_all_forms_of(secrets))
         self._rebuild()
 
     def clean(self, text: str, limit: int = FIELD_LIMIT) -> str:
@@ -122,6 +130,10 @@ def _text_of(value: object) -> str:
         return str(value)
     except Exception:  # noqa: BLE001 - a log line must not fail over what it describes
         return f"<unprintable {type(value).__name__}>"
+
+
+def _all_forms_of(secrets: Iterable[str]) -> list[str]:
+    return [form for one in secrets if len(one) >= SHORTEST_SECRET for form in _forms_of(one)]
 
 
 def _forms_of(secret: str) -> set[str]:

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.service.redact import MASK, Redactor, describe_error, is_secret_name, sanitizer
+from reconciler.service.redact import (
+    MASK,
+    Redactor,
+    describe_error,
+    is_secret_name,
+    is_secret_variable,
+    sanitizer,
+)
 
 SECRET = "4fQ9cXz7LkR2vTn8"
 
@@ -130,6 +137,16 @@ def test_fields_with_secret_names_are_never_shown(name):
 @pytest.mark.parametrize("name", ["key", "sandbox", "keys", "author", "passes"])
 def test_other_names_are(name):
     assert sanitized(**{name: "x"}) == {name: "x"}
+
+
+@pytest.mark.parametrize("name", ["LLM_API_KEY", "SIGNING_KEY", "db-password", "GITHUB_PAT", "DSN"])
+def test_variables_with_such_names_hold_secrets(name):
+    assert is_secret_variable(name)
+
+
+@pytest.mark.parametrize("name", ["KEYBOARD", "PATH", "COMPASS", "COLOUR", "MONKEY"])
+def test_other_variables_hold_none(name):
+    assert not is_secret_variable(name)
 
 
 @pytest.mark.parametrize(
