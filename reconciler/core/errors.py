@@ -14,6 +14,7 @@ ReconcilerError
       ├── PullFailed          the registry or the engine refused the image
       ├── NameTaken           another container bears the name
       ├── PortTaken           another socket holds a host port
+      ├── Wrecked             the container cannot be started any more: remains are in its way
       ├── Busy                the engine is still at work on the object: ask again soon
       └── Refused             the engine understood, and will not: a bad mount, a bad option
 
@@ -106,6 +107,13 @@ class PortTaken(EngineError):
     def __init__(self, message: str, port: int | None = None) -> None:
         super().__init__(message)
         self.port = port
+
+
+class Wrecked(EngineError):
+    """Remains of an earlier run keep the container from starting, whoever asks, for good.
+
+    An engine, or a host, that is cut off can leave such remains. Only another container can start.
+    """
 
 
 class Busy(EngineError):

@@ -151,7 +151,8 @@ class Failure:
 
     ``spec_hash`` is the edit that it belongs to: a newer edit is tried at once. ``target`` is the
     container's id or the volume's name where the step was on one that exists, and empty for a
-    step of making, which the next try does with another container.
+    step of making, which the next try does with another container. ``wrecked`` is the id of a
+    container in whose way the engine found remains.
     """
 
     verb: Verb
@@ -161,6 +162,7 @@ class Failure:
     at: float
     not_before: float
     target: str = ""
+    wrecked: str = ""
 
     @property
     def about(self) -> Concern:

@@ -20,6 +20,7 @@ _JITTER: Final = 0.1
 _SWAP_BACKOFF: Final = 60.0
 _SWAP_MAX_BACKOFF: Final = 3600.0
 _MAX_EXPONENT: Final = 32
+_WRECKED_STARTS: Final = 3
 
 
 def backoff(base: float, cap: float, streak: int, key: str) -> float:
@@ -114,6 +115,14 @@ def after_success(memory: Memory) -> Memory:
 def failure_of(memory: Memory, about: Concern) -> Failure | None:
     """The failure of this step for this edit."""
     return next((f for f in memory.failures if f.about == about), None)
+
+
+def is_beyond_repair(memory: Memory, container_id: str) -> bool:
+    """Whether starts of the container failed too often over remains that are in its way.
+
+    An engine that comes back may still be clearing them away: hence not at the first.
+    """
+    return any(f.wrecked == container_id and f.count >= _WRECKED_STARTS for f in memory.failures)
 
 
 def failure_due(failure: Failure, now: float) -> float:

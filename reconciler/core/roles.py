@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reconciler.core import naming
+from reconciler.core import naming, policy
 from reconciler.core.blueprint import same_spec
 from reconciler.core.spec import DesiredState, OnChange
 
@@ -107,6 +107,8 @@ def _host_drift(view: View, desired: Desired, container: Container) -> str:
     volume = wanted_volume(view)
     if volume in container.volumes and not has_volume(view, volume):
         return "its workspace volume is gone"
+    if policy.is_beyond_repair(view.memory, container.id):
+        return "the engine cannot start it any more"
     return ""
 
 

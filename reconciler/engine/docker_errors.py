@@ -20,6 +20,7 @@ from reconciler.core.errors import (
     PortTaken,
     PullFailed,
     Refused,
+    Wrecked,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ _PORTS: Final = (
 )
 # The latter two are Podman's, which passes on its database's words.
 _NAME_TAKEN: Final = ("already in use", "UNIQUE constraint failed", "name is in use")
+# Of the runtime, of containerd, and of its shim; all name what they cannot make twice.
+_REMAINS: Final = re.compile(
+    r"container with (?:given )?id (?:already )?exists|id already in use"
+    r"|(?:container|task) [0-9a-f]{64}:? already exists|mkdir \S*containerd\S*: file exists",
+    re.IGNORECASE,
+)
 _SHORTAGE: Final = re.compile(
     r"resource temporarily unavailable|deadline exceeded|no space left|too many open files"
     r"|cannot allocate memory|context canceled|could not find bridge"
@@ -112,10 +119,12 @@ def on_create(status: int, text: str) -> EngineError:
 
 
 def on_start(status: int, text: str) -> EngineError:
-    """PortTaken or Refused, where it is one of them."""
+    """PortTaken, Wrecked or Refused, where it is one of them."""
     if _PORT_TAKEN.search(text):
         port = _port(text)
         return PortTaken(f"host port {port or ''} is held by somebody else: {cut(text)}", port)
+    if _REMAINS.search(text):
+        return Wrecked(f"{cut(text)}: remains of an earlier run; if they stay, it is made anew")
     if status == NOT_FOUND and "no such container" not in text.lower():
         return Refused(cut(text))
     return Refused(cut(text)) if _will_not(status, text) else common(status, text)

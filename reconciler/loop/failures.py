@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
+from reconciler.core.errors import Wrecked
 from reconciler.core.model import Concern, Failure, Fate, Verb
 from reconciler.core.roles import roles_of
 from reconciler.core.spec import RestartSpec
@@ -36,7 +37,8 @@ class Failures:
         if view.desired is None and view.fate is Fate.UNKNOWN:
             event = Event.GARBAGE_FAILED
         swap = action.verb is Verb.START and roles_of(view).predecessor is not None
-        failure = self._remember(view, concern(view, action), str(error), swap=swap)
+        wrecked = action.container_id if isinstance(error, Wrecked) else ""
+        failure = self._remember(view, concern(view, action), error, swap=swap, wrecked=wrecked)
         told = Event.SANDBOX_ROLLED_BACK if swap else Event.SANDBOX_ERROR
         if action.verb in self._lanes.hung():
             # Said of the engine, once; the sandbox's own story has it all the same.
@@ -57,13 +59,22 @@ class Failures:
         """The image that the key waits for could not be had; the puller has said so."""
         view = self._views.view(key)
         spec_hash = view.desired.spec_hash if view.desired else None
-        self._remember(view, Concern(Verb.PULL, spec_hash or "", ""), str(error), swap=False)
+        self._remember(view, Concern(Verb.PULL, spec_hash or "", ""), error)
 
-    def _remember(self, view: View, about: Concern, cause: str, *, swap: bool) -> Failure:
+    def _remember(
+        self, view: View, about: Concern, error: Exception, *, swap: bool = False, wrecked: str = ""
+    ) -> Failure:
         # Not the view's time: the step may have taken its whole timeout since.
         now = self._views.now
         failed = Failure(
-            about.verb, about.spec_hash, redactor.clean(cause), 1, now, now, about.target
+            about.verb,
+            about.spec_hash,
+            redactor.clean(str(error)),
+            count=1,
+            at=now,
+            not_before=now,
+            target=about.target,
+            wrecked=wrecked,
         )
         memory = policy.after_failure(
             self._store.memory(view.key),

@@ -16,6 +16,7 @@ from tests.core.builders import (
     desired,
     failing,
     step,
+    steps,
     view,
 )
 
@@ -145,3 +146,40 @@ def test_a_clock_set_back_delays_no_second_try():
     memory = Memory(failures=(failed,))
     assert step(view(desired(), memory=memory)) == "create alice (it does not exist)"
     assert step(view(desired(), container(spec_hash=OLD), memory=memory)).startswith("create next")
+
+
+def remains(of: Container, starts: int = 3) -> Memory:
+    """As many starts failed over remains of an earlier run."""
+    failed = Failure(Verb.START, HASH, "id exists", starts, NOW - 9, NOW - 1, wrecked=of.id)
+    return Memory(failures=(failed,))
+
+
+def test_one_that_cannot_be_started_any_more_is_replaced():
+    dead = container(NAME, Phase.EXITED)
+    assert step(view(desired(), dead, memory=remains(dead))) == (
+        "create next (the engine cannot start it any more)"
+    )
+    assert steps(view(desired(), dead, memory=remains(dead))) == [
+        "create next",
+        "rename alice -> prev",
+        "rename next -> alice",
+        "start alice",
+        "remove prev",
+    ]
+
+
+def test_an_engine_gets_its_time_to_clear_remains_away():
+    dead = container(NAME, Phase.EXITED)
+    assert step(view(desired(), dead, memory=remains(dead, 2))).startswith("start alice")
+
+
+def test_only_the_one_in_whose_way_remains_are_is_replaced():
+    dead, other = container(NAME, Phase.EXITED), container("another")
+    assert step(view(desired(), dead, memory=remains(other))).startswith("start alice")
+    failed = failing(Verb.START, due=NOW - 1)
+    assert step(view(desired(), dead, memory=failed)).startswith("start alice")
+
+
+def test_one_that_was_started_after_all_is_kept():
+    runs = container()
+    assert step(view(desired(), runs, memory=remains(runs))) == "nothing"

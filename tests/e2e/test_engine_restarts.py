@@ -7,6 +7,7 @@ of them and six, with live-restore and without.
 import io
 import json
 import os
+import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import pytest
 from scripts.engine import PrivateEngine
 from tests.e2e.world import World, box, get, web, world_on
 from tests.harness.docker import Docker
+from tests.harness.waiting import wait_until
 
 Record = dict[str, Any]
 LONG = "RECONCILER_TORTURE_ROUNDS" in os.environ
@@ -156,6 +158,31 @@ def test_an_engine_that_restarts_again_and_again(fleet: Fleet, own: PrivateEngin
         fleet.await_crashes()
         check(fleet, first, survived=own.live_restore)
     assert "Traceback" not in "\n".join(fleet.world.daemon.raw)
+
+
+def test_one_that_the_engine_cannot_start_any_more_is_made_anew(
+    start_engine: Callable[..., PrivateEngine], tmp_path: Path
+) -> None:
+    own = start_engine()
+    with world_on(Docker(own.host), tmp_path) as world:
+        world.start(alice=web(restart={"backoff": "100ms", "max_backoff": "1s"}))
+        world.run_in("alice", "echo precious > /workspace/file")
+        former, key, ports = world.id("alice"), world.key("alice"), world.ports("alice")
+        world.daemon.kill9()
+        world.docker.kill(world.name("alice"))
+        wait_until(lambda: world.state("alice") == "exited", DEADLINE)
+        # As a runtime leaves it that was cut off: it makes no container of this id any more. The
+        # engine removes what it can of that; a mount is what it cannot.
+        remains = own.directory / "exec" / "runtime-runc" / "moby" / former
+        remains.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(remains)], check=True)
+        world.daemon.start()
+        world.wait_replaced("alice", former)
+        world.converge("alice")
+        assert (world.key("alice"), world.ports("alice")) == (key, ports)
+        assert world.run_in("alice", "cat /workspace/file") == "precious"
+        assert world.daemon.wait_event("sandbox.replaced", sandbox="alice")
+        assert world.names() == ["alice"]
 
 
 def check(fleet: Fleet, first: dict[str, Seen], *, survived: bool) -> None:

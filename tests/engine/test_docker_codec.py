@@ -14,6 +14,7 @@ from reconciler.core.errors import (
     PortTaken,
     PullFailed,
     Refused,
+    Wrecked,
 )
 from reconciler.core.model import Phase
 from reconciler.core.spec import SandboxSpec
@@ -229,6 +230,8 @@ def test_a_workspace_that_is_missing_is_made_as_ours() -> None:
 
 # --- refusals
 
+HEX = "0123456789abcdef" * 4
+
 
 @pytest.mark.parametrize(
     ("say", "status", "text", "kind"),
@@ -257,6 +260,11 @@ def test_a_workspace_that_is_missing_is_made_as_ours() -> None:
         (errors.on_start, 500, "OCI runtime create failed: a bad thing", Refused),
         (errors.on_start, 500, "OCI runtime: fork: resource temporarily unavailable", EngineError),
         (errors.on_start, 500, "bridge docker0 failed: could not find bridge", EngineError),
+        (errors.on_start, 500, "OCI runtime create failed: container with id exists: x", Wrecked),
+        (errors.on_start, 500, f"failed to create task: task {HEX}: already exists", Wrecked),
+        (errors.on_start, 409, f"container {HEX}: already exists: unknown", Wrecked),
+        (errors.on_start, 500, f"start shim: mkdir /run/containerd/{HEX}: file exists", Wrecked),
+        (errors.on_start, 500, "OCI runtime: mkdir /rootfs/file/dir: file exists", Refused),
         (errors.on_rename, 409, "name is already in use", NameTaken),
         (errors.on_pull_of("x"), 404, "pull access denied", PullFailed),
         (errors.on_pull_of("x"), 900, "Cannot connect", EngineUnavailable),
