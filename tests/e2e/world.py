@@ -11,10 +11,10 @@ from scripts.image import TEST_IMAGE
 from tests.harness.daemon import Daemon, ask
 from tests.harness.docker import DockerError, labels
 from tests.harness.instance import Instance, instance_on
+from tests.harness.waiting import PATIENCE
 
 T = TypeVar("T")
 KEY = "OH_SESSION_API_KEYS_0"
-PATIENCE = 90
 
 BOX: dict[str, Any] = {
     "image": TEST_IMAGE,
