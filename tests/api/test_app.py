@@ -57,7 +57,7 @@ class World:
         return str(answer.json()["error"])
 
     async def converge(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (await self.get("convergence"))["converged"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
