@@ -207,7 +207,7 @@ def _state_line(manager: Manager) -> str:
         return f"waiting for the engine: {manager.informer.error}"
     if manager.lanes.wedged:
         return manager.lanes.wedged
-    state = manager.survey.convergence()
+    state = manager.answers.convergence()
     settled = state["total"] - len(state["pending"])
     line = f"{settled} of {state['total']} sandboxes are as desired"
     return f"{line}; {manager.disk.hold}" if manager.disk.hold else line

@@ -76,11 +76,7 @@ def _add_observations(app: FastAPI, manager: Manager) -> None:
 
     @app.get("/v1/convergence")
     async def convergence() -> dict[str, Any]:
-        state = manager.survey.convergence()
-        if manager.informer.synced.is_set():
-            return {**state, "engine_error": None}
-        unknown = {"converged": False, "hopeless": False, "engine_error": manager.informer.error}
-        return {**state, **unknown}
+        return manager.answers.convergence()
 
 
 async def _observed(informer: Informer) -> None:

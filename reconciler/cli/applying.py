@@ -80,20 +80,12 @@ async def _converge(manager: Manager, timeout: float) -> dict[str, Any]:  # noqa
 async def _watch(manager: Manager, deadline: float) -> dict[str, Any]:
     with Progress() as progress:
         look = _seldom(manager.survey.sandboxes)
-        state = _state(manager)
+        state = manager.answers.convergence()
         while not _is_over(state) and time.monotonic() < deadline:
             progress.show(state, standing_of(look()))
             await asyncio.sleep(_POLL_SECONDS)
-            state = _state(manager)
+            state = manager.answers.convergence()
     return state
-
-
-def _state(manager: Manager) -> dict[str, Any]:
-    state = manager.survey.convergence()
-    if manager.informer.synced.is_set():
-        return {**state, "engine_error": None}
-    unknown = {"converged": False, "hopeless": False, "engine_error": manager.informer.error}
-    return {**state, **unknown}
 
 
 def _seldom(look: Callable[[], list[dict[str, Any]]]) -> Callable[[], list[dict[str, Any]]]:

@@ -31,6 +31,21 @@ class Answers:
         """What would be done now, and what is wrong with the desired file."""
         return {**self._loop.survey.plan(), **self._manifest()}
 
+    def convergence(self) -> dict[str, Any]:
+        """Whether the host agrees with the records, as far as it was looked at.
+
+        ``engine_error`` says why it cannot be. What has changed and was not looked at yet, as all
+        may have while the engine was away, is pending.
+        """
+        informer, state = self._loop.informer, self._loop.survey.convergence()
+        if not informer.synced.is_set():
+            state |= {"converged": False, "hopeless": False}
+            return {**state, "engine_error": informer.error}
+        if unseen := {name for name in self._loop.survey.names() if not informer.knows(name)}:
+            state |= {"converged": False, "hopeless": False}
+            state["pending"] = sorted(unseen.union(state["pending"]))
+        return {**state, "engine_error": None}
+
     async def reload(self, *, allow_mass_delete: bool = False) -> dict[str, Any]:
         """Read the desired file now; says what became of it."""
         self._loop.reporter.log(Event.RELOAD_REQUESTED, source="control socket")

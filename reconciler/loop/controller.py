@@ -168,6 +168,9 @@ class Controller:
             self._reporter.tell(Event.SANDBOX_HEALTHY, key, "its probe is good")
         elif health.verdict is Verdict.UNHEALTHY:
             self._reporter.tell(Event.SANDBOX_UNHEALTHY, key, health.reason, failures=health.bad)
+            # Perhaps it is dead, and its event is late or lost: an end is not taken for our own.
+            for container in self._informer.observed(key).containers:
+                self._informer.touch(key, container.id)
         self._enqueue(key, Priority.EVENT, 0.0)
 
     def on_pulled(self, key: str, image: str, error: EngineError | None) -> None:

@@ -15,6 +15,7 @@ from reconciler.api import app as app_module
 from reconciler.api.app import create_app
 from reconciler.core.errors import EngineUnavailable, StoreError
 from reconciler.loop.manager import Manager
+from reconciler.loop.queue import Priority
 from reconciler.loop.reporter import Reporter
 from reconciler.settings import Settings
 from reconciler.store.store import Store
@@ -56,7 +57,7 @@ class World:
         return str(answer.json()["error"])
 
     async def converge(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (await self.get("convergence"))["converged"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -164,6 +165,15 @@ async def test_without_the_engine_nothing_is_in_sync(
     assert (state["converged"], state["engine_error"]) == (False, "it sleeps")
     world.engine.fail_next("log_tail", EngineUnavailable("it sleeps"))
     assert await world.complaint(503, "GET", "logs/alice") == "it sleeps"
+
+
+async def test_what_waits_to_be_looked_at_is_not_called_converged(world: World) -> None:
+    await world.converge()
+    world.manager.informer.doubt("alice")
+    state = await world.get("convergence")
+    assert (state["converged"], state["pending"]) == (False, ["alice"])
+    world.manager.queue.add("alice", Priority.EVENT)
+    await world.converge()
 
 
 async def test_every_error_says_what_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

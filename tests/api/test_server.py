@@ -19,6 +19,7 @@ from reconciler.service.sockets import short_path
 @pytest.fixture
 def app() -> FastAPI:
     app = FastAPI()
+    app.state.begun = asyncio.Event()
 
     @app.get("/word")
     async def word() -> str:
@@ -26,6 +27,7 @@ def app() -> FastAPI:
 
     @app.get("/slow")
     async def slow() -> str:
+        app.state.begun.set()
         await asyncio.sleep(0.2)
         return "slow"
 
@@ -44,7 +46,7 @@ def app() -> FastAPI:
 @contextlib.asynccontextmanager
 async def serving(app: FastAPI, path: Path) -> AsyncIterator["asyncio.Task[None]"]:
     task = asyncio.create_task(serve(app, path))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await _answers(path):
             assert not task.done(), task.exception()
             await asyncio.sleep(0.01)
@@ -107,7 +109,7 @@ async def test_an_answer_under_way_is_finished(app: FastAPI, tmp_path: Path) -> 
     path = tmp_path / "control.sock"
     async with serving(app, path) as task:
         reader, writer = await begin(path, "/slow")
-        await asyncio.sleep(0.05)
+        await app.state.begun.wait()
         task.cancel()
         assert (await reader.read()).endswith(b'"slow"')
         writer.close()
@@ -121,7 +123,7 @@ async def test_an_endless_answer_holds_nobody_back(
         reader, writer = await begin(path, "/endless")
         await reader.readuntil(b"line\n")
         task.cancel()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             with pytest.raises(asyncio.CancelledError):
                 await task
             await reader.read()

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from tests.cli.cli import GOOD, Cli
 from tests.harness.daemon import Daemon
 from tests.harness.instance import Instance
 from tests.harness.proxy import FaultProxy
-from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -75,26 +75,22 @@ def test_another_file_is_planned_here_and_never_applied(daemon_cli: Cli, daemon:
 
 
 def test_a_log_that_is_followed_ends_with_the_daemon(daemon_cli: Cli, daemon: Daemon) -> None:
-    assert daemon_cli("apply").returncode == 0
-    following = daemon_cli.begin("logs", "alice", "--follow")
-    wait_until(lambda: _asks(daemon))
-    assert daemon.terminate(timeout=10) == 0
-    _, error = following.communicate(timeout=20)
+    following = _follow_log(daemon_cli, daemon)
+    assert daemon.terminate() == 0
+    _, error = following.communicate(timeout=60)
     assert (following.returncode, error) == (1, "reconciler: the daemon has ended\n")
     assert daemon.events("library.log") == []
 
 
 def test_ctrl_c_on_what_follows(daemon_cli: Cli, daemon: Daemon) -> None:
-    assert daemon_cli("apply").returncode == 0
-    following = daemon_cli.begin("logs", "alice", "--follow")
-    wait_until(lambda: _asks(daemon))
+    following = _follow_log(daemon_cli, daemon)
     watching = daemon_cli.begin("status", "--watch", "--json")
     assert watching.stdout is not None
     assert len(json.loads(watching.stdout.readline())["sandboxes"]) == 3
     assert len(json.loads(watching.stdout.readline())["sandboxes"]) == 3
     for running in (following, watching):
         running.send_signal(signal.SIGINT)
-        _, error = running.communicate(timeout=20)
+        _, error = running.communicate(timeout=60)
         assert (running.returncode, error.strip()) == (130, "")
     assert daemon_cli("status").returncode == 0
 
@@ -133,8 +129,11 @@ def test_without_the_engine_nothing_is_called_in_sync(
     assert "engine: cannot be asked" in done.stdout
 
 
-def _asks(daemon: Daemon) -> bool:
-    """Whether somebody has a connection to the control socket open."""
-    path = str(daemon.runtime_dir / "control.sock")
-    lines = Path("/proc/net/unix").read_text().splitlines()
-    return sum(line.endswith(path) for line in lines) > 1
+def _follow_log(cli: Cli, daemon: Daemon) -> "subprocess.Popen[str]":
+    """Follow a log; returns once a line of it was shown, for before that it may ask anything."""
+    daemon.write(GOOD.replace("[sleep, ", "[sh, -c, 'echo hello; sleep $0', "))
+    assert cli("apply").returncode == 0
+    following = cli.begin("logs", "alice", "--follow")
+    assert following.stdout is not None
+    assert following.stdout.readline() == "hello\n"
+    return following

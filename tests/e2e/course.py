@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tests.e2e.story import ONCE, Story
+from tests.e2e.story import ONCE, Story, is_written
 from tests.e2e.world import KEY, World, box, web
 from tests.harness.docker import DockerError, labels
 from tests.harness.faults import Request, matching
@@ -184,7 +184,11 @@ class Course:
         def came() -> bool:
             return death.came() and self.proxy.idle
 
-        self.world.daemon.wait_until(lambda: came() or (not death.certain and done()), 60)
+        def survived() -> bool:
+            # Whoever is done may still have to write.
+            return not death.certain and done() and is_written(self.world)
+
+        self.world.daemon.wait_until(lambda: came() or survived(), 60)
         died = death.came()
         death.disarm()
         if died:

@@ -111,6 +111,20 @@ class Story:
         self.things, self.entries = self.there(), entries
 
 
+def is_written(world: World) -> bool:
+    """Whether all that the daemon has to tell so far is on disk, and what changed with it."""
+    newest = world.ask("/v1/events?limit=1")
+    if not newest:
+        return False
+    file = world.daemon.state_dir / _FILE
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+            (last,) = database.execute("select max(id) from ledger").fetchone()
+    except sqlite3.OperationalError:
+        return False  # it is being made, or its disk is full
+    return last is not None and last >= newest[-1]["id"]
+
+
 def replay(things: Things, entries: Iterable[Entry]) -> Things:
     """Do what the entries tell of; fail where one of them cannot follow the one before it."""
     now = dict(things)

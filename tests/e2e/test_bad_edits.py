@@ -37,7 +37,7 @@ def test_a_file_that_cannot_be_parsed_changes_nothing(world: World) -> None:
     assert reloaded.returncode == 1
     # What happens to the sandboxes meanwhile is put right as before.
     world.docker.stop(world.name("alice"))
-    world.converge()
+    world.wait(lambda: world.state("alice") == "running")
     world.daemon.write(good)
     world.wait(lambda: not world.ask("/v1/status")["desired"]["errors"])
     assert world.ids() == ids
@@ -51,7 +51,7 @@ def test_a_bad_record_holds_back_only_itself(world: World) -> None:
     world.wait_replaced("bob", bob)
     world.converge("alice", "bob", "carol")
     assert world.id("alice") == alice
-    assert "no-such-spec" in world.daemon.events("manifest.held")[0]["error"]
+    assert "no-such-spec" in world.daemon.wait_event("manifest.held")["error"]
 
 
 def test_a_mass_deletion_waits_to_be_confirmed(six: World) -> None:

@@ -72,9 +72,10 @@ def test_while_a_step_hangs(proxied: World, proxy: FaultProxy, state: str, call:
     proxied.daemon.env["RECONCILER_ENGINE_TIMEOUT"] = "3s"
     before = {"alice": box(**BRIEF)} if state == "stopped" else {}
     proxied.start(bob=box(), **before)
+    last = proxy.requests[-1].number
     proxy.fault(matching("POST", call), faults.hang(), times=None)
     proxied.declare(bob=box(), alice=box(state, **BRIEF))
-    proxy.wait_request(matching("POST", call))
+    proxy.wait_request(matching("POST", call), after=last)
     proxied.declare(bob=box())
     proxied.converge("bob")
     assert proxied.names() == ["bob"]

@@ -9,7 +9,7 @@ import pytest
 
 from scripts.image import TEST_IMAGE
 from tests.e2e.world import World, box, document, web
-from tests.harness.faults import delay, matching
+from tests.harness.faults import Request, matching
 from tests.harness.proxy import FaultProxy
 
 STATUS = {"running": "RUNNING", "paused": "PAUSED", "stopped": "STOPPED"}
@@ -191,7 +191,13 @@ def test_the_newest_edit_wins_while_an_older_create_is_under_way(
     former = str(proxied.id("alice"))
     creates = matching("POST", "/containers/create")
     last = proxy.requests[-1].number
-    proxy.fault(creates, delay(2))
+
+    def hold(request: Request) -> None:
+        if creates(request):
+            changes = ("record.changed", "alice")
+            proxied.daemon.wait_until(lambda: len(proxied.daemon.events(*changes)) == 2)
+
+    proxy.on_request(hold)
     proxied.declare(alice=box(env={"COLOUR": "red"}))
     proxy.wait_request(creates, after=last)
     proxied.declare(alice=box(env={"COLOUR": "green"}))

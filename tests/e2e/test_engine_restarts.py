@@ -63,10 +63,11 @@ class Fleet:
         """Start them all, give each a file, and take them to their states."""
         self.world.declare(**{n: {**it, "state": "running"} for n, it in self.records.items()})
         self.world.daemon.start()
+        self.await_statuses(dict.fromkeys(self.steady, "RUNNING"))
         self.world.wait(lambda: set(self.world.names()) == set(self.records), DEADLINE)
+        # Not before: one whose port was taken meanwhile is replaced by another.
         for name in self.records:
             _put_file(self.world, name)
-        self.await_statuses(dict.fromkeys(self.steady, "RUNNING"))
         self.world.declare(**self.records)
         self.await_rest()
 

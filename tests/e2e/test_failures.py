@@ -96,12 +96,20 @@ def test_a_host_port_that_was_taken_meanwhile_is_replaced(world: World) -> None:
     assert world.row("alice")["exposed_urls"][0]["port"] == replaced["port"]
 
 
+def listener_on(port: int) -> socket.socket | None:
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError:
+        return None
+
+
 def test_a_port_taken_while_the_sandbox_was_down_is_replaced(world: World) -> None:
     world.start(alice=web())
     port = world.ports("alice")[8000]
     world.daemon.kill9()
     world.docker.kill(world.name("alice"))
-    with socket.create_server(("127.0.0.1", port)):
+    # Its port is free only once the engine has taken its network down.
+    with world.daemon.wait_until(lambda: listener_on(port)):
         world.daemon.start()
         world.daemon.wait_event("port.replaced", sandbox="alice")
         world.converge("alice")
@@ -115,8 +123,7 @@ def test_an_unhealthy_sandbox_is_restarted(world: World) -> None:
     world.run_in("alice", "mv /www/health /www/aside")
     world.daemon.wait_event("sandbox.unhealthy", sandbox="alice")
     world.wait(lambda: world.row("alice")["restarts"] >= 1)
-    world.wait(lambda: world.state("alice") == "running")
-    world.run_in("alice", "mv /www/aside /www/health")
+    world.run_between_restarts("alice", "mv /www/aside /www/health")
     world.converge("alice")
     assert world.id("alice") == former
     assert world.inspect("alice")["State"]["StartedAt"] != started
@@ -143,5 +150,4 @@ def test_a_probe_that_hangs_delays_no_other(world: World) -> None:
     records = {f"mute-{number}": web(command=mute, health=slow) for number in range(3)}
     world.declare(**records, good=web())
     world.daemon.start()
-    world.wait(lambda: world.rows().get("good", {}).get("status") == "RUNNING")
-    assert {world.row(name)["status"] for name in records} == {"STARTING"}
+    world.wait_status(**dict.fromkeys(records, "STARTING"), good="RUNNING")

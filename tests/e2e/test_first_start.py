@@ -63,12 +63,20 @@ def test_nothing_else_was_made(started: World) -> None:
     assert started.volumes() == set(STATES)
 
 
+def answers(port: int) -> bool:
+    try:
+        return "A sandbox answers" in get(f"http://127.0.0.1:{port}/")
+    except OSError:
+        return False
+
+
 def test_urls_answer_on_the_loopback_alone(started: World) -> None:
     row = started.row("alice")
     assert [url["name"] for url in row["exposed_urls"]] == ["WEB", "DOCS"]
     for url in row["exposed_urls"]:
         assert url["port"] in started.instance.ports
-        assert "A sandbox answers" in get(f"http://127.0.0.1:{url['port']}/")
+        # Only the first of them is probed.
+        started.wait(lambda port=url["port"]: answers(port))
     bindings = started.inspect("alice")["HostConfig"]["PortBindings"]
     assert {b["HostIp"] for bound in bindings.values() for b in bound} == {"127.0.0.1"}
 

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.course import Course, Leg, alice, crash, repaint, to
+from tests.e2e.story import is_written
 from tests.e2e.world import World, box, web
 from tests.harness import dying
 from tests.harness.dying import Order
+from tests.harness.faults import Request
 from tests.harness.proxy import FaultProxy
 
 LONG = "RECONCILER_TORTURE_ROUNDS" in os.environ
@@ -63,8 +65,23 @@ class AtWrite:
         self.file.unlink()
 
 
+def write_each_step(course: Course) -> None:
+    """Hold each change back until what came before it is on disk, however slow that is.
+
+    Else some steps would share a commit, and there would be fewer points.
+    """
+    world = course.world
+
+    def hold(request: Request) -> None:
+        if request.changes:
+            world.daemon.wait_until(lambda: not world.daemon.running or is_written(world))
+
+    course.proxy.on_request(hold)
+
+
 def run(course: Course, leg: Leg) -> int:
     """Run the leg undisturbed, then from every point; return how many there were."""
+    write_each_step(course)
     course.begin(leg)
     course.attempt(leg)
     return sum(run_way(course, leg, *way) for way in WAYS)
@@ -129,8 +146,10 @@ def test_a_daemon_that_dies_while_it_makes_its_database_anew(mortal: World) -> N
 
 
 def is_converged(world: World) -> bool:
+    """Whether all is as desired, and known on disk to be so."""
     answer = world.ask("/v1/convergence")
-    return answer is not None and answer["converged"] and len(world.rows()) > 0
+    done = answer is not None and answer["converged"] and len(world.rows()) > 0
+    return done and is_written(world)
 
 
 def told(world: World) -> dict[str, tuple[str, list[int]]]:

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 from scripts.image import TEST_IMAGE
 from tests.harness.daemon import Daemon, ask
-from tests.harness.docker import labels
+from tests.harness.docker import DockerError, labels
 from tests.harness.instance import Instance, instance_on
+from tests.harness.waiting import PATIENCE
 
 T = TypeVar("T")
 KEY = "OH_SESSION_API_KEYS_0"
-PATIENCE = 90
 
 BOX: dict[str, Any] = {
     "image": TEST_IMAGE,
@@ -163,6 +163,17 @@ class World:
         code, output = self.docker.exec(self.name(sandbox), "sh", "-c", script, user=user)
         assert code == 0, output
         return output.strip()
+
+    def run_between_restarts(self, sandbox: str, script: str) -> None:
+        """Run a shell's script inside one that is restarted over and over, until it ended well."""
+
+        def ran() -> bool:
+            try:
+                return self.docker.exec(self.name(sandbox), "sh", "-c", script)[0] == 0
+            except DockerError:
+                return False  # it did not run just then
+
+        self.wait(ran)
 
     def volumes(self) -> set[str]:
         """The sandboxes that have workspaces."""

@@ -46,7 +46,7 @@ async def look(world: World, container: str) -> Container:
 
 
 async def ended(world: World, container: str) -> Container:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (seen := await look(world, container)).live:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return seen
@@ -359,7 +359,7 @@ async def test_a_volume_in_use_is_busy(world: World) -> None:
 
 
 async def wait_for(events: AsyncIterator[EngineEvent], what: str, key: str) -> EngineEvent:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for event in events:
             if (event.what, event.id) == (what, key):
                 return event
@@ -389,7 +389,7 @@ async def test_events_of_others_are_not_heard(world: World) -> None:
     async with world.engine.events() as events:
         world.add_container(f"{world.prefix}foreign", FOREIGN)
         container = await make(world, "alice")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             async for event in events:
                 if event.kind is EventKind.CONTAINER:
                     assert event.id == container
@@ -495,7 +495,7 @@ async def test_the_end_of_a_log(world: World) -> None:
 
 async def test_a_followed_log_ends_with_the_container(world: World) -> None:
     container = await run(world, "alice", command=["sh", "-c", "echo one; echo two; sleep 60"])
-    async with asyncio.timeout(20), world.engine.follow_logs(container, 10) as lines:
+    async with asyncio.timeout(60), world.engine.follow_logs(container, 10) as lines:
         assert await anext(lines) == "one"
         assert await anext(lines) == "two"
         world.kill(f"{world.prefix}alice")
@@ -506,7 +506,7 @@ async def test_a_followed_log_begins_with_as_many_lines_as_are_asked_for(world: 
     container = await run(world, "alice", command=["sh", "-c", "echo one; echo two; echo three"])
     await ended(world, container)
     for lines, first in ((0, []), (1, ["three"]), (2, ["two", "three"])):
-        async with asyncio.timeout(20), world.engine.follow_logs(container, lines) as log:
+        async with asyncio.timeout(60), world.engine.follow_logs(container, lines) as log:
             assert [line async for line in log] == first
 
 

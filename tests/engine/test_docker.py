@@ -220,7 +220,7 @@ async def test_what_shows_only_at_the_start_is_refused(
 async def test_a_program_that_is_not_there_under_an_init_ends_with_127(real: RealWorld) -> None:
     container = await real.engine.create(blueprint(real, "alice", command=["no-such"]))
     await real.engine.start(container)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (seen := await real.engine.inspect(container)) is None or seen.live:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert seen.exit_code == (1 if real.podman else 127)
@@ -232,7 +232,7 @@ async def test_a_line_of_a_megabyte_is_cut(real: RealWorld, *, terminal: bool) -
     name = f"{real.prefix}alice"
     marks = labels(real.instance, "alice")
     container = real.docker.run(name, "sh", "-c", script, labels=marks, Tty=terminal)
-    async with asyncio.timeout(20), real.engine.follow_logs(container, 10) as followed:
+    async with asyncio.timeout(60), real.engine.follow_logs(container, 10) as followed:
         lines = [line async for line in followed]
     tail = await real.engine.log_tail(container, 100)
     # The two outputs are read apart from each other, so their order is not known.

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 from scripts.unixhttp import Answer, request
 from tests.harness.instance import Instance
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import PATIENCE, wait_until
 
 T = TypeVar("T")
 _ROOT = Path(__file__).parent.parent.parent
@@ -153,7 +153,7 @@ class Daemon:
         return [line for line in named if sandbox is None or line.get("sandbox") == sandbox]
 
     def wait_event(
-        self, name: str, sandbox: str | None = None, timeout: float = 30, since: int = 0
+        self, name: str, sandbox: str | None = None, timeout: float = PATIENCE, since: int = 0
     ) -> dict[str, Any]:
         """Wait for a line of that event at or after `since`; fail at once when the daemon dies."""
 
@@ -171,7 +171,7 @@ class Daemon:
         state = "runs" if self.running else f"ended: {self.process and self.process.returncode}"
         return "\n".join([f"the daemon {state}; its log ends:", *self.raw[-_TAIL:]])
 
-    def wait_until(self, predicate: Callable[[], T], timeout: float = 30) -> T:
+    def wait_until(self, predicate: Callable[[], T], timeout: float = PATIENCE) -> T:
         """Poll until the predicate holds; fail with the log's end."""
         return wait_until(predicate, timeout, self.tail)
 
@@ -203,7 +203,7 @@ class Daemon:
     def statuses(self) -> dict[str, str]:
         return {name: sandbox["status"] for name, sandbox in self.sandboxes().items()}
 
-    def wait_statuses(self, wanted: Mapping[str, str], timeout: float = 60) -> None:
+    def wait_statuses(self, wanted: Mapping[str, str], timeout: float = PATIENCE) -> None:
         """Wait until these, and no others, have these statuses."""
         self.wait_until(lambda: self.statuses() == wanted, timeout)
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from tests.harness import faults
 from tests.harness.connection import Connection
 from tests.harness.faults import EditEvent, Fault, Predicate, Request, Rule
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import PATIENCE, wait_until
 from tests.harness.wire import Message
 
 Callback = Callable[[Request], None]
@@ -125,7 +125,9 @@ class FaultProxy:
         """Return the requests of that kind so far."""
         return [request for request in list(self.requests) if predicate(request)]
 
-    def wait_request(self, predicate: Predicate, timeout: float = 30, after: int = -1) -> Request:
+    def wait_request(
+        self, predicate: Predicate, timeout: float = PATIENCE, after: int = -1
+    ) -> Request:
         """Wait for a request of that kind with a number above `after`."""
 
         def first() -> Request | None:

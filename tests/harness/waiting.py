@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+# Seconds: far more than anything takes on a busy machine, and less than a test may.
+PATIENCE = 90
 _POLL = 0.03
 
 
 def wait_until(
-    predicate: Callable[[], T], timeout: float = 30, explain: Callable[[], str] = str
+    predicate: Callable[[], T], timeout: float = PATIENCE, explain: Callable[[], str] = str
 ) -> T:
     """Return the predicate's first true value; fail with an explanation when none comes."""
     end = time.monotonic() + timeout

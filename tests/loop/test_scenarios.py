@@ -251,6 +251,18 @@ async def test_an_unhealthy_sandbox_is_restarted_with_backoff(stage: Stage):
     assert not stage.notes.said(Event.SANDBOX_DIED)
 
 
+async def test_a_death_of_which_the_probe_knows_first_is_told_as_one(stage: Stage):
+    health = {"kind": "exec", "command": ["true"], "startup_grace": "1s", "interval": "1s"}
+    await stage.converge({"alice": {"health": health}})
+    await stage.after(5)
+    stage.host.subscribers.clear()  # the event is lost
+    stage.host.kill(ALICE, 3)
+    await stage.after(20)
+    (died,) = stage.notes.said(Event.SANDBOX_DIED)
+    assert died["exit_code"] == 3
+    assert stage.statuses() == {"alice": "RUNNING"}
+
+
 async def test_a_volume_that_was_removed_is_made_again_with_its_sandbox(stage: Stage):
     await stage.converge({"alice": "stopped"})
     stage.host.remove(ALICE)

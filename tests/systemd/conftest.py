@@ -48,6 +48,7 @@ def world(service: Service) -> World:
 def _told_secrets(service: Service) -> set[str]:
     """Find the session keys that anything has written to the journal, ever."""
     service.reset()
+    service.machine.settle_journal()
     text = service.machine.sh("journalctl --quiet --all -o export")
     world = World(service)
     return {name for name in world.names() if world.key(name) in text}

@@ -75,11 +75,16 @@ class Machine:
 
     def journal(self, *arguments: str, since: str = "") -> list[dict[str, Any]]:
         """Return the entries that `journalctl ARGUMENTS` finds, with all their fields."""
+        self.settle_journal()
         # Not --after-cursor: beside a filter it passes over the first entry that it should show.
         begin = [f"--cursor={since}"] if since else []
         output = self.sh('journalctl --quiet --all -o json "$@"', *begin, *arguments)
         entries = [json.loads(line) for line in output.splitlines()]
         return [entry for entry in entries if entry["__CURSOR"] != since]
+
+    def settle_journal(self) -> None:
+        """Return when whatever was said so far stands in the journal."""
+        self.sh("journalctl --sync")
 
     def cursor(self) -> str:
         """Return the journal's end, from which `journal` shall look."""

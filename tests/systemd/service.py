@@ -106,7 +106,7 @@ class Service:
         """Save the desired file."""
         self.machine.write(DESIRED, text)
 
-    def wait_until(self, predicate: Callable[[], T], timeout: float = 30) -> T:
+    def wait_until(self, predicate: Callable[[], T], timeout: float = PATIENCE) -> T:
         return wait_until(predicate, timeout, self.tail)
 
     def tail(self) -> str:

@@ -57,6 +57,7 @@ def test_troubles_are_found_by_their_weight(world: World, service: Service) -> N
     assert "these are my last words" in died["crashing"]["LAST_LINES"]
     assert died["leaky"]["EXIT_CODE"] == "4"
     assert "OH_SESSION_API_KEYS_0=***" in died["leaky"]["LAST_LINES"]
+    service.machine.settle_journal()
     everything = service.machine.sh("journalctl --quiet --all -o export")
     assert world.key("leaky") not in everything
     assert TOKEN not in everything
