@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from reconciler.core.errors import Busy, EngineError, EngineUnavailable
 from reconciler.core.pressure import PulledImage, images_to_collect, renewed
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from reconciler.engine.protocol import Engine, Image
     from reconciler.loop.reporter import Reporter
     from reconciler.store.store import Store
+
+_PULLS: Final = "pulls"
 
 
 class Images:
@@ -43,6 +46,7 @@ class Images:
         self._min_age = min_age
         self._reporter = reporter
         self._clock = clock
+        self._under_way: set[str] = set()
 
     # --- what is ours -------------------------------------------------------------------------
 
@@ -50,22 +54,57 @@ class Images:
     async def pulling(self, image: str) -> AsyncIterator[None]:
         """A pull of the image is done in here; what was not on the host before is ours after.
 
-        An engine that does not say leaves the image to be taken for somebody else's.
+        An engine that does not say leaves the image to be taken for somebody else's. What came of a
+        pull whose end nobody saw is found out by ``settle``, after a kill too.
         """
+        await self._settle(image)
         before = await self._listed()
-        yield
-        if before is not None:
-            await self._note(image, before)
+        if before is None:
+            yield
+            return
+        self._put_pull(image, sorted(before))
+        self._under_way.add(image)
+        try:
+            yield
+        except EngineUnavailable:
+            raise
+        except EngineError:
+            self._put_pull(image, None)
+            raise
+        finally:
+            self._under_way.discard(image)
+        await self._settle(image)
 
-    async def _note(self, image: str, before: Mapping[str, Image]) -> None:
+    async def settle(self) -> None:
+        """Find out what came of the pulls whose end nobody saw."""
+        for image in self._pulls().keys() - self._under_way:
+            await self._settle(image)
+
+    async def _settle(self, image: str) -> None:
+        before = self._pulls().get(image)
+        if before is None:
+            return
         try:
             id_ = await self._engine.image_id(image)
         except EngineError:
             return
-        if id_ is None or (id_ in before and id_ not in self._store.images):
-            return
+        if id_ is not None and (id_ not in before or id_ in self._store.images):
+            self._note(image, id_)
+        self._put_pull(image, None)
+
+    def _note(self, image: str, id_: str) -> None:
         now, known = self._clock(), self._store.images.get(id_)
         self._store.put_image(id_, PulledImage(image, known.pulled_at if known else now, now))
+
+    def _pulls(self) -> dict[str, list[str]]:
+        """The ids of all images that the host had before each pull, by what was pulled."""
+        pulls: dict[str, list[str]] = json.loads(self._store.fact(_PULLS) or "{}")
+        return pulls
+
+    def _put_pull(self, image: str, before: list[str] | None) -> None:
+        others = {name: ids for name, ids in self._pulls().items() if name != image}
+        pulls = others if before is None else {**others, image: before}
+        self._store.put_fact(_PULLS, json.dumps(pulls) if pulls else None)
 
     async def _listed(self) -> Mapping[str, Image] | None:
         """All images of the host by id. What we knew of one that is gone is forgotten."""

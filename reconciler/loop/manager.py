@@ -276,6 +276,7 @@ class Manager:
                 self._collector.sweep(*self.informer.ids())
                 self._identities.sweep()
                 self.images.renew()
+                await self.images.settle()
 
     # --- wiring -------------------------------------------------------------------------------
 
