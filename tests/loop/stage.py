@@ -59,8 +59,10 @@ class Disks:
         self.host = host
         self.state, self.engine = 50.0, 50.0
         self.error: OSError | None = None
+        self.latency = 0.0
 
     async def __call__(self, path: Path) -> Space:
+        await asyncio.sleep(self.latency)
         if self.error:
             raise self.error
         engine = path == Path(ENGINE_ROOT)

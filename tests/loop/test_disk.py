@@ -103,6 +103,17 @@ async def test_the_first_measurement_comes_before_the_first_sandbox(stage: Stage
     assert "state disk" in stage.row("alice")["reason"]
 
 
+async def test_nothing_is_made_before_the_disks_were_measured(stage: Stage):
+    stage.disks.latency = 20.0
+    stage.write({"alice": "running"})
+    await stage.start()
+    await stage.after(15)
+    assert stage.phases() == {}
+    assert "not measured yet" in stage.row("alice")["reason"]
+    await stage.after(60)
+    assert stage.phases() == {"alice": "running"}
+
+
 async def test_a_disk_that_does_not_answer_holds_nothing_and_is_said_once_a_minute(stage: Stage):
     stage.disks.error = TimeoutError()
     await stage.converge({"alice": "running"})
@@ -320,6 +331,28 @@ async def test_nothing_is_collected_while_a_list_is_missing(stage: Stage):
     await pulled(stage, OLD)
     await stage.days(2)
     stage.manager.informer.complete = False
+    stage.disks.engine = 0
+    await stage.after(11)
+    assert stage.engine.count("remove_image") == 0
+
+
+async def test_nothing_is_collected_while_a_record_cannot_be_read(stage: Stage):
+    await pulled(stage, OLD)
+    await stage.days(2)
+    # It may name any image.
+    stage.store._records._unreadable["bob"] = "made by a newer release"
+    stage.disks.engine = 0
+    await stage.after(11)
+    assert stage.engine.count("remove_image") == 0
+    del stage.store._records._unreadable["bob"]
+    await stage.after(70)
+    assert collected(stage) == [OLD]
+
+
+async def test_nothing_is_collected_before_a_file_was_ever_accepted(stage: Stage):
+    await pulled(stage, OLD)
+    await stage.days(2)
+    stage.store._facts.drop("desired-known")
     stage.disks.engine = 0
     await stage.after(11)
     assert stage.engine.count("remove_image") == 0
