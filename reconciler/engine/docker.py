@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from reconciler.core.blueprint import Blueprint
-    from reconciler.core.model import Container
+    from reconciler.core.model import Container, Volume
     from reconciler.engine.docker_errors import Translator
     from reconciler.engine.protocol import EngineEvent, EngineInfo, Image, PullProgress
 
@@ -111,6 +111,15 @@ class DockerEngine:
         with understood("a container"):
             return codec.container(answer, self._instance)
 
+    async def inspect_volume(self, name: str) -> Volume | None:
+        """One volume by name; None where it is not there or is not of this instance."""
+        try:
+            answer = await self._ask(get(requests.volume(name)))
+        except NotFound:
+            return None
+        with understood("a volume"):
+            return codec.volume(answer, self._instance)
+
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[EngineEvent]]:
         """Events from now on; those of the second before may come too."""
@@ -148,11 +157,8 @@ class DockerEngine:
         Raises:
             Busy: a container still uses it.
         """
-        with suppress(NotFound):
-            answer = await self._ask(get(requests.volume(name)))
-            with understood("a volume"):
-                ours = codec.is_ours(answer["Labels"], self._instance)
-            if ours:
+        if await self.inspect_volume(name) is not None:
+            with suppress(NotFound):
                 await self._change(delete(requests.volume(name)))
 
     # --- containers ---------------------------------------------------------------------------

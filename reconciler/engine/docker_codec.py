@@ -70,6 +70,11 @@ def volumes(answer: Mapping[str, Any]) -> tuple[Volume, ...]:
     return tuple(map(_volume, answer["Volumes"] or ()))
 
 
+def volume(answer: Mapping[str, Any], instance: str) -> Volume | None:
+    """An inspected volume; None where it is not of this instance."""
+    return _volume(answer) if is_ours(answer["Labels"], instance) else None
+
+
 def container(answer: Mapping[str, Any], instance: str) -> Container | None:
     """An inspected container; None where it is not of this instance."""
     config, state, host = answer["Config"], answer["State"], answer["HostConfig"]

@@ -115,6 +115,9 @@ class Engine(Protocol):
     async def inspect(self, container_id: str) -> Container | None:
         """One container by id or name; None where it is not there or is not of this instance."""
 
+    async def inspect_volume(self, name: str) -> Volume | None:
+        """One volume by name; None where it is not there or is not of this instance."""
+
     def events(self) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
         """Events from now on. Entered once the engine has accepted the subscription.
 

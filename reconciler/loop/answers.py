@@ -41,7 +41,9 @@ class Answers:
         if not informer.synced.is_set():
             state |= {"converged": False, "hopeless": False}
             return {**state, "engine_error": informer.error}
-        if unseen := {name for name in self._loop.survey.names() if not informer.knows(name)}:
+        if unseen := {
+            name for name in self._loop.survey.names() if not self._loop.cache.knows(name)
+        }:
             state |= {"converged": False, "hopeless": False}
             state["pending"] = sorted(unseen.union(state["pending"]))
         return {**state, "engine_error": None}

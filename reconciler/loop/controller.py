@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reconciler.core.model import Action, Decision, View
+    from reconciler.loop.cache import Cache
     from reconciler.loop.collector import Collector
     from reconciler.loop.executor import Executor
     from reconciler.loop.exits import Exits
     from reconciler.loop.failures import Failures
-    from reconciler.loop.informer import Informer
     from reconciler.loop.lanes import Lanes
     from reconciler.loop.ports import Identities
     from reconciler.loop.prober import Prober
@@ -71,7 +71,7 @@ class Controller:
         store: Store,
         exits: Exits,
         views: Views,
-        informer: Informer,
+        cache: Cache,
         executor: Executor,
         identities: Identities,
         puller: Puller,
@@ -86,7 +86,7 @@ class Controller:
         self._store = store
         self._exits = exits
         self._views = views
-        self._informer = informer
+        self._cache = cache
         self._executor = executor
         self._identities = identities
         self._puller = puller
@@ -146,7 +146,7 @@ class Controller:
     # --- look ---------------------------------------------------------------------------------
 
     async def _look(self, key: str) -> View:
-        await self._informer.refresh(key)
+        await self._cache.refresh(key)
         self._hung_looks.pop(key, None)
         self._lanes.review()
         view = self._views.view(key)
@@ -169,8 +169,8 @@ class Controller:
         elif health.verdict is Verdict.UNHEALTHY:
             self._reporter.tell(Event.SANDBOX_UNHEALTHY, key, health.reason, failures=health.bad)
             # Perhaps it is dead, and its event is late or lost: an end is not taken for our own.
-            for container in self._informer.observed(key).containers:
-                self._informer.touch(key, container.id)
+            for container in self._cache.observed(key).containers:
+                self._cache.touch(key, container.id)
         self._enqueue(key, Priority.EVENT, 0.0)
 
     def on_pulled(self, key: str, image: str, error: EngineError | None) -> None:
@@ -198,7 +198,7 @@ class Controller:
             except ImageNotFound as error:
                 self._lack_image(view, action, error)
             except NotFound:
-                self._informer.doubt(view.key)
+                self._cache.doubt(view.key)
             except ReconcilerError as error:
                 self._failures.note(view, action, error, Event.ACTION_FAILED)
             else:
@@ -220,8 +220,8 @@ class Controller:
 
     async def _end_of(self, view: View, action: Action) -> float | None:
         """When the container ended that was just stopped."""
-        await self._informer.refresh(view.key)
-        stopped = self._informer.observed(view.key).container(action.container_id)
+        await self._cache.refresh(view.key)
+        stopped = self._cache.observed(view.key).container(action.container_id)
         return stopped.finished_at if stopped else None
 
     def _move_ports(self, view: View, action: Action, error: PortTaken) -> None:
@@ -249,9 +249,9 @@ class Controller:
         """Before a deletion is forgotten, a list has to agree: one answer alone may be wrong."""
         if view.desired is not None or view.fate is Fate.UNKNOWN or view.observed.containers:
             return True
-        self._informer.doubt(view.key)
-        await self._informer.refresh(view.key)
-        return not self._informer.observed(view.key).containers
+        self._cache.doubt(view.key)
+        await self._cache.refresh(view.key)
+        return not self._cache.observed(view.key).containers
 
     def _settle(self, view: View, decision: Decision) -> None:
         if decision.wait_until is not None:

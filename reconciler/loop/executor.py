@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from reconciler.core.blueprint import Blueprint
     from reconciler.core.model import Action, Container, View
     from reconciler.engine.protocol import Engine
+    from reconciler.loop.cache import Cache
     from reconciler.loop.env_files import EnvFiles
-    from reconciler.loop.informer import Informer
     from reconciler.loop.lanes import Lanes
     from reconciler.loop.puller import Puller
 
@@ -40,7 +40,7 @@ class Executor:
         self,
         engine: Engine,
         *,
-        informer: Informer,
+        cache: Cache,
         puller: Puller,
         env_files: EnvFiles,
         around: Surroundings,
@@ -48,7 +48,7 @@ class Executor:
         lanes: Lanes,
     ) -> None:
         self._engine = engine
-        self._informer = informer
+        self._cache = cache
         self._puller = puller
         self._env_files = env_files
         self._around = around
@@ -79,18 +79,18 @@ class Executor:
             try:
                 await self._handlers[action.verb](view, action)
             except EngineUnavailable:
-                self._informer.doubt(view.key)
+                self._cache.doubt(view.key)
                 raise
             finally:
                 if action.container_id:
-                    self._informer.touch(view.key, action.container_id)
+                    self._cache.touch(view.key, action.container_id)
 
     async def _pull(self, view: View, action: Action) -> None:
         self._puller.request(view.key, action.target)
 
     async def _create_volume(self, view: View, action: Action) -> None:
         await self._engine.create_volume(action.target, self._volume_labels(view))
-        self._informer.put_volume(Volume(action.target, view.key, view.now))
+        self._cache.put_volume(Volume(action.target, view.key, view.now))
 
     def _volume_labels(self, view: View) -> dict[str, str]:
         owner = labels(self._around.instance, view.key)
@@ -105,9 +105,9 @@ class Executor:
             made = await self._engine.create(self._blueprint(view, action.target))
         except EngineError:
             # Somebody else's volume or container may be in the way, or ours that nobody knew of.
-            self._informer.doubt(view.key)
+            self._cache.doubt(view.key)
             raise
-        self._informer.touch(view.key, made)
+        self._cache.touch(view.key, made)
         if view.desired is not None:
             self._puller.mark(view.key, view.desired.spec.image, ImageState.UNKNOWN)
 
@@ -143,7 +143,7 @@ class Executor:
 
     async def _remove_volume(self, _view: View, action: Action) -> None:
         await self._engine.remove_volume(action.target)
-        self._informer.drop_volume(action.target)
+        self._cache.drop_volume(action.target)
 
     def _blueprint(self, view: View, name: str) -> Blueprint:
         assert view.desired is not None

@@ -20,6 +20,7 @@ from reconciler.service.events import Event
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
+    from reconciler.loop.cache import Cache
     from reconciler.loop.informer import Informer
     from reconciler.loop.reporter import Reporter
 
@@ -69,6 +70,7 @@ class Lanes:
         *,
         limit: int,
         limits: Mapping[Verb, int],
+        cache: Cache,
         informer: Informer,
         sandboxes: Callable[[], int],
         wake: Callable[[str], None],
@@ -77,6 +79,7 @@ class Lanes:
         clock: Callable[[], float],
     ) -> None:
         self._lanes = {verb: _Lane(limits.get(verb, limit)) for verb in Verb}
+        self._cache = cache
         self._informer = informer
         self._sandboxes = sandboxes
         self._wake = wake
@@ -127,7 +130,7 @@ class Lanes:
     def _note_hang(self, lane: _Lane, key: str, began: float) -> None:
         lane.hung += 1
         lane.hung_keys.add(key)
-        lane.answers = lane.answers or self._informer.listed_at >= began + _SETTLED
+        lane.answers = lane.answers or self._cache.listed_at >= began + _SETTLED
         if self._hangs(lane) and lane.trial_at == 0.0:
             lane.await_trial(self._clock())
 

@@ -11,6 +11,7 @@ from reconciler.core.blueprint import Surroundings
 from reconciler.core.model import Verb
 from reconciler.core.units import FOREVER
 from reconciler.loop.answers import Answers
+from reconciler.loop.cache import Cache
 from reconciler.loop.collector import Collector
 from reconciler.loop.controller import Controller
 from reconciler.loop.disk import DiskGuard
@@ -78,8 +79,10 @@ class Manager:
             publish_address=settings.publish_address,
             webhook_url=settings.webhook,
         )
+        self.cache = Cache(engine, monotonic)
         self.informer = Informer(
             engine,
+            cache=self.cache,
             enqueue=self.queue.add,
             wanted=self._wanted,
             on_first_sync=self._adopt,
@@ -140,6 +143,7 @@ class Manager:
         self.lanes = Lanes(
             limit=max(settings.workers * 3 // 4, 1),
             limits=_removals(settings.concurrent_removals),
+            cache=self.cache,
             informer=self.informer,
             sandboxes=lambda: len(self._wanted()),
             wake=lambda key: self.queue.add(key, Priority.EVENT),
@@ -175,6 +179,7 @@ class Manager:
     def _sources(self) -> Sources:
         return Sources(
             store=self.store,
+            cache=self.cache,
             informer=self.informer,
             puller=self.puller,
             prober=self.prober,
@@ -191,7 +196,7 @@ class Manager:
     def _make_controller(self) -> Controller:
         executor = Executor(
             self.engine,
-            informer=self.informer,
+            cache=self.cache,
             puller=self.puller,
             env_files=self.env_files,
             around=self.around,
@@ -202,7 +207,7 @@ class Manager:
             store=self.store,
             exits=Exits(self.engine, store=self.store, reporter=self.reporter),
             views=self.views,
-            informer=self.informer,
+            cache=self.cache,
             executor=executor,
             identities=self._identities,
             puller=self.puller,
@@ -273,7 +278,7 @@ class Manager:
             await asyncio.sleep(_SWEEP_EVERY)
             self._secrets.renew()
             if self.informer.complete:
-                self._collector.sweep(*self.informer.ids())
+                self._collector.sweep(*self.cache.ids())
                 self._identities.sweep()
                 self.images.renew()
                 await self.images.settle()
@@ -289,22 +294,22 @@ class Manager:
     def _images_in_use(self) -> set[str] | None:
         # A record that cannot be read may name any image.
         certain = self.informer.complete and self.store.desired_known and not self.store.held
-        return self.informer.image_ids() if certain else None
+        return self.cache.image_ids() if certain else None
 
     def _wanted(self) -> set[str]:
         return {*self.store.records, *self.store.deleted}
 
     def _adopt(self) -> None:
         # Before anything new is leased, what exists keeps what it has.
-        for key in self.informer.keys() & set(self.store.records):
-            self._identities.adopt(key, self.informer.observed(key))
+        for key in self.cache.keys() & set(self.store.records):
+            self._identities.adopt(key, self.cache.observed(key))
 
     def _lease(self, name: str, spec: SandboxSpec) -> Identity | None:
         known = self.store.identity(name)
-        if not self.informer.ever_synced or (known is None and not self.informer.knows(name)):
+        if not self.informer.ever_synced or (known is None and not self.cache.knows(name)):
             # A container that was not looked at yet may have one already.
             return known
-        self._identities.adopt(name, self.informer.observed(name))
+        self._identities.adopt(name, self.cache.observed(name))
         return self._identities.ensure(name, spec)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from reconciler.core.model import Observed
     from reconciler.core.spec import SandboxSpec
+    from reconciler.loop.cache import Cache
     from reconciler.loop.env_files import EnvFiles
     from reconciler.loop.informer import Informer
     from reconciler.loop.lanes import Lanes
@@ -31,6 +32,7 @@ class Sources:
     """
 
     store: Store
+    cache: Cache
     informer: Informer
     puller: Puller
     prober: Prober
@@ -59,7 +61,7 @@ class Views:
     def keys(self) -> set[str]:
         """Every key that there is something to say of."""
         store = self._from.store
-        return {*store.records, *store.deleted, *self._from.informer.keys()}
+        return {*store.records, *store.deleted, *self._from.cache.keys()}
 
     def view(self, key: str) -> View:
         """All that is known of the key now."""
@@ -67,7 +69,7 @@ class Views:
         record = sources.store.records.get(key)
         if record is None:
             self._hashes.pop(key, None)
-        observed = sources.informer.observed(key)
+        observed = sources.cache.observed(key)
         now = self.now
         return View(
             key=key,

@@ -169,7 +169,7 @@ async def test_without_the_engine_nothing_is_in_sync(
 
 async def test_what_waits_to_be_looked_at_is_not_called_converged(world: World) -> None:
     await world.converge()
-    world.manager.informer.doubt("alice")
+    world.manager.cache.doubt("alice")
     state = await world.get("convergence")
     assert (state["converged"], state["pending"]) == (False, ["alice"])
     world.manager.queue.add("alice", Priority.EVENT)

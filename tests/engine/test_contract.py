@@ -335,6 +335,16 @@ async def test_a_volume_comes_and_goes(world: World) -> None:
     assert not world.has_volume(name)
 
 
+async def test_a_volume_is_looked_at(world: World) -> None:
+    ours, foreign = (naming.volume_name(world.prefix, name) for name in ("alice", "bob"))
+    await world.engine.create_volume(ours, labels(world.instance, "alice"))
+    world.add_volume(foreign, FOREIGN)
+    assert await world.engine.inspect_volume(ours) in (await world.engine.list()).volumes
+    assert await world.engine.inspect_volume(foreign) is None
+    await world.engine.remove_volume(ours)
+    assert await world.engine.inspect_volume(ours) is None
+
+
 async def test_a_volume_that_is_not_ours_is_left_alone(world: World) -> None:
     name = naming.volume_name(world.prefix, "alice")
     world.add_volume(name, FOREIGN)

@@ -18,7 +18,7 @@ from reconciler.core.errors import (
     NotFound,
     PullFailed,
 )
-from reconciler.core.model import Container, Phase
+from reconciler.core.model import Container, Phase, Volume
 from reconciler.engine.protocol import (
     EngineEvent,
     EngineInfo,
@@ -33,7 +33,7 @@ from tests.fakes.shell import run
 
 ROOT = "/fake"
 _ASKING = frozenset(
-    "ping info list inspect events has_image image_id images log_tail run_in".split()  # noqa: SIM905
+    "ping info list inspect inspect_volume events has_image image_id images log_tail run_in".split()  # noqa: SIM905
 )
 _POLL = 0.01
 
@@ -137,6 +137,11 @@ class FakeEngine:
         async with self._doing("inspect", container_id):
             box = self.host.find(container_id)
             return box.seen if box and self._ours(box) else None
+
+    async def inspect_volume(self, name: str) -> Volume | None:
+        async with self._doing("inspect_volume", name):
+            ours = {volume.name: volume for volume in self.host.volumes_of(self.instance)}
+            return ours.get(name)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[EngineEvent]]:

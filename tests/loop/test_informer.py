@@ -8,7 +8,8 @@ from reconciler.core import naming
 from reconciler.core.blueprint import labels
 from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
 from reconciler.core.model import Phase
-from reconciler.engine.protocol import Listing
+from reconciler.engine.protocol import EventKind, Listing
+from reconciler.loop.cache import Cache
 from reconciler.loop.informer import Informer
 from reconciler.loop.queue import Priority
 from reconciler.service.events import Event
@@ -33,8 +34,10 @@ class Watcher:
         self.synced_first = 0
         loop = asyncio.get_running_loop()
         self.notes = Notebook(loop.time)
+        self.cache = Cache(self.engine, loop.time)
         self.informer = Informer(
             self.engine,
+            cache=self.cache,
             enqueue=self._enqueue,
             wanted=lambda: wanted,
             on_first_sync=self._on_first_sync,
@@ -70,11 +73,11 @@ class Watcher:
         async with asyncio.timeout(within):
             while key not in self.asked:  # noqa: ASYNC110 - a turn of simulated time
                 await asyncio.sleep(0.05)
-        await self.informer.refresh(key)
+        await self.cache.refresh(key)
         return loop.time() - began
 
     def phase(self, key: str) -> Phase | None:
-        containers = self.informer.observed(key).containers
+        containers = self.cache.observed(key).containers
         return containers[0].phase if containers else None
 
 
@@ -90,7 +93,7 @@ async def test_the_first_sync_knows_what_is_there_and_tells_it_once(watcher: Wat
     async with watcher.running():
         await watcher.informer.synced.wait()
         assert watcher.phase("alice") is Phase.RUNNING
-        assert watcher.informer.keys() == {"alice", "bob"}
+        assert watcher.cache.keys() == {"alice", "bob"}
         assert sorted(watcher.asked) == ["alice", "bob"]
         watcher.host.end_streams()
         await watcher.told("alice", within=10)
@@ -188,9 +191,9 @@ async def test_one_container_that_cannot_be_inspected_holds_no_other_back(
         await asyncio.wait_for(watcher.informer.synced.wait(), 60)
         assert watcher.phase("bob") is Phase.RUNNING
         assert "alice" in watcher.asked
-        assert not watcher.informer.knows("alice")
+        assert not watcher.cache.knows("alice")
         with pytest.raises(EngineError):
-            await watcher.informer.refresh("alice")
+            await watcher.cache.refresh("alice")
 
 
 async def test_an_engine_that_goes_while_it_is_observed_is_waited_for(watcher: Watcher):
@@ -237,8 +240,8 @@ async def test_a_list_that_lags_behind_takes_nothing_away(watcher: Watcher):
     watcher.engine.list = empty_list
     async with watcher.running():
         await watcher.synced()
-        watcher.informer.touch("alice", own)
-        await watcher.informer.refresh("alice")
+        watcher.cache.touch("alice", own)
+        await watcher.cache.refresh("alice")
         await watcher.told("alice", within=RESYNC + 1)
         assert watcher.phase("alice") is Phase.RUNNING
 
@@ -250,12 +253,12 @@ async def test_a_volume_that_was_just_made_is_not_hidden_by_an_older_list(watche
         name = naming.volume_name("", "alice")
         await watcher.engine.create_volume(name, labels("default", "alice"))
         (volume,) = watcher.host.volumes_of("default")
-        watcher.informer.put_volume(volume)
+        watcher.cache.put_volume(volume)
         watcher.engine.list = empty_list
         await asyncio.sleep(2)
-        assert watcher.informer.observed("alice").volumes == (volume,)
+        assert watcher.cache.observed("alice").volumes == (volume,)
         await asyncio.sleep(2 * RESYNC)
-        assert watcher.informer.observed("alice").volumes == ()
+        assert watcher.cache.observed("alice").volumes == ()
 
 
 async def test_a_volume_that_is_destroyed_is_told_at_once(watcher: Watcher):
@@ -265,7 +268,32 @@ async def test_a_volume_that_is_destroyed_is_told_at_once(watcher: Watcher):
         await watcher.synced()
         watcher.host.remove_volume(name)
         assert await watcher.told("alice", within=1) < 0.1
-        assert watcher.informer.observed("alice").volumes == ()
+        assert watcher.cache.observed("alice").volumes == ()
+
+
+async def test_a_volume_that_was_made_again_outlives_a_late_word_of_its_end(watcher: Watcher):
+    name = naming.volume_name("", "alice")
+    watcher.host.add_volume(name, labels("default", "alice"))
+    async with watcher.running():
+        await watcher.synced()
+        watcher.host._tell(EventKind.VOLUME, name, "destroy", {}, "")
+        await watcher.told("alice", within=1)
+        assert [volume.name for volume in watcher.cache.observed("alice").volumes] == [name]
+
+
+async def test_a_volume_that_could_not_be_looked_at_still_is_to_be(watcher: Watcher):
+    name = naming.volume_name("", "alice")
+    watcher.host.add_volume(name, labels("default", "alice"))
+    async with watcher.running():
+        await watcher.synced()
+        watcher.engine.fail_next("inspect_volume", EngineError("no"))
+        watcher.host.remove_volume(name)
+        with pytest.raises(EngineError):
+            await watcher.told("alice", within=1)
+        assert not watcher.cache.knows("alice")
+        await watcher.cache.refresh("alice")
+        assert watcher.cache.knows("alice")
+        assert watcher.cache.observed("alice").volumes == ()
 
 
 async def test_a_change_of_unknown_outcome_is_looked_up(watcher: Watcher):
@@ -273,8 +301,8 @@ async def test_a_change_of_unknown_outcome_is_looked_up(watcher: Watcher):
         await watcher.synced()
         watcher.host.subscribers.clear()
         add(watcher.host, "alice")
-        watcher.informer.doubt("alice")
-        await watcher.informer.refresh("alice")
+        watcher.cache.doubt("alice")
+        await watcher.cache.refresh("alice")
         assert watcher.phase("alice") is Phase.RUNNING
 
 
@@ -286,8 +314,8 @@ async def test_what_could_not_be_inspected_still_is_to_be(watcher: Watcher):
         await asyncio.sleep(0.1)
         watcher.engine.fail_next("inspect", EngineTimeout("hangs"))
         with pytest.raises(EngineTimeout):
-            await watcher.informer.refresh("alice")
-        await watcher.informer.refresh("alice")
+            await watcher.cache.refresh("alice")
+        await watcher.cache.refresh("alice")
         assert watcher.phase("alice") is Phase.EXITED
 
 
@@ -303,7 +331,7 @@ async def test_a_reconnect_does_not_take_an_inspection_from_the_pass_that_waits_
         await asyncio.sleep(0.5)
         watcher.host.kill("c-alice")
         await asyncio.sleep(0)
-        await watcher.informer.refresh("alice")
+        await watcher.cache.refresh("alice")
         assert watcher.phase("alice") is Phase.EXITED
 
 
@@ -315,9 +343,9 @@ async def test_nothing_is_kept_of_what_is_gone(watcher: Watcher):
             await watcher.told(f"job-{number}", within=1)
             watcher.host.remove(f"c-job-{number}")
             await asyncio.sleep(0.1)
-            await watcher.informer.refresh(f"job-{number}")
-    assert not watcher.informer._by_key
-    assert not watcher.informer._dirty
+            await watcher.cache.refresh(f"job-{number}")
+    assert not watcher.cache._by_key
+    assert not watcher.cache._dirty
 
 
 async def test_it_ends_when_told_to_also_in_the_moment_that_the_stream_ends():

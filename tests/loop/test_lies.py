@@ -11,7 +11,7 @@ async def test_a_wrong_word_about_a_deleted_sandbox_leaves_nothing_behind(stage:
         stage.engine.inspect = true_inspect
 
     stage.engine.inspect = deny
-    stage.manager.informer.touch("alice", stage.seen("alice").id)
+    stage.manager.cache.touch("alice", stage.seen("alice").id)
     await stage.edit({})
     await stage.after(20)
     assert stage.phases() == {}

@@ -82,7 +82,7 @@ async def test_a_churn_of_sandboxes_leaves_nothing_behind(stage: Stage):
     assert len(stage.host.volumes) == 2
     left = {
         "hashes": manager.views._hashes,
-        "keys": manager.informer._by_key,
+        "keys": manager.cache._by_key,
         "identities": store._identities.values,
         "memories": store._memories.values,
         "queue": manager.queue._entries,

@@ -41,7 +41,17 @@ UNWELL: dict[str, dict[str, Any]] = {
 SPECS = {name: {**PLAIN, **it} for name, it in {**WELL, **UNWELL}.items()}
 RETAIN = 7 * DAY
 VERBS = ("list", "inspect", "create_volume", "create", "prepare", "start", "stop", "pause")
-VERBS += ("unpause", "rename", "remove", "remove_volume", "pull", "events", "log_tail", "run_in")
+VERBS += (
+    "unpause",
+    "rename",
+    "remove",
+    "remove_volume",
+    "inspect_volume",
+    "pull",
+    "events",
+    "log_tail",
+    "run_in",
+)
 MEDDLING = ("kill", "docker_pause", "docker_unpause", "docker_stop", "docker_start", "remove")
 ERRORS = (EngineTimeout("hangs"), EngineUnavailable("gone"), EngineError("500"))
 

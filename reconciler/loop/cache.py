@@ -1,0 +1,219 @@
+"""What is known of the engine's objects, and which of it may have changed.
+
+What is cached of a container came from one inspection of it. Events and lists only say what to
+inspect again; the inspection itself happens in the key's own pass, so it is serial with everything
+else that is done for the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from reconciler.core.errors import EngineError
+from reconciler.core.model import Observed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from reconciler.core.model import Container, Volume
+    from reconciler.engine.protocol import Engine, Listing, Summary
+
+T = TypeVar("T")
+
+# Seconds that a list may lag behind what this process did to a volume.
+_LIST_SLACK: Final = 30.0
+_CONCURRENT_INSPECTIONS: Final = 16
+
+
+class Cache:
+    """Containers and volumes by key. ``listed_at`` is when the engine last answered a list.
+
+    ``clock`` is monotonic, in seconds.
+    """
+
+    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._containers: dict[str, Container] = {}
+        self._by_key: defaultdict[str, dict[str, Container]] = defaultdict(dict)
+        self._volumes: dict[str, Volume] = {}
+        self._dirty: defaultdict[str, set[str]] = defaultdict(set)
+        self._dirty_volumes: defaultdict[str, set[str]] = defaultdict(set)
+        self._unsure: set[str] = set()
+        self._touched: dict[str, float] = {}
+        self.listed_at = 0.0
+
+    # --- what is known ------------------------------------------------------------------------
+
+    def observed(self, key: str) -> Observed:
+        """All that is known under the key."""
+        containers = self._by_key.get(key, {})
+        volumes = (v for v in self._volumes.values() if v.sandbox == key)
+        return Observed(tuple(containers.values()), tuple(volumes))
+
+    def knows(self, key: str) -> bool:
+        """Whether nothing under the key waits to be looked at."""
+        return not any(key in keys for keys in (self._dirty, self._dirty_volumes, self._unsure))
+
+    def keys(self) -> set[str]:
+        """Every key that something bears, or may bear."""
+        containers = {container.sandbox for container in self._containers.values()}
+        volumes = {volume.sandbox for volume in self._volumes.values()}
+        return {*containers, *volumes, *self._dirty, *self._dirty_volumes}
+
+    def ids(self) -> tuple[set[str], set[str]]:
+        """The ids of all containers, and the names of all volumes."""
+        return set(self._containers), set(self._volumes)
+
+    def image_ids(self) -> set[str]:
+        """The ids of the images of all containers."""
+        return {container.image_id for container in self._containers.values()}
+
+    # --- what may have changed ----------------------------------------------------------------
+
+    def touch(self, key: str, container_id: str) -> None:
+        """The container is to be inspected before the key's next decision."""
+        self._dirty[key].add(container_id)
+
+    def doubt(self, key: str) -> None:
+        """A change was asked for and its outcome is unknown: look at everything under the key."""
+        self._unsure.add(key)
+
+    def touch_volume(self, name: str) -> str | None:
+        """The volume is to be inspected before its key's next decision; gives the key, if known.
+
+        Perhaps it was made again: an event may come late, or once more.
+        """
+        volume = self._volumes.get(name)
+        if volume is None:
+            return None
+        self._dirty_volumes[volume.sandbox].add(name)
+        return volume.sandbox
+
+    def put_volume(self, volume: Volume) -> None:
+        """The volume was just made."""
+        self._volumes[volume.name] = volume
+        self._touched[volume.name] = self._clock()
+
+    def drop_volume(self, name: str) -> None:
+        """The volume was just removed."""
+        self._volumes.pop(name, None)
+        self._touched[name] = self._clock()
+
+    async def refresh(self, key: str) -> None:
+        """Inspect what may have changed under the key.
+
+        Raises:
+            EngineError: it could not be asked; what was to be inspected still is.
+        """
+        if key in self._unsure:
+            await self._rediscover(key)
+        await _inspect_each(self._dirty, key, self._engine.inspect, self._put)
+        await _inspect_each(
+            self._dirty_volumes, key, self._engine.inspect_volume, self._replace_volume
+        )
+
+    async def listing(self) -> Listing:
+        """What there is, by the engine's word now.
+
+        Raises:
+            EngineError: it could not be asked.
+        """
+        listing = await self._engine.list()
+        self.listed_at = self._clock()
+        return listing
+
+    async def _rediscover(self, key: str) -> None:
+        listing = await self.listing()
+        for summary in listing.containers:
+            if summary.sandbox == key:
+                self.touch(key, summary.id)
+        for volume in listing.volumes:
+            if volume.sandbox == key:
+                self.put_volume(volume)
+        self._unsure.discard(key)
+
+    def _put(self, container_id: str, container: Container | None) -> None:
+        former = self._containers.pop(container_id, None)
+        if former is not None:
+            self._drop_from_key(former)
+        if container is not None:
+            self._containers[container.id] = container
+            self._by_key[container.sandbox][container.id] = container
+
+    def _replace_volume(self, name: str, volume: Volume | None) -> None:
+        if volume is None:
+            self.drop_volume(name)
+        else:
+            self._volumes[name] = volume
+
+    def _drop_from_key(self, container: Container) -> None:
+        siblings = self._by_key[container.sandbox]
+        del siblings[container.id]
+        if not siblings:
+            del self._by_key[container.sandbox]
+
+    # --- everything at once ------------------------------------------------------------------
+
+    def apply(self, listing: Listing, *, everything: bool) -> None:
+        """Take a whole list in: what differs from what is known is to be inspected, or all."""
+        began = self._clock()
+        listed = {summary.id for summary in listing.containers}
+        for summary in listing.containers:
+            if everything or self._differs(summary):
+                self.touch(summary.sandbox, summary.id)
+        for container in self._containers.values():
+            if container.id not in listed:
+                self.touch(container.sandbox, container.id)
+        self._apply_volumes(listing, began)
+
+    def _differs(self, summary: Summary) -> bool:
+        cached = self._containers.get(summary.id)
+        if cached is None:
+            return True
+        return (cached.name, cached.phase) != (summary.name, summary.phase)
+
+    def _apply_volumes(self, listing: Listing, began: float) -> None:
+        # What this process changed while the list was made is known better than the list knows it.
+        recent = {name for name, at in self._touched.items() if at >= began - _LIST_SLACK}
+        kept = {name: v for name, v in self._volumes.items() if name in recent}
+        listed = {v.name: v for v in listing.volumes if v.name not in recent}
+        self._volumes = {**listed, **kept}
+        self._touched = {name: self._touched[name] for name in recent}
+
+    async def inspect_all(self) -> list[EngineError]:
+        """Inspect what may have changed; what fails is left for its key's own pass."""
+        gate = asyncio.Semaphore(_CONCURRENT_INSPECTIONS)
+        failed: list[EngineError] = []
+
+        async def inspect(key: str) -> None:
+            async with gate:
+                try:
+                    await self.refresh(key)
+                except EngineError as error:
+                    failed.append(error)
+
+        async with asyncio.TaskGroup() as group:
+            for key in list(self._dirty):
+                group.create_task(inspect(key), name=f"inspect {key}")
+        return failed
+
+
+async def _inspect_each(
+    dirty: dict[str, set[str]],
+    key: str,
+    inspect: Callable[[str], Awaitable[T | None]],
+    put: Callable[[str, T | None], None],
+) -> None:
+    """Look at all that is dirty under the key; what could not be looked at still is."""
+    while pending := dirty.get(key):
+        name = pending.pop()
+        try:
+            found = await inspect(name)
+        except BaseException:
+            dirty[key].add(name)
+            raise
+        put(name, found)
+    dirty.pop(key, None)
