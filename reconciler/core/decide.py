@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
+from reconciler.core.lifecycle import converge_state
 from reconciler.core.model import (
     Action,
     Decision,
     ImageState,
     Phase,
     Verb,
-    Verdict,
 )
 from reconciler.core.roles import (
     drift,
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from reconciler.core.model import Container, Desired, View
     from reconciler.core.roles import Names, Roles
 
-_POLL: Final = 1.0
 _WRECKAGE: Final = frozenset({Phase.DEAD, Phase.REMOVING})
 
 
@@ -236,85 +235,9 @@ def _needs_pull(view: View, desired: Desired) -> bool:
     return desired.spec.pull is PullPolicy.MISSING and view.image is ImageState.ABSENT
 
 
-# --- the state of the container that is there -------------------------------------------------
-
-
 def _converge_state(world: _World) -> Decision | None:
-    current = world.roles.current
-    assert current is not None
-    if world.desired.state is DesiredState.STOPPED:
-        return wind_down(current, "stopped is desired") if current.live else None
-    return _STATE_RULES[current.phase](world, current)
-
-
-def _start_new(world: _World, current: Container) -> Decision:
-    return step_on(Verb.START, current, f"{world.desired.state} is desired")
-
-
-def _start_again(world: _World, current: Container) -> Decision:
-    memory, restart = world.view.memory, world.desired.spec.restart
-    if current.finished_at == memory.last_exit and memory.not_before == 0.0:
-        return step_on(Verb.START, current, f"{world.desired.state} is desired")
-    cause = _death_cause(world, current)
-    accounted = current.finished_at == memory.last_exit
-    due = memory.not_before if accounted else world.view.now
-    due = policy.in_reach(due, world.view.now, restart.max_backoff)
-    if due > world.view.now:
-        return Decision(wait_until=due, waiting_for=f"its next restart: {cause}")
-    return step_on(Verb.START, current, cause, restart=True)
-
-
-def _death_cause(world: _World, current: Container) -> str:
-    death = world.view.memory.death
-    known = death is not None and death.container_id == current.id
-    return f"it ended: {death.reason if known and death else f'exit code {current.exit_code}'}"
-
-
-def _unpause(world: _World, current: Container) -> Decision | None:
-    if world.desired.state is DesiredState.PAUSED:
-        return None
-    return step_on(Verb.UNPAUSE, current, "running is desired")
-
-
-def _await_restart(world: _World, _current: Container) -> Decision:
-    return Decision(wait_until=world.view.now + _POLL, waiting_for="the engine restarts it")
-
-
-def _keep_running(world: _World, current: Container) -> Decision | None:
-    verdict = verdict_of(world.view, current)
-    if verdict is Verdict.UNHEALTHY:
-        return _restart_unhealthy(world, current)
-    if world.desired.state is DesiredState.RUNNING:
-        return None
-    if world.desired.spec.health is None or verdict is Verdict.GOOD:
-        return step_on(Verb.PAUSE, current, "paused is desired")
-    return Decision(waiting_for="a good probe, then it is paused")
-
-
-def verdict_of(view: View, container: Container) -> Verdict:
-    """What the probes say of this run of the container; those of an earlier run do not count."""
-    health = view.health
-    same_run = (health.container_id, health.started_at) == (container.id, container.started_at)
-    return health.verdict if same_run else Verdict.UNKNOWN
-
-
-def _restart_unhealthy(world: _World, current: Container) -> Decision:
-    view, restart = world.view, world.desired.spec.restart
-    due = policy.unhealthy_restart_due(view.health, view.memory, restart, view.key)
-    due = policy.in_reach(due, view.now, restart.max_backoff)
-    cause = f"unhealthy: {view.health.reason}"
-    if due > view.now:
-        return Decision(wait_until=due, waiting_for=f"its next restart: {cause}")
-    return step_on(Verb.STOP, current, cause, restart=True)
-
-
-_STATE_RULES: Final[dict[Phase, Callable[[_World, Container], Decision | None]]] = {
-    Phase.CREATED: _start_new,
-    Phase.EXITED: _start_again,
-    Phase.PAUSED: _unpause,
-    Phase.RESTARTING: _await_restart,
-    Phase.RUNNING: _keep_running,
-}
+    assert world.roles.current is not None
+    return converge_state(world.view, world.desired, world.roles.current)
 
 
 def _still_to_make(world: _World) -> Decision | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reconciler.core.decide import verdict_of
+from reconciler.core.lifecycle import verdict_of
 from reconciler.core.model import ImageState, Phase, Status, Verdict
 from reconciler.core.roles import roles_of
 from reconciler.core.spec import DesiredState

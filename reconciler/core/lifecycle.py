@@ -1,0 +1,94 @@
+"""What a container that is as it should be still has to do: start, pause, resume, be restarted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core import policy
+from reconciler.core.model import Decision, Phase, Verb, Verdict
+from reconciler.core.spec import DesiredState
+from reconciler.core.steps import step_on, wind_down
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reconciler.core.model import Container, Desired, View
+
+_POLL: Final = 1.0
+
+
+def converge_state(view: View, desired: Desired, current: Container) -> Decision | None:
+    """The next step towards the desired state, or the wait for it; None where it is reached."""
+    if desired.state is DesiredState.STOPPED:
+        return wind_down(current, "stopped is desired") if current.live else None
+    return _STATE_RULES[current.phase](view, desired, current)
+
+
+def _start_new(_view: View, desired: Desired, current: Container) -> Decision:
+    return step_on(Verb.START, current, f"{desired.state} is desired")
+
+
+def _start_again(view: View, desired: Desired, current: Container) -> Decision:
+    memory, restart = view.memory, desired.spec.restart
+    if current.finished_at == memory.last_exit and memory.not_before == 0.0:
+        return step_on(Verb.START, current, f"{desired.state} is desired")
+    cause = _death_cause(view, current)
+    accounted = current.finished_at == memory.last_exit
+    due = memory.not_before if accounted else view.now
+    due = policy.in_reach(due, view.now, restart.max_backoff)
+    if due > view.now:
+        return Decision(wait_until=due, waiting_for=f"its next restart: {cause}")
+    return step_on(Verb.START, current, cause, restart=True)
+
+
+def _death_cause(view: View, current: Container) -> str:
+    death = view.memory.death
+    known = death is not None and death.container_id == current.id
+    return f"it ended: {death.reason if known and death else f'exit code {current.exit_code}'}"
+
+
+def _unpause(_view: View, desired: Desired, current: Container) -> Decision | None:
+    if desired.state is DesiredState.PAUSED:
+        return None
+    return step_on(Verb.UNPAUSE, current, "running is desired")
+
+
+def _await_restart(view: View, _desired: Desired, _current: Container) -> Decision:
+    return Decision(wait_until=view.now + _POLL, waiting_for="the engine restarts it")
+
+
+def _keep_running(view: View, desired: Desired, current: Container) -> Decision | None:
+    verdict = verdict_of(view, current)
+    if verdict is Verdict.UNHEALTHY:
+        return _restart_unhealthy(view, desired, current)
+    if desired.state is DesiredState.RUNNING:
+        return None
+    if desired.spec.health is None or verdict is Verdict.GOOD:
+        return step_on(Verb.PAUSE, current, "paused is desired")
+    return Decision(waiting_for="a good probe, then it is paused")
+
+
+def verdict_of(view: View, container: Container) -> Verdict:
+    """What the probes say of this run of the container; those of an earlier run do not count."""
+    health = view.health
+    same_run = (health.container_id, health.started_at) == (container.id, container.started_at)
+    return health.verdict if same_run else Verdict.UNKNOWN
+
+
+def _restart_unhealthy(view: View, desired: Desired, current: Container) -> Decision:
+    restart = desired.spec.restart
+    due = policy.unhealthy_restart_due(view.health, view.memory, restart, view.key)
+    due = policy.in_reach(due, view.now, restart.max_backoff)
+    cause = f"unhealthy: {view.health.reason}"
+    if due > view.now:
+        return Decision(wait_until=due, waiting_for=f"its next restart: {cause}")
+    return step_on(Verb.STOP, current, cause, restart=True)
+
+
+_STATE_RULES: Final[dict[Phase, Callable[[View, Desired, Container], Decision | None]]] = {
+    Phase.CREATED: _start_new,
+    Phase.EXITED: _start_again,
+    Phase.PAUSED: _unpause,
+    Phase.RESTARTING: _await_restart,
+    Phase.RUNNING: _keep_running,
+}
