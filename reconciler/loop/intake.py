@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from reconciler.core import naming, policy
 from reconciler.loop.queue import Priority
 from reconciler.service.events import Event
 from reconciler.store.manifest import Loaded, SpecDefaults, load
 from reconciler.store.rows import Record
+from reconciler.store.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from reconciler.settings import Settings
     from reconciler.store.rows import Changes
     from reconciler.store.store import Store
+
+_READ_AGAIN: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,21 @@ class Intake:
             await self._refresh_env_files()
             self._say(loaded, reading, former)
             return reading
+
+    async def follow(self) -> None:
+        """Read the file whenever it or an env file changes, for ever."""
+        watch = Watch(self.path, self.env_paths, rescan=self._settings.rescan_interval)
+        async with aclosing(watch.changes()) as changes:
+            async for _ in changes:
+                await self._read_in_the_end()
+                if watch.problem:
+                    self._reporter.complain(Event.MANIFEST_WATCH_FAILED, error=watch.problem)
+
+    async def _read_in_the_end(self) -> None:
+        await self.read()
+        while self.unread:
+            await asyncio.sleep(_READ_AGAIN)
+            await self.read()
 
     def _take_in(self, loaded: Loaded, *, allow_mass_delete: bool) -> Reading:
         if loaded.fatal:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.blueprint import Surroundings
@@ -31,8 +30,6 @@ from reconciler.loop.queue import Priority, WorkQueue
 from reconciler.loop.secrets import Secrets
 from reconciler.loop.survey import Survey
 from reconciler.loop.views import Sources, Views
-from reconciler.service.events import Event
-from reconciler.store.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -48,7 +45,6 @@ if TYPE_CHECKING:
     from reconciler.store.store import Store
 
 _SWEEP_EVERY: Final = 30.0
-_READ_AGAIN: Final = 1.0
 
 
 class Manager:
@@ -229,7 +225,7 @@ class Manager:
         return {
             "informer": self.informer.run,
             "dispatcher": self.dispatcher.run,
-            "manifest-watch": self._follow_manifest,
+            "manifest-watch": self.intake.follow,
             "sweeper": self._sweep_for_ever,
             "disk": self.disk.run,
         }
@@ -254,24 +250,6 @@ class Manager:
         """End what runs in the background. The sandboxes go on."""
         await self.prober.close()
         await self.puller.close()
-
-    async def _follow_manifest(self) -> None:
-        watch = Watch(
-            self.intake.path,
-            self.intake.env_paths,
-            rescan=self.settings.rescan_interval,
-        )
-        async with aclosing(watch.changes()) as changes:
-            async for _ in changes:
-                await self._read_in_the_end()
-                if watch.problem:
-                    self.reporter.complain(Event.MANIFEST_WATCH_FAILED, error=watch.problem)
-
-    async def _read_in_the_end(self) -> None:
-        await self.intake.read()
-        while self.intake.unread:
-            await asyncio.sleep(_READ_AGAIN)
-            await self.intake.read()
 
     async def _sweep_for_ever(self) -> None:
         while True:
