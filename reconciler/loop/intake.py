@@ -42,6 +42,11 @@ class Reading:
     removed: frozenset[str] = frozenset()
     braked: tuple[str, ...] = ()
 
+    @property
+    def changes(self) -> frozenset[str]:
+        """Every record that is not what it was."""
+        return self.added | self.changed | self.removed
+
 
 @dataclass(slots=True)
 class _Last:
@@ -199,6 +204,8 @@ class Intake:
     def _say(self, loaded: Loaded, reading: Reading, former: _Last) -> None:
         if reading.diagnostics != former.complaint:
             self._say_diagnostics(loaded)
+            if not reading.diagnostics and not reading.changes:
+                self._say_loaded()
         if reading.braked != former.braked:
             self._say_brake(reading, former.braked)
 
@@ -212,13 +219,10 @@ class Intake:
                 record = self._store.records.get(name)
                 shown = {"spec": record.spec_name, "desired": str(record.state)} if record else {}
                 self._reporter.tell(event, name, f"{self.path} was edited", **shown)
-        if reading.added or reading.changed or reading.removed:
+        if reading.changes:
             self._say_loaded()
 
     def _say_diagnostics(self, loaded: Loaded) -> None:
-        if not loaded.diagnostics:
-            self._say_loaded()
-            return
         event = Event.MANIFEST_REJECTED if loaded.fatal else Event.MANIFEST_HELD
         for diagnostic in loaded.diagnostics:
             self._reporter.log(

@@ -124,6 +124,16 @@ async def test_before_any_file_was_accepted_nothing_is_garbage(stage: Stage):
     assert stage.phases() == {"alice": "running"}
 
 
+@pytest.mark.parametrize("state", ["running", "paused"])
+async def test_a_file_that_was_mended_is_told_once(stage: Stage, state: str):
+    await stage.converge({"alice": "running"})
+    stage.file.write_text("{")
+    await stage.manager.intake.read()
+    said = len(stage.notes.said(Event.MANIFEST_LOADED))
+    await stage.converge({"alice": state})
+    assert len(stage.notes.said(Event.MANIFEST_LOADED)) == said + 1
+
+
 async def test_an_env_file_that_changes_replaces_the_sandbox(stage: Stage, tmp_path: Path):
     env = tmp_path / "llm.env"
     env.write_text("MODEL=small\n", encoding="utf-8")
