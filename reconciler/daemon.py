@@ -110,6 +110,7 @@ class Daemon:
             **manager.tasks(),
             "control-socket": lambda: serve(create_app(manager), self._settings.socket),
             "readiness": lambda: self._become_ready(manager),
+            "status": lambda: self._tell_status(manager),
             "watchdog": lambda: self._feed_watchdog(manager),
         }
         async with asyncio.TaskGroup() as group:
@@ -132,12 +133,12 @@ class Daemon:
             seconds=round(time.monotonic() - began, 3),
             records=len(manager.store.records),
         )
-        if not self._notifier.enabled:
-            return
         self._notifier.ready(_state_line(manager))
-        while True:
-            await asyncio.sleep(_STATUS_EVERY)
+
+    async def _tell_status(self, manager: Manager) -> None:
+        while self._notifier.enabled:
             self._notifier.status(_state_line(manager))
+            await asyncio.sleep(_STATUS_EVERY)
 
     async def _feed_watchdog(self, manager: Manager) -> None:
         interval = watchdog_interval()

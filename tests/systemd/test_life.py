@@ -100,6 +100,7 @@ def test_it_is_ready_after_the_first_full_observation(world: World, service: Ser
         service.wait_until(lambda: "store.opened" in service.events(cursor), 60)
         service.wait_until(lambda: world.ask("/v1/ping"), 60)
         # It answers, and cannot have seen anything.
+        assert service.wait_text(WAITING)
         assert service.show("ActiveState") == "activating"
         assert "daemon.ready" not in service.events(cursor)
     finally:
