@@ -121,8 +121,21 @@ class _World:
 def _clear_wreckage(world: _World) -> Decision | None:
     for container in world.view.observed.containers:
         if container.phase in _WRECKAGE:
+            aside = _way_aside(world, container)
+            if aside:
+                cause = "it cannot be removed, and its name is needed"
+                return step_on(Verb.RENAME, container, cause, new_name=aside)
             return step_on(Verb.REMOVE, container, f"the engine says it is {container.phase}")
     return None
+
+
+def _way_aside(world: _World, wreck: Container) -> str:
+    """A name for wreckage that keeps the sandbox's name from its next container; or nothing."""
+    if wreck is not world.roles.current or not world.failed(Verb.REMOVE, wreck):
+        return ""
+    taken = {c.name for c in world.view.observed.containers} | world.stuck
+    names = (world.names.predecessor, world.names.successor)
+    return next((name for name in names if name not in taken), "")
 
 
 def _fill_the_name(world: _World) -> Decision | None:

@@ -98,11 +98,6 @@ def test_the_earlier_of_two_waits_counts():
     assert step(dead) == "wait until +5: its next restart: it ended: exit code 0"
 
 
-def test_what_bears_the_name_has_to_go_first():
-    wreck = container(NAME, Phase.DEAD, OLD)
-    assert step(view(desired(), wreck, memory=stuck(wreck))) == "wait until +30: device busy"
-
-
 def test_one_whose_name_was_taken_is_not_sent_to_a_name_that_is_taken():
     bob, leftover = container("bob"), container(PREV, Phase.DEAD, OLD)
     refused = failing(Verb.RENAME, due=NOW, on=bob)
@@ -183,3 +178,25 @@ def test_only_the_one_in_whose_way_remains_are_is_replaced():
 def test_one_that_was_started_after_all_is_kept():
     runs = container()
     assert step(view(desired(), runs, memory=remains(runs))) == "nothing"
+
+
+@pytest.mark.parametrize("phase", [Phase.DEAD, Phase.REMOVING])
+def test_wreckage_that_cannot_be_removed_gives_the_name_back(phase):
+    wreck = container(NAME, phase)
+    assert step(view(desired(), wreck)).startswith("remove alice")
+    assert step(view(desired(), wreck, memory=stuck(wreck))) == (
+        "rename alice -> prev (it cannot be removed, and its name is needed)"
+    )
+    aside = container(PREV, phase)
+    assert step(view(desired(), aside, memory=stuck(aside))) == "create alice (it does not exist)"
+    well = view(desired(), aside, container(id="new"), memory=stuck(aside))
+    assert step(well) == "wait until +30: device busy"
+
+
+def test_wreckage_gives_the_name_back_as_often_as_there_are_others():
+    first, second, third = (container(name, Phase.DEAD) for name in (PREV, NEXT, NAME))
+    memory = Memory(failures=tuple(f for c in (first, second, third) for f in stuck(c).failures))
+    assert step(view(desired(), first, third, memory=memory)).startswith("rename alice -> next")
+    assert step(view(desired(), first, second, third, memory=memory)) == (
+        "wait until +30: device busy"
+    )

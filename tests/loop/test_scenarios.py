@@ -1,5 +1,7 @@
 """What users and hosts do, and what becomes of it: the whole loop through real files."""
 
+from dataclasses import replace
+
 import pytest
 
 from reconciler.core import naming
@@ -283,6 +285,24 @@ async def test_a_delete_works_in_the_end_though_the_engine_refuses_it_first(
     await stage.after(120)
     assert stage.phases() == {"bob": "running"}
     assert not stage.store.deleted
+
+
+async def test_wreckage_that_cannot_be_removed_keeps_no_sandbox_down(stage: Stage):
+    await stage.converge({"alice": "running"})
+    wreck, key = stage.seen("alice"), stage.row("alice")["session_api_key"]
+    stage.engine.fail_next("remove", EngineError("device or resource busy"), times=3)
+    box = stage.host.box(wreck.id)
+    stage.host.end(box, 137)
+    box.seen = replace(box.seen, phase=Phase.DEAD)
+    await stage.after(1)
+    assert stage.seen("alice").phase is Phase.RUNNING
+    assert stage.row("alice")["session_api_key"] == key
+    # What is left to remove is told, and tried again.
+    assert "busy" in stage.row("alice")["reason"]
+    assert sorted(stage.phases().values()) == ["dead", "running"]
+    await stage.after(120)
+    assert stage.phases() == {"alice": "running"}
+    assert stage.statuses() == {"alice": "RUNNING"}
 
 
 async def test_a_delete_ends_a_pull_that_hangs(stage: Stage):
