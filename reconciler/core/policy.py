@@ -21,6 +21,7 @@ _SWAP_BACKOFF: Final = 60.0
 _SWAP_MAX_BACKOFF: Final = 3600.0
 _MAX_EXPONENT: Final = 32
 _WRECKED_STARTS: Final = 3
+_LOOP: Final = 5
 
 
 def backoff(base: float, cap: float, streak: int, key: str) -> float:
@@ -62,6 +63,12 @@ def after_own_stop(memory: Memory, finished_at: float) -> Memory:
 def after_restart(memory: Memory) -> Memory:
     """A restart was begun."""
     return replace(memory, restarts=memory.restarts + 1, streak=memory.streak + 1)
+
+
+def is_loop_told(streak: int) -> bool:
+    """Whether so many restarts in a row are told of: the fifth, and each doubling after it."""
+    rounds, rest = divmod(streak, _LOOP)
+    return rest == 0 and rounds.bit_count() == 1
 
 
 def unhealthy_restart_due(

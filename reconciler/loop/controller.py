@@ -217,6 +217,10 @@ class Controller:
         if action.restart or ended:
             self._store.put_memory(view.key, memory)
         announce(self._reporter, view, action)
+        if action.restart and policy.is_loop_told(memory.streak):
+            self._reporter.tell(
+                Event.SANDBOX_RESTART_LOOP, view.key, action.cause, in_a_row=memory.streak
+            )
 
     async def _end_of(self, view: View, action: Action) -> float | None:
         """When the container ended that was just stopped."""

@@ -72,7 +72,9 @@ async def test_a_crash_loop_is_backed_off_and_costs_a_line_a_restart(stage: Stag
     starts = stage.engine.calls.count(("start", stage.seen("alice").id))
     assert 55 <= starts <= 80
     about = [line for _, line in stage.notes.lines if line.get("sandbox") == "alice"]
-    assert len(about) <= starts + 5
+    loops = [line["in_a_row"] for line in stage.notes.said(Event.SANDBOX_RESTART_LOOP)]
+    assert loops == [5, 10, 20, 40]
+    assert len(about) <= starts + len(loops) + 5
     death = stage.notes.said(Event.SANDBOX_DIED)[-1]
     assert (death["exit_code"], death["last_lines"][-1]) == (3, "so long")
     assert stage.row("alice")["status"] == "ERROR"

@@ -166,6 +166,12 @@ class Event(StrEnum):
         "Its container ended while it should run.",
         *("exit_code", "signal", "oom_killed", "last_lines", "restart_in", "restarts", "repeated"),
     )
+    SANDBOX_RESTART_LOOP = _of(
+        "sandbox.restart_loop",
+        "error",
+        "It does not stay up: told at 5 restarts in a row, at 10, 20 and so on.",
+        "in_a_row",
+    )
     SANDBOX_HEALTHY = _of("sandbox.healthy", "info", "It answers its health check.", "seconds")
     SANDBOX_UNHEALTHY = _of(
         "sandbox.unhealthy",
