@@ -15,6 +15,7 @@ TROUBLES = f"""
   crashing:
     spec: worker
     command: [sh, -c, "echo these are my last words; exit 3"]
+    restart: {{backoff: 100ms, max_backoff: 500ms}}
   leaky:
     spec: worker
     env: {{API_TOKEN: {TOKEN}}}
@@ -49,8 +50,10 @@ def test_troubles_are_found_by_their_weight(world: World, service: Service) -> N
     service.write(service.desired.rstrip("\n") + TROUBLES)
     died = service.wait_until(lambda: _died(service, cursor, "crashing", "leaky"), 60)
     world.wait_error("homeless", "reconciler-nowhere:1")
-    (error,) = service.machine.journal("-u", UNIT, "-p", "err", since=cursor)
-    assert (error["SANDBOX"], error["EVENT"]) == ("homeless", "sandbox.error")
+    errors = service.wait_until(lambda: _errors(service, cursor, "crashing", "homeless"), 60)
+    loop, error = errors["crashing"], errors["homeless"]
+    assert (loop["EVENT"], loop["IN_A_ROW"]) == ("sandbox.restart_loop", "5")
+    assert error["EVENT"] == "sandbox.error"
     assert error["ERROR"] == "No such image: reconciler-nowhere:1: pull it, or correct `image`"
     assert died["crashing"]["PRIORITY"] == WARNING
     assert died["crashing"]["EXIT_CODE"] == "3"
@@ -65,8 +68,16 @@ def test_troubles_are_found_by_their_weight(world: World, service: Service) -> N
 
 def _died(service: Service, cursor: str, *names: str) -> dict[str, Any]:
     """The first end of each of these sandboxes; empty until all have ended."""
-    entries = service.machine.journal("EVENT=sandbox.died", since=cursor)
-    found = {entry["SANDBOX"]: entry for entry in reversed(entries)}
+    return _first_of_each(service.machine.journal("EVENT=sandbox.died", since=cursor), names)
+
+
+def _errors(service: Service, cursor: str, *names: str) -> dict[str, Any]:
+    """The first error of each of these sandboxes; empty until all have one."""
+    return _first_of_each(service.machine.journal("-u", UNIT, "-p", "err", since=cursor), names)
+
+
+def _first_of_each(entries: list[Any], names: tuple[str, ...]) -> dict[str, Any]:
+    found = {entry.get("SANDBOX"): entry for entry in reversed(entries)}
     return found if found.keys() >= set(names) else {}
 
 
