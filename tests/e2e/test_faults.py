@@ -176,6 +176,8 @@ class Round:
 
     def fix(self) -> None:
         self.proxy.clear()
+        # What comes late is put right, but only once it has come.
+        self.world.wait(lambda: not self.proxy.late)
         self.proxy.cut_streams()
 
     def settled(self) -> bool:

@@ -38,6 +38,7 @@ class Connection:
         self.task = task
         self.hangs = False
         self.streams = False
+        self.late = False
 
     def abort(self) -> None:
         self.writer.transport.abort()
@@ -52,6 +53,13 @@ class Connection:
         """Serve one request; False where the connection ends with it."""
         request = self.hub.record(message)
         fault = self.hub.fault_for(request)
+        self.late = fault.delay > 0
+        try:
+            return await self._serve(message, request, fault)
+        finally:
+            self.late = False
+
+    async def _serve(self, message: Message, request: Request, fault: Fault) -> bool:
         await asyncio.sleep(fault.delay)
         if fault.hang == "before":
             await self._hang()

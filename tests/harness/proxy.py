@@ -121,6 +121,11 @@ class FaultProxy:
         """Tell whether no client is connected, and all that was asked for is done."""
         return not self._connections
 
+    @property
+    def late(self) -> bool:
+        """Tell whether a request that was held back is still to be done, its client gone or not."""
+        return any(connection.late for connection in list(self._connections))
+
     def seen(self, predicate: Predicate) -> list[Request]:
         """Return the requests of that kind so far."""
         return [request for request in list(self.requests) if predicate(request)]
