@@ -64,7 +64,7 @@ async def test_how_a_sandbox_ended_is_shown(stage: Stage):
 async def test_a_plan_says_what_would_be_done_and_does_nothing(stage: Stage):
     stage.write({"alice": "running"})
     await stage.start(absent=("dispatcher", "manifest-watch"))
-    await stage.manager.informer.synced.wait()
+    await stage.after(1)
     plan = stage.manager.survey.plan()
     assert not plan["in_sync"]
     (change,) = plan["changes"]
