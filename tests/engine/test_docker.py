@@ -295,7 +295,7 @@ async def test_an_engine_that_never_answers(tmp_path: Any) -> None:
 async def test_a_command_that_hangs_leaves_one_process_however_often_it_is_asked_for(
     real: RealWorld,
 ) -> None:
-    container = await prepared(real)
+    container = await prepared(real, workspace={"path": "/workspace"})
     hanging = ["sh", "-c", "echo $$ >> /tmp/begun; exec sleep 1000"]
     for _ in range(3):
         with pytest.raises(EngineTimeout):
@@ -310,7 +310,7 @@ async def test_a_command_that_hangs_leaves_one_process_however_often_it_is_asked
 
 
 async def test_a_removal_that_takes_long_is_looked_at_ever_less_often(real: RealWorld) -> None:
-    container = await prepared(real)
+    container = await prepared(real, workspace={"path": "/workspace"})
     with FaultProxy(real.docker.host) as proxy:
         proxy.fault(matching("DELETE", ".*"), answer(409), times=None)
         engine = DockerEngine(instance=real.instance, docker_host=proxy.host, call_timeout=2)
