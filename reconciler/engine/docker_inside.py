@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core.errors import EngineTimeout, EngineUnavailable, NotFound
 from reconciler.engine import docker_requests as requests
@@ -91,7 +91,7 @@ class Inside:
             async for _ in output:
                 pass
         self._begun.pop(place, None)
-        result = await self._client.call(requests.get(f"exec/{exec_id}/json"), self._read_timeout)
+        result = await self._about(exec_id)
         with understood("a command's end"):
             return int(result["ExitCode"])
 
@@ -100,10 +100,12 @@ class Inside:
         if len(self._begun) > _MOST_BEGUN:
             self._begun.pop(next(iter(self._begun)))
 
+    async def _about(self, exec_id: str) -> Any:
+        return await self._client.call(requests.get(f"exec/{exec_id}/json"), self._read_timeout)
+
     async def _runs(self, exec_id: str) -> bool:
         try:
-            question = requests.get(f"exec/{exec_id}/json")
-            about = await self._client.call(question, self._read_timeout)
+            about = await self._about(exec_id)
         except NotFound:
             return False
         with understood("a command"):

@@ -30,10 +30,12 @@ class Secrets:
         """Hide what is in use now, and no longer what was last in use an hour ago."""
         now = self._clock()
         in_use = set(self._in_use())
-        redactor.register(*(in_use - self._seen.keys()))
+        if fresh := in_use - self._seen.keys():
+            redactor.register(*fresh)
         self._seen.update(dict.fromkeys(in_use, now))
         past = {secret for secret, at in self._seen.items() if at < now - _AFTERLIFE}
-        redactor.forget(*past)
+        if past:
+            redactor.forget(*past)
         for secret in past:
             del self._seen[secret]
 

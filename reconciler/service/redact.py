@@ -28,9 +28,7 @@ _SENSITIVE = (
     "|credential|cookie|registry_auth"
 )
 _SECRET_NAME = re.compile(_SENSITIVE, re.IGNORECASE)
-_SECRET_VARIABLE = re.compile(
-    rf"{_SENSITIVE}|(?:^|_)(?:key|pass|passphrase|pwd|pat|dsn)s?$", re.IGNORECASE
-)
+_KEY_VARIABLE = re.compile(r"(?:^|[_-])(?:key|pass|passphrase|pwd|pat|dsn)s?$", re.IGNORECASE)
 _ASSIGNMENT = re.compile(rf"((?:{_SENSITIVE})[\w-]{{0,32}})=[^\s&\"',;]+", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"\b(bearer|basic) +[\w+/=.~-]{16,}", re.IGNORECASE)
 _USERINFO = re.compile(r"://[^/\s:@]{1,64}:[^/\s@]{1,256}@")
@@ -44,7 +42,7 @@ def is_secret_name(name: str) -> bool:
 @lru_cache(maxsize=4096)
 def is_secret_variable(name: str) -> bool:
     """Says whether an environment variable of this name holds a secret."""
-    return _SECRET_VARIABLE.search(name.replace("-", "_")) is not None
+    return is_secret_name(name) or _KEY_VARIABLE.search(name) is not None
 
 
 class Redactor:

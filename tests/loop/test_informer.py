@@ -261,31 +261,32 @@ async def test_a_volume_that_was_just_made_is_not_hidden_by_an_older_list(watche
         assert watcher.cache.observed("alice").volumes == ()
 
 
-async def test_a_volume_that_is_destroyed_is_told_at_once(watcher: Watcher):
+@asynccontextmanager
+async def with_volume(watcher: Watcher) -> AsyncIterator[str]:
+    """Alice's workspace, by name, once it is known."""
     name = naming.volume_name("", "alice")
     watcher.host.add_volume(name, labels("default", "alice"))
     async with watcher.running():
         await watcher.synced()
+        yield name
+
+
+async def test_a_volume_that_is_destroyed_is_told_at_once(watcher: Watcher):
+    async with with_volume(watcher) as name:
         watcher.host.remove_volume(name)
         assert await watcher.told("alice", within=1) < 0.1
         assert watcher.cache.observed("alice").volumes == ()
 
 
 async def test_a_volume_that_was_made_again_outlives_a_late_word_of_its_end(watcher: Watcher):
-    name = naming.volume_name("", "alice")
-    watcher.host.add_volume(name, labels("default", "alice"))
-    async with watcher.running():
-        await watcher.synced()
+    async with with_volume(watcher) as name:
         watcher.host._tell(EventKind.VOLUME, name, "destroy", {}, "")
         await watcher.told("alice", within=1)
         assert [volume.name for volume in watcher.cache.observed("alice").volumes] == [name]
 
 
 async def test_a_volume_that_could_not_be_looked_at_still_is_to_be(watcher: Watcher):
-    name = naming.volume_name("", "alice")
-    watcher.host.add_volume(name, labels("default", "alice"))
-    async with watcher.running():
-        await watcher.synced()
+    async with with_volume(watcher) as name:
         watcher.engine.fail_next("inspect_volume", EngineError("no"))
         watcher.host.remove_volume(name)
         with pytest.raises(EngineError):
