@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-import yaml
 from pydantic import (
     BeforeValidator,
     Field,
     PlainSerializer,
     StringConstraints,
-    ValidationError,
     model_validator,
 )
 from pydantic_settings import (
@@ -31,7 +31,7 @@ from reconciler.core.spec import AbsolutePath, MountSpec, Name, PortSpec
 from reconciler.core.units import Retain, Size, format_duration, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 SYSTEM_STATE: Final = Path("/var/lib/reconciler")
 CONFIG_CANDIDATES: Final = (
@@ -39,7 +39,6 @@ CONFIG_CANDIDATES: Final = (
     Path("/etc/reconciler/reconciler.yaml"),
 )
 DESIRED_CANDIDATES: Final = (Path("config/desired.yaml"), Path("/etc/reconciler/desired.yaml"))
-_MAX_CONFIG_BYTES: Final = 1 << 20
 # How much more than the least has to be free again, where nothing says how much.
 _RESUME_FACTOR: Final = 1.5
 
@@ -191,28 +190,18 @@ class Settings(BaseSettings):
         )
 
 
-# The settings file's content, for the one construction that ``load`` makes.
+# The settings file's values, for the construction that ``file_values`` surrounds.
 _file_values: ContextVar[Mapping[str, Any]] = ContextVar(
     "file_values", default=MappingProxyType({})
 )
 
 
-def load(config: Path | None = None, **flags: Any) -> Settings:
-    """The settings of this process. Flags that are None do not count.
-
-    Raises:
-        SettingsError: the file or a value is wrong; the message names each one.
-    """
-    path = config or _config_path()
-    values = _read(path) if path else {}
-    unknown = sorted(set(values) - set(Settings.model_fields))
-    if unknown:
-        raise SettingsError(f"{path}: no such setting: {', '.join(unknown)}")
+@contextmanager
+def file_values(values: Mapping[str, Any]) -> Iterator[None]:
+    """Give a ``Settings`` that is constructed inside the values of the settings file."""
     token = _file_values.set(values)
     try:
-        return Settings(**{key: value for key, value in flags.items() if value is not None})
-    except ValidationError as error:
-        raise SettingsError(_explain(error)) from error
+        yield
     finally:
         _file_values.reset(token)
 
@@ -227,35 +216,39 @@ def default_state_dir(environ: Mapping[str, str]) -> Path:
     return Path(base) / "reconciler"
 
 
-def _config_path() -> Path | None:
+def config_path() -> Path | None:
+    """The settings file of this process; None where there is none.
+
+    Raises:
+        SettingsError: it is in the working directory, and root does not trust that.
+    """
     if named := os.environ.get("RECONCILER_CONFIG"):
         return Path(named)
-    return next((path for path in CONFIG_CANDIDATES if path.is_file()), None)
+    return next((path for path in CONFIG_CANDIDATES if _is_there(path)), None)
 
 
 def _first_that_exists(candidates: tuple[Path, ...]) -> Path:
-    return next((path for path in candidates if path.exists()), candidates[-1])
+    return next((path for path in candidates if _is_there(path)), candidates[-1])
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_CONFIG_BYTES)
-        values = yaml.safe_load(text)
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise SettingsError(f"{path}: must hold settings as `name: value` lines")
-    return values
+def _is_there(candidate: Path) -> bool:
+    """Whether the file exists. Root reads it from a working directory only where that is safe."""
+    if not os.path.lexists(candidate):
+        return False
+    if os.geteuid() == 0 and not candidate.is_absolute():
+        for path in (candidate, candidate.parent, Path()):
+            for status in (path.lstat(), path.stat()):
+                _refuse_foreign(candidate, path, status)
+    return True
 
 
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors(include_url=False, include_input=False):
-        place = ".".join(map(str, problem["loc"]))
-        lines.append(f"{place or 'settings'}: {problem['msg'].removeprefix('Value error, ')}")
-    return "\n".join(lines)
+def _refuse_foreign(candidate: Path, path: Path, status: os.stat_result) -> None:
+    writers = stat.S_IWOTH if status.st_gid == 0 else stat.S_IWOTH | stat.S_IWGRP
+    # A link has no mode of its own.
+    writable = not stat.S_ISLNK(status.st_mode) and status.st_mode & writers
+    if status.st_uid != 0 or writable:
+        raise SettingsError(
+            f"{candidate}: root does not read it from this working directory, since another user"
+            f" may change {path.absolute()}: name the file (--config, --desired), or run this"
+            " command in another directory"
+        )

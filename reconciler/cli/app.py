@@ -50,7 +50,7 @@ class Context:
             SettingsError: one of them is wrong.
         """
         with loading():
-            from reconciler.settings import load  # noqa: PLC0415 - slow to load, not for --help
+            from reconciler.store.settings_file import load  # noqa: PLC0415 - slow, not for --help
 
         return load(self.config, **{**self.flags, **flags})
 

@@ -92,7 +92,11 @@ class _Spot:
 
 def explain(error: ValidationError, subject: Subject) -> list[Diagnostic]:
     """Every complaint, once, by place; none about what was complained of before."""
-    details = error.errors(include_url=False, include_input=False)
+    return explain_details(error.errors(include_url=False, include_input=False), subject)
+
+
+def explain_details(details: Iterable[ErrorDetails], subject: Subject) -> list[Diagnostic]:
+    """As ``explain``, of some of the problems that a validation found."""
     said = (_diagnostic(detail, subject) for detail in details)
     return sorted({diagnostic for diagnostic in said if diagnostic is not None})
 
@@ -257,6 +261,9 @@ _EXPLAINERS: Final[dict[str, _Explainer]] = {
     "dict_type": _MAPPING,
     "tuple_type": _LIST,
     "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_from_float": _WHOLE,
+    "float_parsing": _NUMBER,
     "float_type": _NUMBER,
     "finite_number": _NUMBER,
     "greater_than": _bound("more than", "gt"),

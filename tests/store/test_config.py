@@ -14,9 +14,9 @@ from reconciler.core.errors import SettingsError
 from reconciler.core.pressure import Limits
 from reconciler.core.spec import DesiredState, ProbeKind
 from reconciler.settings import Settings
-from reconciler.settings import load as load_settings
 from reconciler.store.manifest import load
 from reconciler.store.schema import json_schema, json_schema_text
+from reconciler.store.settings_file import load as load_settings
 
 CONFIG = Path(__file__).parents[2] / "config"
 EXAMPLES = ("desired.yaml", "openhands.yaml")
@@ -148,13 +148,13 @@ def test_when_a_disk_is_too_full(set_, limits):
 @pytest.mark.parametrize(
     ("set_", "wrong"),
     [
-        ({"disk_resume_free": "512m"}, "disk_resume_free: must not be below disk_min_free"),
-        ({"disk_min_free": "2g", "disk_resume_free": "1g"}, "disk_resume_free: must not be"),
+        ({"disk_resume_free": "512m"}, "--disk-resume-free: must not be below disk_min_free"),
+        ({"disk_min_free": "2g", "disk_resume_free": "1g"}, "--disk-resume-free: must not be"),
         (
             {"disk_resume_free_percent": 0.5},
-            "disk_resume_free_percent: must not be below disk_min_free_percent",
+            "--disk-resume-free-percent: must not be below disk_min_free_percent",
         ),
-        ({"disk_min_free_percent": 101}, "disk_min_free_percent: "),
+        ({"disk_min_free_percent": 101}, "--disk-min-free-percent: "),
     ],
 )
 def test_a_gate_that_would_flap_is_refused(set_, wrong):
