@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from reconciler import __version__
@@ -23,13 +24,15 @@ from reconciler.loop.reporter import Reporter
 from reconciler.service import logging
 from reconciler.service.events import Event
 from reconciler.service.notify import Notifier, watchdog_interval
+from reconciler.service.supervision import supervise
 from reconciler.store.lock import StateLock
 from reconciler.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Mapping
 
     from reconciler.core.errors import StoreError
+    from reconciler.service.supervision import Factory
     from reconciler.settings import Settings
 
 # Long enough for an engine that starts beside us at boot, short enough for systemd's patience.
@@ -106,18 +109,25 @@ class Daemon:
 
     async def _serve_until_stopped(self, manager: Manager) -> None:
         await manager.read_manifest()
-        roots: dict[str, Callable[[], Coroutine[None, None, None]]] = {
+        roots: dict[str, Factory] = {
             **manager.tasks(),
             "control-socket": lambda: serve(create_app(manager), self._settings.socket),
-            "readiness": lambda: self._become_ready(manager),
-            "status": lambda: self._tell_status(manager),
-            "watchdog": lambda: self._feed_watchdog(manager),
+            **self._supervised(
+                {
+                    "readiness": lambda: self._become_ready(manager),
+                    "status": lambda: self._tell_status(manager),
+                    "watchdog": lambda: self._feed_watchdog(manager),
+                }
+            ),
         }
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(root(), name=name) for name, root in roots.items()]
             await self._stop.wait()
             for task in tasks:
                 task.cancel()
+
+    def _supervised(self, tasks: Mapping[str, Factory]) -> dict[str, Factory]:
+        return {name: partial(supervise, name, run, self._reporter) for name, run in tasks.items()}
 
     # --- what the service manager is told -----------------------------------------------------
 

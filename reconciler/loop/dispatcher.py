@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from reconciler.loop.queue import Priority
-from reconciler.service.events import Event
+from reconciler.service.supervision import is_cancelled, log_failure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from reconciler.loop.reporter import Reporter
 
 _HEARTBEAT: Final = 5.0
-_AFTER_A_BUG: Final = 10.0
+_AFTER_A_DEFECT: Final = 10.0
 
 
 class Dispatcher:
@@ -39,7 +39,7 @@ class Dispatcher:
         self._queue = queue
         self._reconcile = reconcile
         self._ready = ready
-        self._slots = asyncio.Semaphore(workers)
+        self._workers = workers
         self._clock = clock
         self._longest_pass = longest_pass
         self._reporter = reporter
@@ -54,14 +54,19 @@ class Dispatcher:
         return turns and all(now - began < self._longest_pass for began in self._began.values())
 
     async def run(self) -> None:
-        """Hand out keys, for ever; workers end with this task."""
+        """Hand out keys until cancelled; the workers end with this task."""
+        slots = asyncio.Semaphore(self._workers)
         async with asyncio.TaskGroup() as workers:
             while True:
-                await self._beating(self._slots.acquire)
+                await self._beating(slots.acquire)
                 key = await self._beating(self._queue.get)
-                # Last, for whoever waited long for a key: readiness may be gone since.
-                await self._beating(self._ready.wait)
-                workers.create_task(self._work(key), name=f"reconcile {key}")
+                try:
+                    # Last, because the wait for a key may be long: readiness may be gone since.
+                    await self._beating(self._ready.wait)
+                except BaseException:
+                    self._give_back(key)
+                    raise
+                workers.create_task(self._work(key, slots), name=f"reconcile {key}")
 
     async def _beating(self, wait: Callable[[], Awaitable[str | bool]]) -> str:
         """Wait for something, and show meanwhile that this task is alive."""
@@ -75,14 +80,25 @@ class Dispatcher:
         finally:
             waiting.cancel()
 
-    async def _work(self, key: str) -> None:
+    async def _work(self, key: str, slots: asyncio.Semaphore) -> None:
         self._began[key] = self._clock()
         try:
             await self._reconcile(key)
-        except Exception as error:  # noqa: BLE001 - a bug in one pass must not end all others
-            self._reporter.complain(Event.TASK_FAILED, about=key, task=key, error=repr(error))
-            self._queue.add(key, Priority.TIMER, _AFTER_A_BUG)
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            self._fail(key, error)
+        except Exception as error:  # noqa: BLE001 - a defect in one pass must not end the others
+            self._fail(key, error)
         finally:
             del self._began[key]
             self._queue.done(key)
-            self._slots.release()
+            slots.release()
+
+    def _fail(self, key: str, error: BaseException) -> None:
+        log_failure(f"reconcile {key}", error, self._reporter, _AFTER_A_DEFECT)
+        self._queue.add(key, Priority.TIMER, _AFTER_A_DEFECT)
+
+    def _give_back(self, key: str) -> None:
+        self._queue.add(key, Priority.TIMER, _AFTER_A_DEFECT)
+        self._queue.done(key)

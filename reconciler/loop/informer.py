@@ -9,6 +9,7 @@ from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
 from reconciler.engine.protocol import EventKind
 from reconciler.loop.queue import Priority
 from reconciler.service.events import Event
+from reconciler.service.supervision import supervise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -77,7 +78,7 @@ class Informer:
         self._become_synced()
 
     async def run(self) -> None:
-        """Stay in touch with the engine, for ever."""
+        """Stay connected to the engine until cancelled."""
         delay = _RECONNECT_FIRST
         while True:
             began = self._clock()
@@ -85,9 +86,10 @@ class Informer:
                 await self._stay_connected()
             except EngineError as error:
                 self._lose(Event.ENGINE_LOST, str(error))
-            held = self.synced.is_set() and self._clock() - began >= _STABLE
-            self.complete = False
-            self.synced.clear()
+            finally:
+                held = self.synced.is_set() and self._clock() - began >= _STABLE
+                self.complete = False
+                self.synced.clear()
             delay = _RECONNECT_FIRST if held else min(delay * 2, _RECONNECT_LONGEST)
             await asyncio.sleep(delay)
 
@@ -96,7 +98,9 @@ class Informer:
         async with self._engine.events() as events:
             await self._sync()
             await self._say_connected()
-            relisting = asyncio.create_task(self._relist_for_ever(), name="relist")
+            relisting = asyncio.create_task(
+                supervise("relist", self._keep_relisting, self._reporter), name="relist"
+            )
             try:
                 async for event in events:
                     self._hear(event)
@@ -135,7 +139,7 @@ class Informer:
         if key is not None:
             self._enqueue(key, Priority.EVENT)
 
-    async def _relist_for_ever(self) -> None:
+    async def _keep_relisting(self) -> None:
         while True:
             await asyncio.sleep(self._resync_interval)
             try:
@@ -148,6 +152,9 @@ class Informer:
             except EngineError as error:
                 self.complete = False
                 self._reporter.complain(Event.ENGINE_LOST, error=str(error))
+            except BaseException:
+                self.complete = False
+                raise
 
     async def _relist(self) -> None:
         self._cache.apply(await self._cache.listing(), everything=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.blueprint import Surroundings
@@ -30,9 +31,10 @@ from reconciler.loop.queue import Priority, WorkQueue
 from reconciler.loop.secrets import Secrets
 from reconciler.loop.survey import Survey
 from reconciler.loop.views import Sources, Views
+from reconciler.service.supervision import supervise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Mapping
 
     from reconciler.core.errors import EngineError
     from reconciler.core.model import Health, Identity
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from reconciler.loop.disk import Measure
     from reconciler.loop.intake import Reading
     from reconciler.loop.reporter import Reporter
+    from reconciler.service.supervision import Factory
     from reconciler.settings import Settings
     from reconciler.store.store import Store
 
@@ -220,15 +223,16 @@ class Manager:
 
     # --- life ---------------------------------------------------------------------------------
 
-    def tasks(self) -> Mapping[str, Callable[[], Coroutine[None, None, None]]]:
-        """What runs for as long as the daemon does, by name."""
-        return {
+    def tasks(self) -> Mapping[str, Factory]:
+        """What runs for as long as the daemon does, by name. Each is supervised."""
+        tasks: dict[str, Factory] = {
             "informer": self.informer.run,
             "dispatcher": self.dispatcher.run,
             "manifest-watch": self.intake.follow,
-            "sweeper": self._sweep_for_ever,
+            "sweeper": self._keep_sweeping,
             "disk": self.disk.run,
         }
+        return {name: partial(supervise, name, run, self.reporter) for name, run in tasks.items()}
 
     async def read_manifest(self, *, allow_mass_delete: bool = False) -> Reading:
         """Take in the desired file, and everything that was declared before."""
@@ -251,7 +255,7 @@ class Manager:
         await self.prober.close()
         await self.puller.close()
 
-    async def _sweep_for_ever(self) -> None:
+    async def _keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_EVERY)
             self._secrets.renew()

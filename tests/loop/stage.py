@@ -84,6 +84,8 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         self.disks = Disks(self.host)
         self.notes = Notebook(asyncio.get_running_loop().time)
         self._tasks: list[asyncio.Task[None]] = []
+        # The tasks of the loop that a test makes fail.
+        self.failing: set[str] = set()
         self.manager: Manager
         self.store: Store
 
@@ -142,6 +144,12 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         await self.manager.close()
         failed = [e for e in ended if not isinstance(e, asyncio.CancelledError)]
         assert not failed, failed
+        unexpected = [
+            line
+            for line in self.notes.said(Event.TASK_FAILED)
+            if line["task"] in {*self.manager.tasks(), "relist"} - self.failing
+        ]
+        assert not unexpected, unexpected
 
     # --- what its users do
 

@@ -63,7 +63,10 @@ class Event(StrEnum):
         *("error", "repeated"),
     )
     TASK_FAILED = _of(
-        "task.failed", "error", "A background task failed and is started again.", "task", "error"
+        "task.failed",
+        "error",
+        "A background task failed, which is a defect of this program; it is started again.",
+        *("task", "error", "retry_in", "traceback", "repeated"),
     )
 
     ENGINE_CONNECTED = _of(
