@@ -20,6 +20,23 @@ Name = Annotated[str, StringConstraints(strict=True, pattern=NAME_PATTERN)]
 Variable = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
 AbsolutePath = Annotated[str, StringConstraints(strict=True, pattern=r"^/")]
 Owner = Annotated[str, StringConstraints(strict=True, pattern=r"^\d{1,10}(:\d{1,10})?$")]
+# Neither may end its line in a request.
+HeaderName = Annotated[
+    str,
+    StringConstraints(strict=True, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", max_length=100),
+]
+HeaderValue = Annotated[
+    str,
+    StringConstraints(strict=True, pattern=r"^[\x20-\x7e\t]*$", max_length=4096),
+]
+HostHeader = Annotated[
+    str,
+    StringConstraints(strict=True, pattern=r"^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_.-]+)(:\d{1,5})?$"),
+]
+RequestPath = Annotated[
+    str,
+    StringConstraints(strict=True, pattern=r"^/[^\x00-\x1f\x7f]*$", max_length=2000),
+]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 
@@ -93,11 +110,28 @@ class MountSpec(Model):
     mode: Literal["ro", "rw"] = "rw"
 
 
+_PROBE_HEADERS: Final = frozenset(
+    {"host", "connection", "content-length", "transfer-encoding", "upgrade", "expect", "te"}
+)
+
+
 class HealthSpec(Model):
     """How the sandbox's health is asked for."""
 
     kind: ProbeKind = ProbeKind.HTTP
-    path: Annotated[str, StringConstraints(strict=True, pattern=r"^/")] = "/health"
+    path: RequestPath = "/health"
+    scheme: Literal["http", "https"] = Field(
+        default="http",
+        description="https: over TLS; the certificate is not verified.",
+    )
+    host: HostHeader | None = Field(
+        default=None,
+        description="The Host header of an http probe; null: the published address and port.",
+    )
+    headers: dict[HeaderName, HeaderValue] = Field(
+        default={},
+        description="More headers of an http probe.",
+    )
     port: Variable | None = Field(default=None, description="A port's name; null: the first port.")
     command: tuple[Text, ...] = Field(default=(), description="What an exec probe runs; 0 is good.")
     startup_grace: Duration = Field(default=60.0, json_schema_extra={"default": "60s"})
@@ -105,6 +139,13 @@ class HealthSpec(Model):
     timeout: Duration = Field(default=2.0, json_schema_extra={"default": "2s"})
     failures: Count = 3
     successes: Count = 1
+
+    @model_validator(mode="after")
+    def _headers_are_free(self) -> Self:
+        for name in self.headers:
+            if name.lower() in _PROBE_HEADERS:
+                raise ValueError(f"headers: the probe sets {name}; set Host as `host`")
+        return self
 
     @model_validator(mode="after")
     def _exec_has_a_command(self) -> Self:

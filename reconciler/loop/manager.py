@@ -120,6 +120,7 @@ class Manager:
             engine,
             on_verdict=self._on_verdict,
             engine_answers=self.informer.synced.is_set,
+            reporter=reporter,
             clock=clock,
         )
         self.intake = Intake(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import zlib
 from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-
-import httpx
 
 from reconciler.core.errors import (
     EngineError,
@@ -19,17 +17,20 @@ from reconciler.core.errors import (
 from reconciler.core.model import Health, Verdict
 from reconciler.core.policy import fold
 from reconciler.core.spec import HealthSpec, ProbeKind
+from reconciler.loop.probe_client import Peer, Question, Unasked, ask_http, ask_tcp
+from reconciler.service.events import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reconciler.core.model import Container, Desired
     from reconciler.engine.protocol import Engine
+    from reconciler.loop.reporter import Reporter
 
 _EAGER_FIRST: Final = 0.1
 _EAGER_FACTOR: Final = 1.3
 _JITTER: Final = 0.1
-_GOOD_STATUS: Final = range(200, 400)
+_AFTER_DEFECT: Final = 5.0
 _REASON_LENGTH: Final = 200
 
 
@@ -43,16 +44,23 @@ class Target:
     address: str
     port: int
 
+    @property
+    def peer(self) -> Peer:
+        """Where it listens."""
+        return Peer(self.address, self.port)
+
+    @property
+    def question(self) -> Question:
+        """What an http probe asks."""
+        spec = self.spec
+        return Question(spec.path, spec.headers, spec.host, tls=spec.scheme == "https")
+
 
 @dataclass(slots=True)
 class _Watched:
     target: Target
     health: Health
     task: asyncio.Task[None]
-
-
-class _Unasked(Exception):
-    """It cannot be asked now, which says nothing about how it is."""
 
 
 class Prober:
@@ -68,9 +76,11 @@ class Prober:
         *,
         on_verdict: Callable[[str, Health], None],
         engine_answers: Callable[[], bool],
+        reporter: Reporter,
         clock: Callable[[], float],
     ) -> None:
         self._engine = engine
+        self._reporter = reporter
         self._on_verdict = on_verdict
         self._engine_answers = engine_answers
         self._clock = clock
@@ -91,7 +101,7 @@ class Prober:
         if target is not None:
             # In a context of its own: it outlives the pass that it is begun in.
             task = asyncio.create_task(
-                self._probe_for_ever(key, target),
+                self._supervise(key, target),
                 name=f"probe {key}",
                 context=Context(),
             )
@@ -106,21 +116,35 @@ class Prober:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _probe_for_ever(self, key: str, target: Target) -> None:
-        # A client of its own: a shared pool is searched for every request, and costs more.
-        async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501 - loopback
-            eager = _EAGER_FIRST
-            while True:
-                health = await self._ask_once(client, key, target)
-                eager = min(eager * _EAGER_FACTOR, target.spec.interval)
-                well = health.verdict is Verdict.GOOD
-                pause = target.spec.interval if well or health.bad else eager
-                await asyncio.sleep(pause * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
+    async def _supervise(self, key: str, target: Target) -> None:
+        """Probe until cancelled; a defect in the probing is logged and it starts again."""
+        while True:
+            try:
+                await self._probe_until_cancelled(key, target)
+            except Exception as error:  # noqa: BLE001 - a task that ends silently is the worst
+                self._reporter.complain(
+                    Event.TASK_FAILED,
+                    about=f"probe {key}",
+                    task=f"probe {key}",
+                    error=type(error).__name__,
+                )
+                await asyncio.sleep(_AFTER_DEFECT)
 
-    async def _ask_once(self, client: httpx.AsyncClient, key: str, target: Target) -> Health:
+    async def _probe_until_cancelled(self, key: str, target: Target) -> None:
+        share = zlib.crc32(key.encode()) / (1 << 32)
+        eager = _EAGER_FIRST
+        while True:
+            health = await self._probe_once(key, target)
+            eager = min(eager * _EAGER_FACTOR, target.spec.interval)
+            if health.verdict is Verdict.GOOD or health.bad:
+                await asyncio.sleep(_until_turn(share, target.spec.interval))
+            else:
+                await asyncio.sleep(eager * (1 - _JITTER * share))
+
+    async def _probe_once(self, key: str, target: Target) -> Health:
         try:
-            bad = await self._probe(client, target)
-        except _Unasked:
+            bad = await self._probe(target)
+        except Unasked:
             return self.health(key)
         return self._learn(key, target, bad)
 
@@ -136,28 +160,32 @@ class Prober:
             self._on_verdict(key, watched.health)
         return watched.health
 
-    async def _probe(self, client: httpx.AsyncClient, target: Target) -> str | None:
+    async def _probe(self, target: Target) -> str | None:
         """None where the sandbox is well, else what is wrong.
 
         Raises:
-            _Unasked: nobody knows.
+            Unasked: nothing is known.
         """
         try:
             async with asyncio.timeout(target.spec.timeout):
-                return await self._ask(client, target)
+                return await self._ask(target)
         except TimeoutError:
             return f"no answer within {target.spec.timeout:g} s"
-        except (OSError, httpx.HTTPError, httpx.InvalidURL, EngineError) as error:
+        except EngineError as error:
             if _says_nothing(error):
-                raise _Unasked from error
+                raise Unasked(str(error)) from error
             return (str(error) or type(error).__name__)[:_REASON_LENGTH]
+        except Unasked:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a peer provokes is a bad answer
+            return f"the answer cannot be understood ({type(error).__name__})"
 
-    async def _ask(self, client: httpx.AsyncClient, target: Target) -> str | None:
+    async def _ask(self, target: Target) -> str | None:
         match target.spec.kind:
             case ProbeKind.HTTP:
-                return await _ask_http(client, target)
+                return await ask_http(target.peer, target.question)
             case ProbeKind.TCP:
-                return await _ask_tcp(target)
+                return await ask_tcp(target.peer)
             case ProbeKind.EXEC:
                 return await self._ask_exec(target)
 
@@ -190,15 +218,12 @@ def _says_nothing(error: Exception) -> bool:
     return lost or is_out_of_files(error)
 
 
-async def _ask_http(client: httpx.AsyncClient, target: Target) -> str | None:
-    host = f"[{target.address}]" if ":" in target.address else target.address
-    url = f"http://{host}:{target.port}{target.spec.path}"
-    async with client.stream("GET", url, timeout=target.spec.timeout) as response:
-        status = response.status_code
-    return None if status in _GOOD_STATUS else f"HTTP {status} on {target.spec.path}"
+def _until_turn(share: float, interval: float) -> float:
+    """Seconds to the key's turn, at least half an interval away.
 
-
-async def _ask_tcp(target: Target) -> str | None:
-    _, writer = await asyncio.open_connection(target.address, target.port)
-    writer.close()
-    return None
+    Turns are ``interval`` apart, and a key's ``share`` of an interval, from 0 to 1, places them: so
+    sandboxes that were made together are not probed together.
+    """
+    now = asyncio.get_running_loop().time()
+    seconds = interval - (now - share * interval) % interval
+    return seconds if seconds >= interval / 2 else seconds + interval

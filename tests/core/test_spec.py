@@ -74,7 +74,16 @@ def test_a_workspace_is_kept_a_week_by_default():
         ({"health": {}, "ports": []}, "a probe over the network needs a port"),
         ({"health": {"port": "X"}}, "health: port 'X' is not one of HTTP"),
         ({"health": {}, "network": {"mode": "none"}}, "can only have an exec probe"),
-        ({"health": {"path": "health"}}, "String should match pattern '^/'"),
+        ({"health": {"path": "health"}}, "String should match pattern '^/"),
+        ({"health": {"path": "/a\nb"}}, "String should match pattern '^/"),
+        ({"health": {"path": "/\x00"}}, "String should match pattern '^/"),
+        ({"health": {"path": "/" + "x" * 2000}}, "String should have at most 2000 characters"),
+        ({"health": {"scheme": "ftp"}}, "Input should be 'http' or 'https'"),
+        ({"health": {"host": "a\r\nX: y"}}, "String should match pattern"),
+        ({"health": {"host": "a/b"}}, "String should match pattern"),
+        ({"health": {"headers": {"X-A": "b\r\nc"}}}, "String should match pattern"),
+        ({"health": {"headers": {"X A": "b"}}}, "String should match pattern"),
+        ({"health": {"headers": {"Host": "b"}}}, "the probe sets Host; set Host as `host`"),
         ({"health": {"kind": "exec"}}, "an exec probe needs a command"),
         ({"health": {"command": ["true"]}}, "only an exec probe has one"),
         ({"health": {"interval": 0}}, "interval and timeout must be longer than 0"),
@@ -93,6 +102,9 @@ def test_what_is_wrong_with_a_spec(fields, message):
 def test_a_probe_finds_its_target():
     assert spec(health={"port": "HTTP"}).health == HealthSpec(port="HTTP")
     assert spec(health={}).health == HealthSpec()
+    assert spec(health={"headers": {"X-A": "b c"}}).health == HealthSpec(headers={"X-A": "b c"})
+    for host in ("localhost", "a.example:8443", "[::1]:80", "127.0.0.1"):
+        assert spec(health={"host": host}).health == HealthSpec(host=host)
     inside = {"kind": "exec", "command": ["true"]}
     probed = spec(health=inside, ports=[], network={"mode": "none"})
     assert probed.health == HealthSpec(kind=ProbeKind.EXEC, command=("true",))

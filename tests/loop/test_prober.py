@@ -1,4 +1,5 @@
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,11 +10,13 @@ from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
 from reconciler.core.model import Health, Verdict
 from reconciler.core.spec import HealthSpec
 from reconciler.loop.prober import Prober, Target, target_of
+from reconciler.service.events import Event
 from tests.core import builders
 from tests.fakes.engine import FakeEngine
 from tests.harness.descriptors import none_left
 from tests.harness.serving import say_nothing, serving
 from tests.loop.simulated import EPOCH, WallClock
+from tests.loop.stage import Notebook
 
 real_time = pytest.mark.asyncio(loop_factories=["real"])
 QUICK = {"interval": "0.05s", "timeout": "0.2s", "startup_grace": "0s", "failures": 2}
@@ -30,14 +33,19 @@ class Ward:
         self.news = asyncio.Event()
         self.clock = WallClock()
         self.engine_answers = True
+        self.deaf = False
+        self.notes = Notebook(asyncio.get_running_loop().time)
         self.prober = Prober(
             self.engine,
             on_verdict=self._hear,
             engine_answers=lambda: self.engine_answers,
+            reporter=self.notes,
             clock=self.clock,
         )
 
     def _hear(self, key: str, health: Health) -> None:
+        if self.deaf:
+            raise RuntimeError("of ours, with a secret")
         self.told.append((key, health.verdict))
         self.news.set()
 
@@ -142,11 +150,67 @@ async def test_one_that_hangs_delays_no_other_and_is_unhealthy_in_the_end(ward: 
 
 
 @real_time
-@pytest.mark.parametrize("path", ["/a\nb", "/\x00", "/%zz", "//", "/é?#"])
+@pytest.mark.parametrize("path", ["/%zz", "//", "/é?#", "/@evil:80/"])
 async def test_no_path_ends_the_probing(ward: Ward, path: str):
     async with listening(http("500 No")) as port:
         ward.prober.watch("alice", target({**QUICK, "path": path}, port, run=0.0))
         await ward.until(("alice", Verdict.UNHEALTHY))
+
+
+@real_time
+async def test_a_cookie_does_not_end_the_probing(ward: Ward):
+    answers = iter([b"HTTP/1.1 200 OK\r\nSet-Cookie: a\xb4=b\r\n\r\n"])
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        assert b"cookie" not in request.lower()
+        writer.write(next(answers, http("500 No")))
+
+    async with serving(serve, asyncio.start_server, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        ward.prober.watch("alice", target(PATIENT, port, run=0.0))
+        await ward.until(("alice", Verdict.GOOD), ("alice", Verdict.UNHEALTHY))
+    assert ward.prober.health("alice").reason == "HTTP 500 on /health"
+
+
+async def test_a_defect_is_a_bad_answer_and_does_not_end_the_probing(ward: Ward):
+    ward.answer(RuntimeError("of ours, with a secret"))
+    ward.watch_exec(startup_grace="0s", failures=2)
+    await asyncio.sleep(60)
+    assert ward.told == [("alice", Verdict.BAD), ("alice", Verdict.UNHEALTHY)]
+    reason = ward.prober.health("alice").reason
+    assert reason == "the answer cannot be understood (RuntimeError)"
+    ward.answer(0)
+    await asyncio.sleep(60)
+    assert ward.told[-1] == ("alice", Verdict.GOOD)
+
+
+async def test_a_defect_outside_the_probe_is_logged_and_probing_starts_again(ward: Ward):
+    ward.answer(0)
+    ward.deaf = True
+    ward.watch_exec()
+    await asyncio.sleep(60)
+    assert ward.notes.said(Event.TASK_FAILED) == [{"task": "probe alice", "error": "RuntimeError"}]
+    ward.deaf = False
+    ward.answer(1)
+    await asyncio.sleep(60)
+    assert ward.told == [("alice", Verdict.UNHEALTHY)]
+
+
+async def test_sandboxes_made_together_are_probed_apart(ward: Ward):
+    times: list[float] = []
+
+    async def run_in(*_: object) -> int:
+        times.append(asyncio.get_running_loop().time())
+        return 0
+
+    ward.engine.run_in = run_in
+    for number in range(100):
+        ward.watch_exec(f"pool-{number}")
+    await asyncio.sleep(1000)
+    settled = [at for at in times if at >= 900]
+    assert len(settled) == pytest.approx(1000, abs=10)
+    assert max(Counter(map(int, settled)).values()) <= 25
 
 
 async def test_in_the_startup_grace_nothing_is_unhealthy(ward: Ward):
