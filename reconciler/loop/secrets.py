@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from reconciler.service.redact import is_secret_variable, redactor
+from reconciler.service.redact import is_amount, is_secret_variable, redactor
 from reconciler.store.env_file import EnvFile
 
 if TYPE_CHECKING:
@@ -48,5 +48,7 @@ class Secrets:
 
 
 def _secret_values(env: Mapping[str, str]) -> Iterator[str]:
-    # MAX_TOKENS=100000 is none, and would strike out numbers everywhere.
-    return (v for k, v in env.items() if is_secret_variable(k) and not v.isdigit())
+    # MAX_TOKENS=100000 is no secret, and would strike out numbers everywhere.
+    return (
+        v for k, v in env.items() if is_secret_variable(k) and not (v.isdigit() and is_amount(k))
+    )

@@ -5,22 +5,17 @@ import json
 import os
 import select
 from collections.abc import Callable
-from typing import Any, Protocol, TextIO
+from typing import Protocol, TextIO
 
 import structlog
 from structlog.typing import EventDict
 
+from reconciler.core.text import inert_lines
 from reconciler.service.journald import Journal, to_fields
 
 PATIENCE = 0.1
 _ATOMIC = 4096  # PIPE_BUF: a pipe that polls as writable takes this much without blocking
 _FIRST = ("timestamp", "level", "event")
-# Controls other than line breaks and tabs, which the renderer quotes itself: a container's output
-# must not drive the reader's terminal.
-_CONTROLS = {
-    code: f"\\x{code:02x}" for code in (*range(9), *range(11, 13), *range(14, 32), *range(127, 160))
-}
-
 Render = Callable[[EventDict], str]
 
 
@@ -121,14 +116,15 @@ def console_renderer(*, colours: bool) -> Render:
 
 
 def _for_people(event: EventDict) -> EventDict:
-    shown = {name: _visible(value) for name, value in event.items() if name != "traceback"}
+    # structlog quotes line breaks and tabs itself.
+    shown = {
+        name: inert_lines(value) if isinstance(value, str) else value
+        for name, value in event.items()
+        if name != "traceback"
+    }
     if isinstance(stamp := shown.get("timestamp"), str):
         shown["timestamp"] = f"{stamp[:19]}Z"
     return shown
-
-
-def _visible(value: Any) -> Any:
-    return value.translate(_CONTROLS) if isinstance(value, str) else value
 
 
 def _descriptor(stream: TextIO) -> int | None:

@@ -14,6 +14,8 @@ from urllib.parse import quote
 
 from structlog.typing import EventDict, WrappedLogger
 
+from reconciler.core.text import inert_lines
+
 MASK = "***"
 FIELD_LIMIT = 4096
 ITEM_LIMIT = 64
@@ -29,6 +31,11 @@ _SENSITIVE = (
 )
 _SECRET_NAME = re.compile(_SENSITIVE, re.IGNORECASE)
 _KEY_VARIABLE = re.compile(r"(?:^|[_-])(?:key|pass|passphrase|pwd|pat|dsn)s?$", re.IGNORECASE)
+_AMOUNT = re.compile(
+    r"tokens$|(?:^|[_-])(?:max|min|num|ttl|limit|count|size|length|budget|seconds|minutes|hours|days"
+    r"|timeout|expiry|expires?|lifetime|age|version)(?:$|[_-])",
+    re.IGNORECASE,
+)
 _ASSIGNMENT = re.compile(rf"((?:{_SENSITIVE})[\w-]{{0,32}})=[^\s&\"',;]+", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"\b(bearer|basic) +[\w+/=.~-]{16,}", re.IGNORECASE)
 _USERINFO = re.compile(r"://[^/\s:@]{1,64}:[^/\s@]{1,256}@")
@@ -45,46 +52,112 @@ def is_secret_variable(name: str) -> bool:
     return is_secret_name(name) or _KEY_VARIABLE.search(name) is not None
 
 
-class Redactor:
-    """Knows the secrets in use and replaces each by ``***``, also in its quoted forms.
+@lru_cache(maxsize=4096)
+def is_amount(name: str) -> bool:
+    """Say whether a number under this name is an amount: ``MAX_TOKENS``, ``TOKEN_TTL_SECONDS``."""
+    return _AMOUNT.search(name) is not None
 
-    Secrets under six characters are not registered: they would match by chance everywhere.
+
+class Redactor:
+    """Know the secrets in use and replace each by ``***``, also in its quoted forms.
+
+    A secret of several lines is hidden line by line. Secrets and lines under six characters are not
+    registered: they would match by chance everywhere. The cost of cleaning a text does not depend
+    on the number of secrets: each six characters of it are looked up among the secrets' beginnings.
     """
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._forms: tuple[str, ...] = ()
+        self._forms: dict[str, _Forms] = {}
+        self._longest = 0
 
     def register(self, *secrets: str) -> None:
-        """Hides secrets from now on; one that is twice registered is twice to be forgotten."""
-        self._counts.update(_all_forms_of(secrets))
-        self._rebuild()
+        """Hide secrets from now on; one that is registered twice has to be forgotten twice."""
+        for form in _all_forms_of(secrets):
+            self._counts[form] += 1
+            if self._counts[form] == 1:
+                self._forms.setdefault(form[:SHORTEST_SECRET], _Forms()).add(form)
+                self._longest = max(self._longest, len(form))
 
     def forget(self, *secrets: str) -> None:
-        """Takes registrations back, so that a long churn of sandboxes leaves nothing behind."""
-        self._counts -= Counter(_all_forms_of(secrets))
-        self._rebuild()
+        """Take registrations back, so that a long churn of sandboxes leaves nothing behind."""
+        for form in _all_forms_of(secrets):
+            self._counts[form] -= 1
+            if self._counts[form] > 0:
+                continue
+            del self._counts[form]
+            start = form[:SHORTEST_SECRET]
+            if start in self._forms and not self._forms[start].discard(form):
+                del self._forms[start]
 
     def clean(self, text: str, limit: int = FIELD_LIMIT) -> str:
-        """Returns the text without secrets; beyond ``limit`` characters, a note of how many."""
+        """Return the text without secrets, and safe to show on a terminal.
+
+        Beyond ``limit`` characters, it ends with a note of how many were left out.
+        """
         if len(text) <= limit:
-            return self._replace(text)
+            return inert_lines(self._replace(text))
         # Only a bounded head is searched. Its end may hold the first half of a secret, which does
         # not match: as many characters as the longest secret has are dropped again.
-        margin = max(_MARGIN, len(self._forms[0]) if self._forms else 0)
+        margin = max(_MARGIN, self._longest)
         head = self._replace(text[: limit + margin])[:-margin]
-        return f"{head[:limit]}… (+{len(text) - len(head[:limit])})"
+        return inert_lines(f"{head[:limit]}… (+{len(text) - len(head[:limit])})")
 
     def _replace(self, text: str) -> str:
-        # Names, ids and numbers are shorter than any secret: they cost nothing.
-        if self._forms and len(text) >= len(self._forms[-1]):
-            for form in self._forms:
-                text = text.replace(form, MASK)
-        return _mask_patterns(text)
+        starts = map(text.__getitem__, _windows(len(text)))
+        return _mask_patterns(text if self._forms.keys().isdisjoint(starts) else self._mask(text))
 
-    def _rebuild(self) -> None:
-        # Longest first: a secret that holds another one is replaced whole.
-        self._forms = tuple(sorted(self._counts, key=len, reverse=True))
+    def _mask(self, text: str) -> str:
+        done: list[str] = []
+        copied = position = 0
+        while position <= len(text) - SHORTEST_SECRET:
+            forms = self._forms.get(text[position : position + SHORTEST_SECRET])
+            length = forms.length_at(text, position) if forms else 0
+            if length:
+                done += (text[copied:position], MASK)
+                copied = position + length
+            position += length or 1
+        return "".join((*done, text[copied:]))
+
+
+class _Forms:
+    """The forms of secrets that begin with the same characters, by their length."""
+
+    def __init__(self) -> None:
+        self._by_length: dict[int, set[str]] = {}
+        self._lengths: list[int] = []
+
+    def add(self, form: str) -> None:
+        self._by_length.setdefault(len(form), set()).add(form)
+        self._lengths = sorted(self._by_length, reverse=True)
+
+    def discard(self, form: str) -> bool:
+        """Say whether any form is left."""
+        same = self._by_length.get(len(form), set())
+        same.discard(form)
+        if not same:
+            self._by_length.pop(len(form), None)
+            self._lengths = sorted(self._by_length, reverse=True)
+        return bool(self._by_length)
+
+    def length_at(self, text: str, position: int) -> int:
+        """Return the length of the longest form that stands there, or 0."""
+        for length in self._lengths:
+            if text[position : position + length] in self._by_length[length]:
+                return length
+        return 0
+
+
+@lru_cache(maxsize=1)
+def _all_windows() -> list[slice]:
+    return [slice(at, at + SHORTEST_SECRET) for at in range(FIELD_LIMIT * 2)]
+
+
+def _windows(length: int) -> list[slice]:
+    count = max(length - SHORTEST_SECRET + 1, 0)
+    known = _all_windows()
+    more = (slice(at, at + SHORTEST_SECRET) for at in range(len(known), count))
+    return [*known[:count], *more]
 
 
 redactor = Redactor()
@@ -131,11 +204,19 @@ def _text_of(value: object) -> str:
 
 
 def _all_forms_of(secrets: Iterable[str]) -> list[str]:
-    return [form for one in secrets if len(one) >= SHORTEST_SECRET for form in _forms_of(one)]
+    lines = (line for secret in secrets for line in {secret, *secret.splitlines()})
+    return [form for line in lines if len(line) >= SHORTEST_SECRET for form in _forms_of(line)]
 
 
 def _forms_of(secret: str) -> set[str]:
-    return {secret, quote(secret, safe="", errors="replace"), json.dumps(secret)[1:-1]}
+    # Longest first, as a log, a URL and JSON would show it; stripped, as a log reader would.
+    return {
+        secret,
+        secret.strip() if len(secret.strip()) >= SHORTEST_SECRET else secret,
+        quote(secret, safe="", errors="replace"),
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+    }
 
 
 def _mask_patterns(text: str) -> str:

@@ -48,7 +48,10 @@ def resolve(text: str, tag: str | None, *, plain: bool) -> Scalar:
         return text
     convert = _TAGS.get(tag)
     if convert is None:
-        raise ValueError(f"unknown tag {shown_tag(tag)}: only {_known_tags()} are known here")
+        raise ValueError(
+            "a value that begins with ! has a tag, and this one is unknown: quote the value"
+            f" (known tags: {_known_tags()})"
+        )
     return convert(text)
 
 
@@ -67,11 +70,6 @@ def resolve_plain(text: str) -> Scalar:
     if _INTEGER.fullmatch(text):
         return _integer(text)
     return _float(text) if _FLOAT.fullmatch(text) else text
-
-
-def shown_tag(tag: str) -> str:
-    """A tag as users write it: ``!!int``."""
-    return tag.replace(_CORE, "!!", 1)
 
 
 def _integer(text: str) -> int:
@@ -117,7 +115,7 @@ def _tagged_null(text: str) -> None:
 
 
 def _known_tags() -> str:
-    return ", ".join(shown_tag(tag) for tag in _TAGS)
+    return ", ".join(tag.replace(_CORE, "!!", 1) for tag in _TAGS)
 
 
 _TAGS: Final[dict[str, Callable[[str], Scalar]]] = {

@@ -26,7 +26,7 @@ from yaml.events import (
 
 from reconciler.core.errors import Diagnostic, ManifestError
 from reconciler.store.nodes import Node
-from reconciler.store.scalars import resolve, shown_tag
+from reconciler.store.scalars import resolve
 from reconciler.store.strictness import Around, laxness
 from reconciler.store.yaml_words import explain_syntax
 
@@ -126,7 +126,7 @@ class _Composer:
 
     def _check_tag(self, node: Node, tag: str | None, allowed: frozenset[str | None]) -> None:
         if tag is not None and tag not in allowed:
-            self._complain(node, f"the tag {shown_tag(tag)} does not belong here: remove it")
+            self._complain(node, "this tag (the word that begins with !) does not fit: remove it")
 
     def _scalar(self, event: ScalarEvent) -> Node:
         node = self._place(event)
@@ -144,10 +144,13 @@ class _Composer:
     def _alias(self, event: AliasEvent) -> Node:
         name = str(event.anchor)
         if name in self._open:
-            raise self._refusal(event, f"*{name} stands inside of what it refers to")
+            raise self._refusal(event, "this alias stands inside the value that it refers to")
         node = self._anchors.get(name)
         if node is None:
-            raise self._refusal(event, f"*{name} refers to no &{name} before it")
+            raise self._refusal(
+                event,
+                "a value that begins with * is an alias, and no anchor has its name: quote it",
+            )
         self._spend(event, node.size)
         return node
 

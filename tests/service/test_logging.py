@@ -74,7 +74,7 @@ def test_whatever_a_container_prints_stays_one_line(stream):
     log.info(Event.SANDBOX_DIED, last_lines=["a\nb\r\u2028c\x1b[2J\x9b"], odd="\udc80\0")
     assert len(stream.getvalue().splitlines()) == 1
     assert stream.getvalue().isascii()
-    assert lines(stream)[0]["last_lines"] == ["a\nb\r\u2028c\x1b[2J\x9b"]
+    assert lines(stream)[0]["last_lines"] == ["a\nb\\r\\u2028c\\x1b[2J\\x9b"]
 
 
 def test_bound_context_is_in_every_line(stream):

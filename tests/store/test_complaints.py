@@ -43,8 +43,8 @@ RECORDS = [
     ("spec: web, env: {^<<: {A: b}}", 'the merge key "<<" is not part of YAML 1.2: use a spec, and overrides in the record'),
     ("spec: web, ^5: x", 'a key must be a string: write it in quotes: "5"'),
     ("spec: web, ? ^[a] : x", "a key must be a string, not a list or a mapping"),
-    ("spec: web, user: ^!!binary x", "unknown tag !!binary: only !!str, !!int, !!float, !!bool, !!null are known here"),
-    ("spec: web, env: ^!!set {A: x}", "the tag !!set does not belong here: remove it"),
+    ("spec: web, user: ^!!binary x", "a value that begins with ! has a tag, and this one is unknown: quote the value (known tags: !!str, !!int, !!float, !!bool, !!null)"),
+    ("spec: web, env: ^!!set {A: x}", "this tag (the word that begins with !) does not fit: remove it"),
     ("spec: web, env: ^{OH_SESSION_API_KEYS_0: x}", "env: OH_SESSION_API_KEYS_0 is made and kept by the reconciler"),
 ]  # fmt: skip
 
@@ -94,8 +94,8 @@ FATAL = [
     (HEAD + "  a: {spec: web}\n  a: {spec: web}\n", '6:3: "a" is already given in line 5'),
     ("version: 1\nspecs: {a: [\n", "3:1: a value is expected here"),
     ("version: 1\nspecs:\n\ta: b\n", "3:1: a tab is used for indentation: use spaces"),
-    ("version: 1\nspecs: {a: {image: *x}}\n", "2:20: *x refers to no &x before it"),
-    ("version: 1\nspecs: &x {a: *x}\n", "2:15: *x stands inside of what it refers to"),
+    ("version: 1\nspecs: {a: {image: *x}}\n", "2:20: a value that begins with * is an alias, and no anchor has its name: quote it"),
+    ("version: 1\nspecs: &x {a: *x}\n", "2:15: this alias stands inside the value that it refers to"),
     ("version: 1\n---\nversion: 1\n", "2:1: a second document begins here: a file holds only one"),
     ("%YAML 1.1\n---\nversion: 1\n", "1:1: %YAML 1.1: files are read as YAML 1.2; remove this"),
     ("version: 1\nx: @a\n", "2:4: a value cannot begin with @: put it in quotes"),
