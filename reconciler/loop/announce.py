@@ -25,13 +25,13 @@ _EVENTS: Final = {
 }
 
 
-def announce(reporter: Reporter, view: View, action: Action) -> None:
-    """Tell of the step. ``view`` is what it was decided from."""
+def announce(reporter: Reporter, view: View, action: Action, seconds: float) -> None:
+    """Report a step that was done. ``view`` is what it was decided from."""
     event = _special_event(view, action) or _EVENTS.get(action.verb)
     if event is None:
         return
-    say = reporter.note if _is_a_detail(view, action) else reporter.tell
-    say(event, view.key, action.cause, **_details(action))
+    report = reporter.note if _is_a_detail(view, action) else reporter.tell
+    report(event, view.key, action.cause, **_fields(event, view, action, seconds))
 
 
 def _special_event(view: View, action: Action) -> Event | None:
@@ -55,11 +55,27 @@ def _is_a_detail(view: View, action: Action) -> bool:
     return follows_a_death or makes_way or within
 
 
-def _details(action: Action) -> dict[str, str]:
-    match action.verb:
-        case Verb.CREATE_VOLUME | Verb.REMOVE_VOLUME:
+def _fields(event: Event, view: View, action: Action, seconds: float) -> dict[str, object]:
+    of_container: dict[str, object] = {"container": action.target}
+    match event:
+        case Event.VOLUME_CREATED | Event.VOLUME_REMOVED:
             return {"volume": action.target}
-        case Verb.RENAME:
+        case Event.SANDBOX_CREATED:
+            assert view.desired is not None
+            return {**of_container, "image": view.desired.spec.image, "seconds": seconds}
+        case Event.SANDBOX_STARTED | Event.SANDBOX_STOPPED:
+            return {**of_container, "seconds": seconds}
+        case Event.SANDBOX_RENAMED:
             return {"old": action.target, "new": action.new_name}
-        case _:
-            return {"container": action.target}
+        case Event.GARBAGE_REMOVED:
+            return {"kind": "container", "name": action.target}
+    return _replaced(view, action) if event is Event.SANDBOX_REPLACED else of_container
+
+
+def _replaced(view: View, action: Action) -> dict[str, object]:
+    current = roles_of(view).current
+    return {
+        "container": names_of(view).current,
+        "container_id": current.id if current else None,
+        "old_container_id": action.container_id,
+    }

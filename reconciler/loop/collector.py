@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.core.model import Fate
 from reconciler.core.roles import surplus_volumes, wanted_volume
 from reconciler.core.units import FOREVER, parse_retain
+from reconciler.loop.survey import iso
 from reconciler.service.events import Event
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ class Collector:
         claimed = wanted is not None and wanted in view.orphans.volumes
         if wanted is not None and claimed:
             self._store.drop_orphan("volume", wanted)
-            self._reporter.log(Event.VOLUME_CLAIMED, volume=wanted, sandbox=view.key)
+            self._reporter.tell(
+                Event.VOLUME_CLAIMED, view.key, "its record came back in time", volume=wanted
+            )
         ours = view.desired is not None or view.fate is Fate.DELETED
         for container_id in view.orphans.containers if ours else ():
             self._store.drop_orphan("container", container_id)
@@ -83,8 +86,10 @@ class Collector:
         fresh = [c for c in view.observed.containers if c.id not in known]
         for container in fresh:
             self._note("container", container.id, view, None)
-            self._reporter.log(
+            self._reporter.tell(
                 Event.GARBAGE_FOUND,
+                view.key,
+                "it belongs to no record",
                 kind="container",
                 name=container.name,
                 remove_in=self._gc_grace,
@@ -97,8 +102,14 @@ class Collector:
         for volume in fresh:
             retain = self._retain(view, volume)
             self._note("volume", volume.name, view, retain)
-            kept = None if retain is None else view.now + retain
-            self._reporter.log(Event.VOLUME_ORPHANED, volume=volume.name, kept_until=kept)
+            kept = None if retain is None else iso(view.now + retain)
+            self._reporter.tell(
+                Event.VOLUME_ORPHANED,
+                view.key,
+                "no record wants it",
+                volume=volume.name,
+                kept_until=kept,
+            )
         return bool(fresh)
 
     def _note(self, kind: OrphanKind, key: str, view: View, retain: float | None) -> None:

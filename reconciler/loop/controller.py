@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections import Counter
 from typing import TYPE_CHECKING, Final
@@ -105,21 +106,19 @@ class Controller:
             try:
                 await self._pass(key)
             except EngineUnavailable as error:
-                # Nothing is known, so nothing is concluded. The informer says that it is lost.
+                # Nothing is known, so nothing is concluded. The informer reports a lost engine.
                 if is_out_of_files(error):
                     self._reporter.complain(Event.DAEMON_OUT_OF_FILES, error=str(error))
-                else:
-                    self._reporter.complain(
-                        Event.ENGINE_SLOW, about=key, call=key, error=str(error)
-                    )
                 self._enqueue(key, Priority.TIMER, self._until_next_look(key, error))
             except EngineError as error:
                 self._reporter.complain(
                     Event.ACTION_FAILED,
                     about=key,
                     sandbox=key,
+                    cause="its containers are inspected before each step",
                     action="inspect",
                     error=str(error),
+                    retry_in=_AGAIN,
                 )
                 self._enqueue(key, Priority.TIMER, _AGAIN)
 
@@ -146,13 +145,27 @@ class Controller:
     # --- look ---------------------------------------------------------------------------------
 
     async def _look(self, key: str) -> View:
-        await self._cache.refresh(key)
+        await self._refresh(key)
         self._hung_looks.pop(key, None)
         self._lanes.review()
         view = self._views.view(key)
         noted = self._collector.note(view)
         learned = await self._exits.account_for(view)
         return self._views.view(key) if noted or learned else view
+
+    async def _refresh(self, key: str) -> None:
+        began = _now()
+        try:
+            await self._cache.refresh(key)
+        except EngineTimeout as error:
+            self._reporter.complain(
+                Event.ENGINE_SLOW,
+                about=key,
+                call=f"inspect containers of {key}",
+                seconds=_since(began),
+                error=str(error),
+            )
+            raise
 
     def _watch_health(self, view: View) -> None:
         current, desired = roles_of(view).current, view.desired
@@ -184,6 +197,7 @@ class Controller:
 
     async def _step(self, view: View, action: Action) -> bool:
         """Do the action, and say whether it was its turn."""
+        began = _now()
         with bound_contextvars(sandbox=view.key, cause=action.cause):
             try:
                 await self._executor.execute(view, action)
@@ -202,10 +216,10 @@ class Controller:
             except ReconcilerError as error:
                 self._failures.note(view, action, error, Event.ACTION_FAILED)
             else:
-                await self._succeed(view, action)
+                await self._succeed(view, action, _since(began))
         return True
 
-    async def _succeed(self, view: View, action: Action) -> None:
+    async def _succeed(self, view: View, action: Action, seconds: float) -> None:
         ended = await self._end_of(view, action) if action.verb is Verb.STOP else None
         memory = self._store.memory(view.key)
         if action.restart:
@@ -216,7 +230,7 @@ class Controller:
             memory = policy.after_own_stop(memory, ended)
         if action.restart or ended:
             self._store.put_memory(view.key, memory)
-        announce(self._reporter, view, action)
+        announce(self._reporter, view, action, seconds)
         if action.restart and policy.is_loop_told(memory.streak):
             self._reporter.tell(
                 Event.SANDBOX_RESTART_LOOP, view.key, action.cause, in_a_row=memory.streak
@@ -268,3 +282,11 @@ class Controller:
         self._puller.release(view.key, awaited)
         if view.desired is None and not view.observed.containers:
             self._store.forget(view.key)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _since(began: float) -> float:
+    return round(_now() - began, 3)

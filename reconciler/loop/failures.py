@@ -34,8 +34,6 @@ class Failures:
 
     def note(self, view: View, action: Action, error: Exception, event: Event) -> None:
         """The step failed."""
-        if view.desired is None and view.fate is Fate.UNKNOWN:
-            event = Event.GARBAGE_FAILED
         swap = action.verb is Verb.START and roles_of(view).predecessor is not None
         wrecked = action.container_id if isinstance(error, Wrecked) else ""
         failure = self._remember(view, concern(view, action), error, swap=swap, wrecked=wrecked)
@@ -44,11 +42,17 @@ class Failures:
             # Said of the engine, once; the sandbox's own story has it all the same.
             self._reporter.note(told, view.key, action.cause, error=str(error))
             return
+        what = {"action": str(action.verb)}
+        if view.desired is None and view.fate is Fate.UNKNOWN:
+            event = Event.GARBAGE_FAILED
+            kind = "volume" if action.verb is Verb.REMOVE_VOLUME else "container"
+            what = {"kind": kind, "name": action.target}
         self._reporter.complain(
             event,
             about=f"{view.key} {action.verb} {error}",
             sandbox=view.key,
-            action=str(action.verb),
+            cause=action.cause,
+            **what,
             error=str(error),
             retry_in=round(failure.not_before - failure.at, 1),
         )

@@ -14,7 +14,7 @@ from reconciler.service.supervision import supervise
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from reconciler.engine.protocol import Engine, EngineEvent
+    from reconciler.engine.protocol import Engine, EngineEvent, EngineInfo
     from reconciler.loop.cache import Cache
     from reconciler.loop.reporter import Reporter
 
@@ -22,6 +22,7 @@ _RECONNECT_FIRST: Final = 0.1
 _RECONNECT_LONGEST: Final = 5.0
 # A connection that held this long was a good one.
 _STABLE: Final = 5.0
+_INFO_PATIENCE: Final = 5.0
 
 
 class Informer:
@@ -56,6 +57,7 @@ class Informer:
         self.complete = False
         self.error = "not asked yet"
         self.connections = 0
+        self._reported: Event | None = None
 
     async def sync_once(self) -> None:
         """One full observation, without events.
@@ -69,12 +71,15 @@ class Informer:
         self._become_synced()
 
     async def _sync(self) -> None:
+        info = None if self._reported is Event.ENGINE_CONNECTED else await self._info()
         self._cache.apply(await self._cache.listing(), everything=True)
         if not self.ever_synced:
             # What exists is adopted before anything is made. Later, each key's own pass inspects.
             for error in await self._cache.inspect_all():
                 if not _is_about_one(error):
                     raise error
+        if self._reported is not Event.ENGINE_CONNECTED:
+            self._report_connected(info)
         self._become_synced()
 
     async def run(self) -> None:
@@ -86,10 +91,13 @@ class Informer:
                 await self._stay_connected()
             except EngineError as error:
                 self._lose(Event.ENGINE_LOST, str(error))
+                self._reported = Event.ENGINE_LOST
             finally:
                 held = self.synced.is_set() and self._clock() - began >= _STABLE
                 self.complete = False
                 self.synced.clear()
+            if held and self._reported is Event.ENGINE_CONNECTED:
+                self._reporter.resolve(Event.ENGINE_STREAM_LOST)
             delay = _RECONNECT_FIRST if held else min(delay * 2, _RECONNECT_LONGEST)
             await asyncio.sleep(delay)
 
@@ -97,7 +105,6 @@ class Informer:
         # Subscribe first, list after: what changes in between is told by an event.
         async with self._engine.events() as events:
             await self._sync()
-            await self._say_connected()
             relisting = asyncio.create_task(
                 supervise("relist", self._keep_relisting, self._reporter), name="relist"
             )
@@ -114,16 +121,22 @@ class Informer:
         self.error = why
         self._reporter.complain(event, error=why)
 
-    async def _say_connected(self) -> None:
+    async def _info(self) -> EngineInfo | None:
+        """Ask which engine it is; None where it does not answer soon."""
         try:
-            info = await self._engine.info()
-        except EngineError:
-            return
-        self._reporter.complain(
+            async with asyncio.timeout(_INFO_PATIENCE):
+                return await self._engine.info()
+        except (EngineError, TimeoutError):
+            return None
+
+    def _report_connected(self, info: EngineInfo | None) -> None:
+        self._reported = Event.ENGINE_CONNECTED
+        self._reporter.resolve(Event.ENGINE_LOST)
+        self._reporter.log(
             Event.ENGINE_CONNECTED,
-            engine=info.name,
-            version=info.version,
-            api_version=info.api_version,
+            engine=info.name if info else None,
+            version=info.version if info else None,
+            api_version=info.api_version if info else None,
         )
 
     def _hear(self, event: EngineEvent) -> None:
@@ -142,19 +155,32 @@ class Informer:
     async def _keep_relisting(self) -> None:
         while True:
             await asyncio.sleep(self._resync_interval)
+            began = self._clock()
             try:
                 await self._relist()
-            except EngineTimeout as error:
-                # A list that hangs says nothing about what is there: events still come, so work
-                # goes on, but nothing is taken for garbage.
-                self.complete = False
-                self._reporter.complain(Event.ENGINE_SLOW, call="list", error=str(error))
             except EngineError as error:
+                # A list that fails says nothing about what is there. Events still come, so work
+                # continues, but nothing is collected.
                 self.complete = False
-                self._reporter.complain(Event.ENGINE_LOST, error=str(error))
+                self._report_no_list(error, self._clock() - began)
             except BaseException:
                 self.complete = False
                 raise
+            else:
+                self._reporter.resolve(Event.ENGINE_SLOW, about="list")
+                self._reporter.resolve(Event.ENGINE_LIST_FAILED)
+
+    def _report_no_list(self, error: EngineError, seconds: float) -> None:
+        if isinstance(error, EngineTimeout):
+            self._reporter.complain(
+                Event.ENGINE_SLOW,
+                about="list",
+                call="list containers and volumes",
+                seconds=round(seconds, 1),
+                error=str(error),
+            )
+        else:
+            self._reporter.complain(Event.ENGINE_LIST_FAILED, error=str(error))
 
     async def _relist(self) -> None:
         self._cache.apply(await self._cache.listing(), everything=False)
@@ -172,7 +198,6 @@ class Informer:
             self._on_first_sync()
         self.connections += 1
         self.complete, self.error = True, ""
-        self._reporter.resolve(Event.ENGINE_LOST)
         self.enqueue_all()
         self.synced.set()
 

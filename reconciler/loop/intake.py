@@ -127,7 +127,9 @@ class Intake:
             async for _ in changes:
                 await self._read_in_the_end()
                 if watch.problem:
-                    self._reporter.complain(Event.MANIFEST_WATCH_FAILED, error=watch.problem)
+                    self._reporter.complain(
+                        Event.MANIFEST_WATCH_FAILED, path=str(self.path), error=watch.problem
+                    )
 
     async def _read_in_the_end(self) -> None:
         await self.read()
@@ -238,7 +240,8 @@ class Intake:
 
     def _say_brake(self, reading: Reading, former: tuple[str, ...]) -> None:
         if not reading.braked:
-            self._reporter.log(Event.MANIFEST_BRAKE_RELEASED, deletions=len(former))
+            why = "confirmed" if reading.removed.issuperset(former) else "taken back"
+            self._reporter.log(Event.MANIFEST_BRAKE_RELEASED, deletions=len(former), why=why)
             return
         self._reporter.log(
             Event.MANIFEST_BRAKE,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from structlog.contextvars import get_contextvars
 
 from reconciler.core.model import Container
 from reconciler.loop.disk import Space
@@ -37,11 +38,11 @@ class Notebook(Reporter):
     """Keeps every line of the log, as it is before anything is struck out."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        super().__init__(clock)
+        super().__init__(clock, strict=True)
         self.lines: list[tuple[Event, dict[str, Any]]] = []
 
-    def log(self, event: Event, **fields: Any) -> None:
-        self.lines.append((event, fields))
+    def _write(self, event: Event, fields: Mapping[str, Any]) -> None:
+        self.lines.append((event, {**get_contextvars(), **fields}))
 
     def said(self, event: Event, **fields: Any) -> list[dict[str, Any]]:
         """The lines of this event that have these fields, in order."""

@@ -164,6 +164,52 @@ async def test_a_dead_engine_is_complained_of_once_a_minute(watcher: Watcher):
     assert len(watcher.notes.said(Event.ENGINE_LOST)) <= 11
 
 
+async def test_connected_follows_each_lost_and_nothing_else(watcher: Watcher):
+    async with watcher.running():
+        for _ in range(5):
+            await watcher.synced()
+            await asyncio.sleep(3)
+            watcher.host.end_streams()
+            await asyncio.sleep(1)
+            watcher.host.down = True
+            watcher.host.end_streams()
+            await asyncio.sleep(5)
+            watcher.host.down = False
+        await watcher.synced()
+    pair = {Event.ENGINE_CONNECTED, Event.ENGINE_LOST}
+    said = [event for event, fields in watcher.notes.lines if event in pair]
+    assert said == [Event.ENGINE_CONNECTED, *[Event.ENGINE_LOST, Event.ENGINE_CONNECTED] * 5]
+
+
+async def test_connected_is_logged_before_any_work(watcher: Watcher):
+    add(watcher.host, "alice")
+    async with watcher.running():
+        while not watcher.asked:  # noqa: ASYNC110 - a turn of simulated time
+            await asyncio.sleep(0)
+        (line,) = watcher.notes.said(Event.ENGINE_CONNECTED)
+        assert line["version"]
+
+
+@pytest.mark.parametrize("error", [EngineError("forbidden"), EngineUnavailable("gone")])
+async def test_an_engine_that_does_not_say_who_it_is_is_connected_too(watcher, error):
+    watcher.engine.fail_next("info", error)
+    async with watcher.running():
+        await watcher.synced()
+    (line,) = watcher.notes.said(Event.ENGINE_CONNECTED)
+    assert "version" not in line
+
+
+@pytest.mark.parametrize("error", [EngineError("broken"), EngineUnavailable("reset")])
+async def test_one_failed_relist_is_no_lost_engine(watcher: Watcher, error: Exception):
+    async with watcher.running():
+        await watcher.synced()
+        for _ in range(2):
+            watcher.engine.fail_next("list", error)
+            await asyncio.sleep(3 * RESYNC)
+    assert not watcher.notes.said(Event.ENGINE_LOST)
+    assert len(watcher.notes.said(Event.ENGINE_LIST_FAILED)) == 2
+
+
 async def test_a_stream_that_always_ends_at_once_floods_neither_log_nor_engine(watcher: Watcher):
     watcher.engine.latency["events"] = 0.001
 

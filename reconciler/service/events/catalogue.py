@@ -3,18 +3,25 @@
 ``python -m reconciler.service.events`` prints docs/events.md from it.
 """
 
+from __future__ import annotations
+
 from enum import StrEnum
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 Level = Literal["debug", "info", "warning", "error"]
 _Entry = tuple[str, Level, str, tuple[str, ...]]
 
-# Bound to the context of every line that is about one sandbox.
-_CONTEXT = ("sandbox", "reconcile_id", "cause")
-_ABOUT_SANDBOX = frozenset({"sandbox", "pull", "action", "port"})
+# What is about one sandbox names it, and says why it was done. ``reconcile_id`` is there where a
+# pass did it.
+_CONTEXT = ("sandbox", "reconcile_id?", "cause")
+_ABOUT_SANDBOX = frozenset({"record", "sandbox", "action", "port", "volume", "garbage"})
 
 
 def _of(name: str, level: Level, meaning: str, *fields: str) -> _Entry:
+    """Describe an event. A field whose name ends in ``?`` is not on every line."""
     context = _CONTEXT if name.partition(".")[0] in _ABOUT_SANDBOX else ()
     return name, level, meaning, (*context, *fields)
 
@@ -25,22 +32,31 @@ class Event(StrEnum):
     Attributes:
         level: The level it is logged at.
         meaning: One sentence for whoever reads the log.
-        fields: The fields that it carries beside timestamp, level and event; optional ones too.
+        required: The fields that every line has beside timestamp, level and event.
+        optional: The fields that a line may have.
     """
 
     level: Level
     meaning: str
-    fields: tuple[str, ...]
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
 
     def __new__(cls, name: str, level: Level, meaning: str, fields: tuple[str, ...]) -> Self:
         """Makes a member that is its name."""
         event = str.__new__(cls, name)
         event._value_ = name
-        event.level, event.meaning, event.fields = level, meaning, fields
+        event.level, event.meaning = level, meaning
+        event.required = tuple(field for field in fields if not field.endswith("?"))
+        event.optional = tuple(field[:-1] for field in fields if field.endswith("?"))
         return event
 
+    def misfits(self, fields: Collection[str]) -> tuple[list[str], list[str]]:
+        """Return the fields that this event does not have, and those that it lacks."""
+        unknown = sorted(set(fields) - {*self.required, *self.optional})
+        return unknown, [field for field in self.required if field not in fields]
+
     DAEMON_STARTED = _of(
-        "daemon.started", "info", "The daemon began.", "version", "instance", "pid", "settings"
+        "daemon.started", "info", "The daemon began.", "version", "instance", "pid"
     )
     DAEMON_READY = _of(
         "daemon.ready", "info", "The first full observation is done.", "seconds", "records"
@@ -51,35 +67,56 @@ class Event(StrEnum):
     DAEMON_STOPPING = _of(
         "daemon.stopping", "info", "Shutdown began; the sandboxes keep running.", "signal"
     )
-    DAEMON_STOPPED = _of("daemon.stopped", "info", "Shutdown is finished.", "seconds")
+    DAEMON_STOPPED = _of("daemon.stopped", "info", "Shutdown is finished.")
     DAEMON_FAILED = _of("daemon.failed", "error", "The daemon cannot go on and ends.", "error")
     DAEMON_STALLED = _of(
-        "daemon.stalled", "error", "No worker made progress; the watchdog is not fed.", "seconds"
+        "daemon.stalled", "error", "No worker made progress; the watchdog is not fed.", "repeated?"
     )
     DAEMON_OUT_OF_FILES = _of(
         "daemon.out_of_files",
         "error",
         "No more files or connections can be opened; what needs one waits.",
-        *("error", "repeated"),
+        *("error", "repeated?"),
+    )
+    LOG_MALFORMED = _of(
+        "log.malformed",
+        "error",
+        "A defect of this program: an event lacks fields, or has some that it should not have.",
+        *("event_name", "unknown", "missing", "repeated?"),
     )
     TASK_FAILED = _of(
         "task.failed",
         "error",
         "A background task failed, which is a defect of this program; it is started again.",
-        *("task", "error", "retry_in", "traceback", "repeated"),
+        *("task", "error", "retry_in?", "traceback?", "repeated?"),
     )
 
     ENGINE_CONNECTED = _of(
-        "engine.connected", "info", "The engine answers.", "engine", "version", "api_version"
+        "engine.connected",
+        "info",
+        "The engine answers; logged at the start and after each `engine.lost`.",
+        *("engine?", "version?", "api_version?"),
     )
     ENGINE_LOST = _of(
         "engine.lost",
         "error",
         "The engine cannot be asked; nothing is changed until it answers.",
-        *("error", "repeated"),
+        *("error", "repeated?"),
     )
     ENGINE_SLOW = _of(
-        "engine.slow", "warning", "A call took unusually long.", "call", "seconds", "repeated"
+        "engine.slow",
+        "warning",
+        "The engine did not answer a question in time.",
+        "call",
+        "seconds",
+        "error",
+        "repeated?",
+    )
+    ENGINE_LIST_FAILED = _of(
+        "engine.list_failed",
+        "warning",
+        "The engine refused a list; work continues, and nothing is collected until one succeeds.",
+        *("error", "repeated?"),
     )
     ENGINE_WEDGED = _of(
         "engine.wedged",
@@ -89,29 +126,33 @@ class Event(StrEnum):
     )
     ENGINE_UNWEDGED = _of("engine.unwedged", "info", "The engine does what it hung at before.")
     ENGINE_STREAM_LOST = _of(
-        "engine.stream_lost", "warning", "The event stream ended; a relist follows.", "error"
+        "engine.stream_lost",
+        "warning",
+        "The event stream ended; it is opened again and a relist follows.",
+        "error",
+        "repeated?",
     )
 
     MANIFEST_LOADED = _of(
-        "manifest.loaded", "info", "The desired file is in force.", "path", "specs", "sandboxes"
+        "manifest.loaded", "info", "The desired file is in force.", "path", "sandboxes"
     )
     MANIFEST_REJECTED = _of(
         "manifest.rejected",
         "error",
         "The desired file is unusable; the last good state stays in force.",
-        *("path", "errors", "repeated"),
+        *("path", "location", "error"),
     )
     MANIFEST_HELD = _of(
         "manifest.held",
         "error",
         "One invalid record or spec is held back and stays as last declared.",
-        *("sandbox", "spec", "location", "error"),
+        *("path", "location", "error"),
     )
     MANIFEST_BRAKE = _of(
         "manifest.brake",
         "error",
         "Too many deletions in one edit; none is done until confirmed.",
-        *("path", "deletions", "of", "names"),
+        *("path", "deletions", "of", "names", "hint"),
     )
     MANIFEST_BRAKE_RELEASED = _of(
         "manifest.brake_released",
@@ -123,19 +164,13 @@ class Event(StrEnum):
         "manifest.watch_failed",
         "warning",
         "The desired file's folder cannot be watched; the rescan still sees edits.",
-        *("path", "error", "repeated"),
+        *("path", "error", "repeated?"),
     )
     RELOAD_REQUESTED = _of("reload.requested", "info", "A reload was asked for.", "source")
 
-    RECORD_ADDED = _of(
-        "record.added", "info", "A sandbox should exist.", "sandbox", "spec", "desired", "source"
-    )
-    RECORD_CHANGED = _of(
-        "record.changed", "info", "A record changed.", "sandbox", "spec", "desired", "source"
-    )
-    RECORD_DELETED = _of(
-        "record.deleted", "info", "A sandbox should no longer exist.", "sandbox", "source"
-    )
+    RECORD_ADDED = _of("record.added", "info", "A sandbox should exist.", "spec", "desired")
+    RECORD_CHANGED = _of("record.changed", "info", "A record changed.", "spec", "desired")
+    RECORD_DELETED = _of("record.deleted", "info", "A sandbox should no longer exist.")
 
     SANDBOX_ADOPTED = _of(
         "sandbox.adopted",
@@ -146,10 +181,14 @@ class Event(StrEnum):
     SANDBOX_CREATED = _of(
         "sandbox.created", "info", "Its container is made.", "container", "image", "seconds"
     )
-    SANDBOX_STARTED = _of("sandbox.started", "info", "Its container was started.", "seconds")
-    SANDBOX_STOPPED = _of("sandbox.stopped", "info", "Its container was stopped.", "seconds")
-    SANDBOX_PAUSED = _of("sandbox.paused", "info", "Its processes were frozen.")
-    SANDBOX_RESUMED = _of("sandbox.resumed", "info", "Its processes go on.")
+    SANDBOX_STARTED = _of(
+        "sandbox.started", "info", "Its container was started.", "container", "seconds"
+    )
+    SANDBOX_STOPPED = _of(
+        "sandbox.stopped", "info", "Its container was stopped.", "container", "seconds"
+    )
+    SANDBOX_PAUSED = _of("sandbox.paused", "info", "Its processes were frozen.", "container")
+    SANDBOX_RESUMED = _of("sandbox.resumed", "info", "Its processes run again.", "container")
     SANDBOX_RENAMED = _of(
         "sandbox.renamed", "info", "Its container has its own name again.", "old", "new"
     )
@@ -158,7 +197,7 @@ class Event(StrEnum):
         "sandbox.replaced",
         "info",
         "A new container with the same workspace, key and ports took over.",
-        *("old_container", "container", "seconds"),
+        *("container", "container_id", "old_container_id"),
     )
     SANDBOX_ROLLED_BACK = _of(
         "sandbox.rolled_back", "error", "The new container failed; the old one is back.", "error"
@@ -167,7 +206,7 @@ class Event(StrEnum):
         "sandbox.died",
         "warning",
         "Its container ended while it should run.",
-        *("exit_code", "signal", "oom_killed", "last_lines", "restart_in", "restarts", "repeated"),
+        *("exit_code", "oom_killed", "last_lines", "restart_in", "restarts"),
     )
     SANDBOX_RESTART_LOOP = _of(
         "sandbox.restart_loop",
@@ -175,61 +214,58 @@ class Event(StrEnum):
         "It does not stay up: told at 5 restarts in a row, at 10, 20 and so on.",
         "in_a_row",
     )
-    SANDBOX_HEALTHY = _of("sandbox.healthy", "info", "It answers its health check.", "seconds")
+    SANDBOX_HEALTHY = _of("sandbox.healthy", "info", "It answers its health check.")
     SANDBOX_UNHEALTHY = _of(
         "sandbox.unhealthy",
         "warning",
         "It failed its health check too often; it is restarted.",
-        *("failures", "error", "restart_in", "repeated"),
+        "failures",
     )
     SANDBOX_ERROR = _of(
-        "sandbox.error", "error", "It cannot be brought to its desired state.", "error", "repeated"
+        "sandbox.error", "error", "It cannot be brought to its desired state.", "error"
     )
-    SANDBOX_RECOVERED = _of(
-        "sandbox.recovered", "info", "What was wrong with it is over.", "after", "complaints"
-    )
+    SANDBOX_RECOVERED = _of("sandbox.recovered", "info", "What was wrong with it is over.", "after")
 
     ACTION_FAILED = _of(
         "action.failed",
         "warning",
         "A step on the engine failed; it is tried again.",
-        *("action", "error", "retry_in", "repeated"),
+        *("action", "error", "retry_in", "repeated?"),
     )
     ACTION_TIMED_OUT = _of(
         "action.timed_out",
         "warning",
         "A step on the engine did not answer in time; what it did is looked up.",
-        *("action", "seconds", "retry_in", "repeated"),
+        *("action", "error", "retry_in", "repeated?"),
     )
 
     PULL_STARTED = _of("pull.started", "info", "An image is being pulled.", "image")
     PULL_PROGRESS = _of(
-        "pull.progress", "info", "The pull goes on.", "image", "percent", "bytes", "total"
+        "pull.progress",
+        "info",
+        "How far the pull is.",
+        *("image", "layers", "bytes_done", "bytes_total"),
     )
     PULL_DONE = _of("pull.done", "info", "The image is here.", "image", "seconds")
     PULL_FAILED = _of(
-        "pull.failed", "error", "The image cannot be had.", "image", "error", "retry_in", "repeated"
+        "pull.failed", "error", "The image could not be pulled.", "image", "error", "repeated?"
     )
 
     PORT_REPLACED = _of(
         "port.replaced",
         "warning",
         "Something else took its host port; it got another.",
-        *("name", "old_port", "port"),
+        *("old_port", "port"),
     )
 
-    VOLUME_CREATED = _of(
-        "volume.created", "info", "A workspace was made.", "sandbox", "volume", "owner"
-    )
+    VOLUME_CREATED = _of("volume.created", "info", "A workspace was made.", "volume")
     VOLUME_REMOVED = _of(
-        "volume.removed", "info", "A workspace and its content were removed.", "volume", "why"
+        "volume.removed", "info", "A workspace and its content were removed.", "volume"
     )
     VOLUME_ORPHANED = _of(
-        "volume.orphaned", "info", "No record wants this workspace now.", "volume", "kept_until"
+        "volume.orphaned", "info", "No record wants this workspace now.", "volume", "kept_until?"
     )
-    VOLUME_CLAIMED = _of(
-        "volume.claimed", "info", "A record found its workspace again.", "volume", "sandbox"
-    )
+    VOLUME_CLAIMED = _of("volume.claimed", "info", "A record found its workspace again.", "volume")
 
     GARBAGE_FOUND = _of(
         "garbage.found",
@@ -237,12 +273,12 @@ class Event(StrEnum):
         "Ours, and of no record; removed when the grace is over.",
         *("kind", "name", "remove_in"),
     )
-    GARBAGE_REMOVED = _of("garbage.removed", "info", "Garbage was removed.", "kind", "name", "why")
+    GARBAGE_REMOVED = _of("garbage.removed", "info", "Garbage was removed.", "kind", "name")
     GARBAGE_FAILED = _of(
         "garbage.failed",
         "warning",
         "Garbage could not be removed; it is tried again.",
-        *("kind", "name", "error", "repeated"),
+        *("kind", "name", "error", "retry_in", "repeated?"),
     )
 
     IMAGE_COLLECTED = _of(
@@ -255,7 +291,7 @@ class Event(StrEnum):
         "image.collect_failed",
         "warning",
         "An image that may go could not be removed; it is tried again.",
-        *("image", "error", "repeated"),
+        *("image", "error", "repeated?"),
     )
 
     DISK_PRESSURE = _of(
@@ -274,21 +310,21 @@ class Event(StrEnum):
         "disk.unmeasured",
         "warning",
         "A disk does not say how much of it is free; what was known of it stays.",
-        *("path", "error", "repeated"),
+        *("path", "error", "repeated?"),
     )
 
-    STORE_OPENED = _of("store.opened", "info", "The database is open.", "path", "schema_version")
+    STORE_OPENED = _of("store.opened", "info", "The database is open.", "path")
     STORE_WRITE_FAILED = _of(
         "store.write_failed",
         "error",
-        "Nothing can be written; running sandboxes go on.",
-        *("error", "repeated"),
+        "Nothing can be written; running sandboxes keep running.",
+        "error",
     )
-    STORE_RECOVERED = _of("store.recovered", "info", "Writing works again.", "complaints")
+    STORE_RECOVERED = _of("store.recovered", "info", "Writing works again.")
 
     LIBRARY_LOG = _of(
         "library.log",
         "warning",
         "A library logged something, at a level of its own.",
-        *("logger", "message", "error"),
+        *("logger", "message", "error?"),
     )
