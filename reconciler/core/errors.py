@@ -9,6 +9,7 @@ ReconcilerError
       ├── Postponed           it was not asked yet: too much of the kind is under way, or hangs
       ├── EngineUnavailable   it could not be asked: nothing is known about the outcome
       │    └── EngineTimeout  it did not answer in time: the outcome is unknown
+      ├── Unreadable          it answered, and the answer cannot be understood
       ├── NotFound            the object is not there
       ├── ImageNotFound       the image is not on this engine
       ├── PullFailed          the registry or the engine refused the image
@@ -83,6 +84,10 @@ class EngineUnavailable(EngineError):
 
 class EngineTimeout(EngineUnavailable):
     """The engine did not answer in time. What it was asked may still happen."""
+
+
+class Unreadable(EngineError):
+    """The engine answered, and the answer cannot be understood. Nothing is known of the object."""
 
 
 class NotFound(EngineError):

@@ -97,18 +97,20 @@ class DockerEngine:
     # --- what is there ------------------------------------------------------------------------
 
     async def list(self) -> Listing:
-        """Containers in every phase, and volumes."""
+        """Containers in every phase, and volumes; apart from them, the rows that cannot be read."""
         containers = await self._ask(requests.containers_of(self._instance))
         volumes = await self._ask(requests.volumes_of(self._instance))
         with understood("what it has"):
-            return Listing(tuple(map(codec.summary, containers)), codec.volumes(volumes))
+            seen, broken = codec.rows(containers, codec.summary)
+            kept, lost = codec.rows(codec.volume_rows(volumes), codec.listed_volume)
+            return Listing(seen, kept, broken, lost)
 
     async def inspect(self, container_id: str) -> Container | None:
         """One container by id or name; None where it is not there or is not of this instance."""
         answer = await self._look(container_id)
         if answer is None:
             return None
-        with understood("a container"):
+        with understood(f"container {container_id[:12]}"):
             return codec.container(answer, self._instance)
 
     async def inspect_volume(self, name: str) -> Volume | None:
@@ -117,7 +119,7 @@ class DockerEngine:
             answer = await self._ask(get(requests.volume(name)))
         except NotFound:
             return None
-        with understood("a volume"):
+        with understood(f"volume {name}"):
             return codec.volume(answer, self._instance)
 
     @asynccontextmanager
@@ -144,7 +146,7 @@ class DockerEngine:
         """
         body = {"Name": name, "Labels": dict(labels)}
         answer = await self._change(post("volumes/create", body))
-        with understood("a volume"):
+        with understood(f"volume {name}"):
             ours = codec.is_ours(answer["Labels"], self._instance)
         if not ours:
             raise NameTaken(
@@ -178,7 +180,7 @@ class DockerEngine:
         except NameTaken as error:
             return await self._adopt(blueprint, error)
         with understood("a new container"):
-            container_id = str(answer["Id"])
+            container_id = codec.identifier(answer)
         await self._hold_to_runtime(container_id, blueprint)
         return container_id
 
@@ -203,7 +205,8 @@ class DockerEngine:
         if holder is None:
             raise Busy(f"the name {blueprint.name} is not free yet") from error
         with understood("a container"):
-            short, image = holder["Id"][:12], errors.cut(str(holder["Config"]["Image"]))
+            short = codec.identifier(holder)[:12]
+            image = errors.cut(str(holder["Config"]["Image"]))
             container = codec.container(holder, self._instance)
         if container is None:
             raise NameTaken(
@@ -345,7 +348,7 @@ class DockerEngine:
             answer: dict[str, Any] = await self._ask(request)
         except NotFound:
             return None
-        with understood("a container"):
+        with understood(f"container {container_id[:12]}"):
             return answer if codec.is_asked_for(answer, container_id) else None
 
     async def _ask(self, request: requests.Request) -> Any:

@@ -1,12 +1,13 @@
 """Two connection pools to one engine: calls, and streams, which would starve calls in a shared one.
 
-This is where aiodocker is used. It never limits a wait and never closes a stream that is left
-early, so both are done here.
+This is where aiodocker is used. It limits neither a wait nor the size of an answer and never closes
+a stream that is left early, so requests are sent and answers are read here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -19,11 +20,15 @@ from reconciler.core.errors import (
     EngineError,
     EngineTimeout,
     EngineUnavailable,
+    ReconcilerError,
+    Unreadable,
     is_out_of_files,
 )
 from reconciler.engine import docker_errors
+from reconciler.engine import docker_requests as requests
 from reconciler.engine.docker_errors import common, understood
 from reconciler.engine.docker_host import Endpoint, resolve
+from reconciler.engine.docker_json import decode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -34,6 +39,12 @@ if TYPE_CHECKING:
 # The version whose answers were measured: a newer engine is asked to speak it while it still does.
 _KNOWN_API: Final = (1, 41)
 _UNAGREED: Final = "auto"
+# Bytes of a refusal that are read: a proxy's page of HTML may be long.
+_LONGEST_REFUSAL: Final = 1 << 16
+# A compressed answer could unfold to any size.
+_HEADERS: Final = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+_REFUSED: Final = 400
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 class Client:
@@ -64,23 +75,24 @@ class Client:
     async def close(self) -> None:
         """Let go of every connection."""
         clients, self._calls, self._streams = (self._calls, self._streams), None, None
-        connectors, self._connectors = self._connectors, []
+        self._connectors = []
         for client in filter(None, clients):
             await client.close()
-        for connector in connectors:
-            await connector.close()
+            await client.session.close()
 
     async def call(self, request: Request, seconds: float, say: Translator = common) -> Any:
         """The decoded answer: JSON, text, or an empty string."""
         async with _bounded(seconds, str(request), self._noticing(say)):
             calls, _ = await self._agreed()
-            return await _answer(calls, request)
+            async with _answered(calls, request) as response:
+                return await _content(response, request)
 
     async def headers(self, request: Request, seconds: float) -> Mapping[str, str]:
         """The headers of an answer that has nothing else."""
         async with _bounded(seconds, str(request), self._noticing(common)):
             calls, _ = await self._agreed()
-            return await _head(calls, request)
+            async with _answered(calls, request) as response:
+                return response.headers
 
     @asynccontextmanager
     async def stream(
@@ -93,7 +105,7 @@ class Client:
         async with AsyncExitStack() as stack:
             async with _bounded(seconds, str(request), self._noticing(say)):
                 _, streams = await self._agreed()
-                response = await stack.enter_async_context(_query(streams, request))
+                response = await stack.enter_async_context(_answered(streams, request))
             stack.callback(response.close)
             yield _chunks(response)
 
@@ -108,7 +120,7 @@ class Client:
     async def _open(self) -> tuple[Docker, Docker]:
         endpoint = await asyncio.to_thread(resolve, self._docker_host, dict(os.environ))
         self._connectors = [_connector(endpoint), _connector(endpoint)]
-        calls, streams = (Docker(endpoint.url, connector=each) for each in self._connectors)
+        calls, streams = (_docker(endpoint.url, each) for each in self._connectors)
         return calls, streams
 
     def _noticing(self, say: Translator) -> Translator:
@@ -130,7 +142,9 @@ def _connector(endpoint: Endpoint) -> aiohttp.BaseConnector:
 
 
 async def _agree(*clients: Docker) -> None:
-    version = await clients[0]._query_json("version", versioned_api=False)  # noqa: SLF001
+    question = requests.get("version")
+    async with _answered(clients[0], question, versioned=False) as response:
+        version = await _content(response, question)
     with understood("its version"):
         newest, oldest = (_numbers(version[key]) for key in ("ApiVersion", "MinAPIVersion"))
         agreed = max(oldest, min(newest, _KNOWN_API))
@@ -142,36 +156,79 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-async def _answer(docker: Docker, request: Request) -> Any:
-    return await docker._query_json(  # noqa: SLF001 - the library has no wrapper for some calls
-        request.path,
-        request.method,
-        params=request.params,
-        data=request.body,
-        headers=request.headers,
+def _docker(url: str, connector: aiohttp.BaseConnector) -> Docker:
+    session = aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
     )
-
-
-async def _head(docker: Docker, request: Request) -> Mapping[str, str]:
-    # The library looks for a refusal's words in the body, which the answer to a HEAD has not.
-    url = docker._canonicalize_url(request.path, versioned_api=True)  # noqa: SLF001
-    async with docker.session.head(url, params=request.params) as response:
-        if not response.ok:
-            raise DockerError(response.status, f"{request}: {response.reason}")
-        return response.headers
+    return Docker(url, connector=connector, session=session)
 
 
 @asynccontextmanager
-async def _query(docker: Docker, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
-    query = docker._query(  # noqa: SLF001 - the library reads its streams without bounds
-        request.path,
+async def _answered(
+    docker: Docker, request: Request, *, versioned: bool = True
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The engine's answer, of which only the headers have been read."""
+    url = docker._canonicalize_url(request.path, versioned_api=versioned)  # noqa: SLF001
+    query = docker.session.request(
         request.method,
+        url,
         params=request.params,
         data=request.body,
-        headers=request.headers,
+        headers={**_HEADERS, **(request.headers or {})},
+        allow_redirects=False,
     )
-    async with query as response:
+    try:
+        response = await query
+    except aiohttp.ClientConnectionError as error:
+        raise DockerError(docker_errors.NO_CONNECTION, f"no connection: {error}") from error
+    async with response:
+        encoding = response.headers.get("Content-Encoding", "identity").lower()
+        if encoding != "identity" or response.status in _REDIRECTS:
+            raise Unreadable(
+                f"{request}: the answer is compressed or leads elsewhere (status "
+                f"{response.status}, encoding {docker_errors.cut(encoding)}): see that no web "
+                "proxy stands before the engine"
+            )
+        if response.status >= _REFUSED:
+            raise DockerError(response.status, await _refusal(response))
         yield response
+
+
+async def _content(response: aiohttp.ClientResponse, request: Request) -> Any:
+    """The decoded body: JSON, or text where the engine says so."""
+    body = await _bytes(response, request.longest)
+    if len(body) > request.longest:
+        raise Unreadable(
+            f"the answer to {request} is longer than {request.longest >> 20} MiB and was cut off: "
+            "see that it is a Docker engine"
+        )
+    if not body or response.content_type == "text/plain":
+        return body.decode(errors="replace")
+    with understood(str(request)):
+        return decode(body)
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> str:
+    """The text of a refusal; its status where there is none, as in the answer to a HEAD."""
+    body = (await _bytes(response, _LONGEST_REFUSAL)).decode(errors="replace")
+    try:
+        return str(json.loads(body)["message"])
+    except Exception:  # noqa: BLE001 - a proxy answers with a page, and may answer with anything
+        return body.strip() or f"{response.status} {response.reason}"
+
+
+async def _bytes(response: aiohttp.ClientResponse, longest: int) -> bytes:
+    """The body as far as one byte past ``longest``. The rest is not read."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > longest:
+            response.close()
+            break
+    return bytes(body[: longest + 1])
 
 
 async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -199,8 +256,8 @@ async def _bounded(seconds: float, what: str, say: Translator) -> AsyncIterator[
     except (aiohttp.ClientError, OSError) as error:
         why = OUT_OF_FILES if is_out_of_files(error) else "the connection to the engine broke"
         raise EngineUnavailable(f"{what}: {why}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise EngineError(
-            f"the engine's answer to {what} cannot be understood ({type(error).__name__}): "
-            "see that it is a Docker engine"
-        ) from error
+    except ReconcilerError:
+        raise
+    except Exception as error:
+        # An answer may be broken in any way, and none may end this process.
+        raise docker_errors.not_understood(what, error) from error

@@ -1,22 +1,33 @@
-"""Docker's answers as this project's nouns. Pure; what is missing or odd raises a plain error.
+"""Docker's answers as this project's nouns. Pure; a missing or wrong value raises any exception.
 
-Callers wrap these in ``docker_errors.understood``: what cannot be understood is no answer.
+Callers wrap these in ``docker_errors.understood``, which turns every exception into Unreadable.
+What is returned is in range and can be encoded, whatever the engine sent.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from reconciler.core import naming
+from reconciler.core.errors import Unreadable
 from reconciler.core.model import Container, Phase, Volume
-from reconciler.engine.docker_errors import cut
-from reconciler.engine.protocol import EngineEvent, EngineInfo, EventKind, Image, Summary
+from reconciler.engine.docker_errors import cut, understood
+from reconciler.engine.docker_json import decode
+from reconciler.engine.protocol import (
+    BrokenRow,
+    EngineEvent,
+    EngineInfo,
+    EventKind,
+    Image,
+    Summary,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
 
 CONTAINER_EVENTS: Final = (
     "create",
@@ -45,61 +56,130 @@ _NEVER: Final = "0001-01-01"
 _NAMELESS: Final = "<none>"
 _ANONYMOUS: Final = re.compile(r"[0-9a-f]{64}")
 _DEFAULT_STOP_TIMEOUT: Final = 10.0
+_LONGEST_TEXT: Final = 4096
+_LAST_DATE: Final = datetime.max.replace(tzinfo=UTC).timestamp()
+_INT32: Final = 2**31
+_INT64: Final = 2**63
+_PORTS_END: Final = 1 << 16
+_ID: Final = re.compile(r"[\w.:-]{1,256}", re.ASCII)
 
 
-def epoch(text: str) -> float | None:
+def epoch(date: str) -> float | None:
     """Seconds since the epoch of one of Docker's dates; None for its date of what never was."""
-    return None if text.startswith(_NEVER) else datetime.fromisoformat(text).timestamp()
+    if date.startswith(_NEVER):
+        return None
+    read = datetime.fromisoformat(date)
+    seconds = (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
+    if not 0 <= seconds <= _LAST_DATE:
+        raise ValueError("a date that is out of range")
+    return seconds
+
+
+def identifier(answer: Mapping[str, Any]) -> str:
+    """The id of a container, an image or a command."""
+    value = text(answer["Id"])
+    if not _ID.fullmatch(value):
+        raise ValueError("an id that is none")
+    return value
+
+
+def whole(value: Any, low: int, end: int) -> int:
+    """A whole number from ``low`` to below ``end``."""
+    if type(value) is not int or not low <= value < end:
+        raise ValueError("a whole number in range was expected")
+    return value
+
+
+def exit_code(value: Any) -> int:
+    """How a container or a command ended; Windows uses all of 32 bits."""
+    return whole(value, -_INT32, 2 * _INT32)
+
+
+def rows(answer: Any, read: Callable[[Any], T]) -> tuple[tuple[T, ...], tuple[BrokenRow, ...]]:
+    """What a list holds, and those of its rows that cannot be read."""
+    if not isinstance(answer, list):
+        raise TypeError("a list was expected")
+    good, broken = [], []
+    for row in answer:
+        try:
+            with understood("one row of a list"):
+                good.append(read(row))
+        except Unreadable as error:
+            broken.append(_broken(row, error))
+    return tuple(good), tuple(broken)
+
+
+def _broken(row: Any, error: Unreadable) -> BrokenRow:
+    fields = row if isinstance(row, dict) else {}
+    labels = fields.get("Labels")
+    sandbox = labels.get(naming.LABEL_SANDBOX) if isinstance(labels, dict) else ""
+    try:
+        return BrokenRow(text(fields.get("Id", fields.get("Name"))), text(sandbox), str(error))
+    except (TypeError, ValueError):
+        return BrokenRow("", "", str(error))
 
 
 def summary(row: Mapping[str, Any]) -> Summary:
     """One row of a container list."""
     name = _listed_name(row)
     return Summary(
-        id=_text(row["Id"]),
+        id=identifier(row),
         name=name,
-        sandbox=_sandbox(row["Labels"], name),
+        sandbox=_sandbox(_labels(row), name),
         phase=_phase(row["State"]),
     )
 
 
-def volumes(answer: Mapping[str, Any]) -> tuple[Volume, ...]:
-    """A volume list, where it is whole."""
+def volume_rows(answer: Mapping[str, Any]) -> list[Any]:
+    """The rows of a volume list, where it is whole."""
     if warnings := answer.get("Warnings"):
         raise ValueError(f"the list is partial: {cut(str(warnings))}")
-    return tuple(map(_volume, answer["Volumes"] or ()))
+    listed = answer["Volumes"]
+    return [] if listed is None else listed
 
 
 def volume(answer: Mapping[str, Any], instance: str) -> Volume | None:
     """An inspected volume; None where it is not of this instance."""
-    return _volume(answer) if is_ours(answer["Labels"], instance) else None
+    return listed_volume(answer) if is_ours(answer["Labels"], instance) else None
+
+
+def listed_volume(row: Mapping[str, Any]) -> Volume:
+    """One row of a volume list."""
+    labels, name = _labels(row), text(row["Name"])
+    created = row.get("CreatedAt")
+    return Volume(
+        name=name,
+        sandbox=_sandbox(labels, name),
+        created_at=(epoch(created) if created else None) or 0.0,
+        retain=text(labels.get(naming.LABEL_RETAIN, "")),
+    )
 
 
 def container(answer: Mapping[str, Any], instance: str) -> Container | None:
     """An inspected container; None where it is not of this instance."""
     config, state, host = answer["Config"], answer["State"], answer["HostConfig"]
-    labels = config["Labels"] or {}
+    labels = _labels(config)
     if labels.get(naming.LABEL_INSTANCE) != instance:
         return None
-    name = _text(answer["Name"]).removeprefix("/")
+    name = text(answer["Name"]).removeprefix("/")
     created = epoch(answer["Created"])
     return Container(
-        id=_text(answer["Id"]),
+        id=identifier(answer),
         name=name,
         sandbox=_sandbox(labels, name),
-        spec=labels.get(naming.LABEL_SPEC, ""),
-        spec_hash=labels.get(naming.LABEL_SPEC_HASH, ""),
+        spec=text(labels.get(naming.LABEL_SPEC, "")),
+        spec_hash=text(labels.get(naming.LABEL_SPEC_HASH, "")),
         phase=_phase(state["Status"]),
         created_at=created or 0.0,
         started_at=epoch(state["StartedAt"]),
         finished_at=epoch(state["FinishedAt"]),
-        exit_code=int(state["ExitCode"]),
+        exit_code=exit_code(state["ExitCode"]),
         oom_killed=bool(state.get("OOMKilled")),
         error=cut(state.get("Error") or ""),
         ports=_ports(host["PortBindings"] or {}),
         volumes=_named_volumes(answer["Mounts"] or ()),
-        image=config["Image"],
-        image_id=answer["Image"],
+        image=text(config["Image"]),
+        image_id=text(answer["Image"]),
         stop_timeout=_stop_timeout(config),
         session_key=_variable(config["Env"] or (), naming.SESSION_KEY_VARIABLE),
     )
@@ -107,7 +187,7 @@ def container(answer: Mapping[str, Any], instance: str) -> Container | None:
 
 def is_asked_for(answer: Mapping[str, Any], asked: str) -> bool:
     """Docker also finds a container by the beginning of its id, which a name may happen to be."""
-    return asked in {answer["Id"], _text(answer["Name"]).removeprefix("/")}
+    return asked in {identifier(answer), text(answer["Name"]).removeprefix("/")}
 
 
 def is_ours(labels: Mapping[str, str] | None, instance: str) -> bool:
@@ -119,10 +199,10 @@ def image(row: Mapping[str, Any]) -> Image:
     """One row of an image list. Docker counts an image's containers only where it is asked to."""
     tags = _names(row["RepoTags"])
     return Image(
-        id=_text(row["Id"]),
+        id=identifier(row),
         references=tags or _names(row.get("RepoDigests")),
-        size=int(row["Size"]),
-        in_use=int(row.get("Containers", -1)) > 0,
+        size=whole(row["Size"], 0, _INT64),
+        in_use=whole(row.get("Containers", -1), -1, _INT64) > 0,
     )
 
 
@@ -131,23 +211,31 @@ def info(version: Mapping[str, Any], info: Mapping[str, Any], *, local: bool = F
     components = str(version.get("Components", ""))
     return EngineInfo(
         name="Podman" if "Podman" in components else "Docker",
-        version=_text(version["Version"]),
-        api_version=_text(version["ApiVersion"]),
-        root=_text(info["DockerRootDir"]),
+        version=text(version["Version"]),
+        api_version=text(version["ApiVersion"]),
+        root=text(info["DockerRootDir"]),
         rootless="name=rootless" in (info.get("SecurityOptions") or ()),
         local=local,
     )
 
 
+def index_server(info: Mapping[str, Any]) -> str:
+    """The address of the engine's default registry; empty where it names none."""
+    return text(info.get("IndexServerAddress") or "")
+
+
 def event(line: bytes, instance: str) -> EngineEvent | None:
-    """One line of the event stream; None where it is about nothing of ours, or cut off."""
+    """One line of the event stream; None where it is about nothing of ours, or cannot be read.
+
+    A hint that cannot be read costs time until the next list, and nothing else.
+    """
     try:
-        data = json.loads(line)
-        kind = EventKind(data["Type"])
-        decode = _container_event if kind is EventKind.CONTAINER else _volume_event
-        return decode(data, instance)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        # A hint that cannot be read costs time until the next list, and nothing else.
+        with understood("an event"):
+            data = decode(line)
+            kind = EventKind(data["Type"])
+            read = _container_event if kind is EventKind.CONTAINER else _volume_event
+            return read(data, instance)
+    except Unreadable:
         return None
 
 
@@ -155,7 +243,7 @@ def _container_event(data: Mapping[str, Any], instance: str) -> EngineEvent | No
     labels = data["Actor"]["Attributes"]
     if not is_ours(labels, instance):
         return None
-    sandbox = _sandbox(labels, labels.get("name", ""))
+    sandbox = _sandbox(labels, text(labels.get("name", "")))
     return _event(data, EventKind.CONTAINER, sandbox)
 
 
@@ -168,32 +256,22 @@ def _volume_event(data: Mapping[str, Any], _instance: str) -> EngineEvent | None
 def _volume_name(data: Mapping[str, Any]) -> str:
     # Podman leaves the id of a volume's event empty and names it among the attributes.
     actor = data["Actor"]
-    return _text(actor["ID"] or actor["Attributes"]["name"])
+    return text(actor["ID"] or actor["Attributes"]["name"])
 
 
 def _event(data: Mapping[str, Any], kind: EventKind, sandbox: str) -> EngineEvent:
+    action = text(data["Action"])
     return EngineEvent(
         kind=kind,
-        id=data["Actor"]["ID"] if kind is EventKind.CONTAINER else _volume_name(data),
-        what=_SAME.get(data["Action"], data["Action"]),
+        id=text(data["Actor"]["ID"]) if kind is EventKind.CONTAINER else _volume_name(data),
+        what=_SAME.get(action, action),
         sandbox=sandbox,
-        at=data["timeNano"] / 1e9,
-    )
-
-
-def _volume(row: Mapping[str, Any]) -> Volume:
-    labels = row["Labels"] or {}
-    created = row.get("CreatedAt")
-    return Volume(
-        name=_text(row["Name"]),
-        sandbox=labels.get(naming.LABEL_SANDBOX) or naming.garbage_key(row["Name"]),
-        created_at=(epoch(created) if created else None) or 0.0,
-        retain=labels.get(naming.LABEL_RETAIN, ""),
+        at=whole(data["timeNano"], 0, _INT64) / 1e9,
     )
 
 
 def _names(references: Any) -> tuple[str, ...]:
-    return tuple(_text(each) for each in references or () if not each.startswith(_NAMELESS))
+    return tuple(text(each) for each in references or () if not each.startswith(_NAMELESS))
 
 
 def _phase(state: str) -> Phase:
@@ -202,12 +280,17 @@ def _phase(state: str) -> Phase:
 
 def _listed_name(row: Mapping[str, Any]) -> str:
     # A container that is linked to has a name of its own and one below each that links to it.
-    own = [name[1:] for name in row["Names"] or () if name.count("/") == 1]
-    return own[0] if own else _text(row["Id"])[:12]
+    own = [text(name[1:]) for name in row["Names"] or () if name.count("/") == 1]
+    return own[0] if own else identifier(row)[:12]
 
 
-def _sandbox(labels: Mapping[str, str], name: str) -> str:
-    return labels.get(naming.LABEL_SANDBOX) or naming.garbage_key(name)
+def _labels(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    labels = answer["Labels"]
+    return {} if labels is None else dict(labels)
+
+
+def _sandbox(labels: Mapping[str, Any], name: str) -> str:
+    return text(labels.get(naming.LABEL_SANDBOX) or naming.garbage_key(name))
 
 
 def _ports(bindings: Mapping[str, Any]) -> dict[int, int]:
@@ -217,26 +300,31 @@ def _ports(bindings: Mapping[str, Any]) -> dict[int, int]:
         number, _, protocol = key.partition("/")
         host = published[0].get("HostPort", "") if published else ""
         if protocol in {"", "tcp"} and host.isdigit() and int(host):
-            ports[int(number)] = int(host)
+            ports[whole(int(number), 1, _PORTS_END)] = whole(int(host), 1, _PORTS_END)
     return ports
 
 
 def _named_volumes(mounts: Any) -> frozenset[str]:
-    names = {mount["Name"] for mount in mounts if mount["Type"] == "volume"}
+    names = {text(mount["Name"]) for mount in mounts if mount["Type"] == "volume"}
     return frozenset(name for name in names if not _ANONYMOUS.fullmatch(name))
 
 
 def _stop_timeout(config: Mapping[str, Any]) -> float:
     timeout = config.get("StopTimeout")
-    return _DEFAULT_STOP_TIMEOUT if timeout is None else float(timeout)
+    return _DEFAULT_STOP_TIMEOUT if timeout is None else float(whole(timeout, -_INT32, _INT32))
 
 
 def _variable(env: Any, name: str) -> str | None:
-    values = (item.partition("=")[2] for item in env if item.startswith(f"{name}="))
+    values = (text(item.partition("=")[2]) for item in env if item.startswith(f"{name}="))
     return next(values, None)
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A text of at most 4096 characters, all of which can be encoded."""
     if not isinstance(value, str):
         raise TypeError("text was expected")
+    if len(value) > _LONGEST_TEXT:
+        raise ValueError("a text that is too long")
+    # Half of a surrogate pair can be decoded from JSON and be written nowhere.
+    value.encode()
     return value

@@ -19,7 +19,9 @@ from reconciler.core.errors import (
     NotFound,
     PortTaken,
     PullFailed,
+    ReconcilerError,
     Refused,
+    Unreadable,
     Wrecked,
 )
 
@@ -39,6 +41,7 @@ NOT_FOUND: Final = 404
 CONFLICT: Final = 409
 _GATEWAY: Final = frozenset({502, 503, 504})
 _LONGEST: Final = 256
+_LONGEST_KEPT: Final = 1 << 14
 
 _PORT_TAKEN: Final = re.compile(r"port is already allocated|address already in use")
 _PORTS: Final = (
@@ -69,8 +72,8 @@ _IN_USE: Final = re.compile(r"image is in use|is being used|more than one tag|mu
 
 
 def cut(text: str) -> str:
-    """The engine's text on one line, at most 256 characters of it."""
-    line = " ".join(text.split())
+    """The engine's text on one line, at most 256 characters of it, all of which can be encoded."""
+    line = " ".join(text[:_LONGEST_KEPT].split()).encode(errors="replace").decode()
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
 
 
@@ -167,14 +170,21 @@ def on_pull_of(image: str) -> Translator:
 
 @contextmanager
 def understood(what: str) -> Iterator[None]:
-    """Turn an answer that lacks what it should hold into an error."""
+    """Turn whatever is wrong with an answer into an error about ``what``."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise EngineError(
-            f"the engine's answer about {what} cannot be understood ({type(error).__name__}): "
-            "see that it is a Docker engine and not overloaded"
-        ) from error
+    except ReconcilerError:
+        raise
+    except Exception as error:
+        raise not_understood(what, error) from error
+
+
+def not_understood(what: str, error: Exception) -> Unreadable:
+    """The error about an answer that could not be decoded."""
+    return Unreadable(
+        f"the engine's answer about {what} cannot be understood ({type(error).__name__}: "
+        f"{cut(str(error))}): see that it is a Docker engine and not overloaded"
+    )
 
 
 def _port(text: str) -> int | None:

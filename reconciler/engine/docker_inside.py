@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core.errors import EngineTimeout, EngineUnavailable, NotFound
+from reconciler.engine import docker_codec as codec
 from reconciler.engine import docker_requests as requests
 from reconciler.engine.docker_errors import understood
 from reconciler.engine.docker_stream import lines_of, log_splitter
@@ -84,7 +85,7 @@ class Inside:
         create = requests.exec_create(container_id, command)
         made = await self._client.call(create, self._call_timeout)
         with understood("a command"):
-            exec_id = str(made["Id"])
+            exec_id = codec.identifier(made)
         self._remember(place, exec_id)
         start = requests.exec_start(exec_id)
         async with self._client.stream(start, self._call_timeout) as output:
@@ -93,7 +94,7 @@ class Inside:
         self._begun.pop(place, None)
         result = await self._about(exec_id)
         with understood("a command's end"):
-            return int(result["ExitCode"])
+            return codec.exit_code(result["ExitCode"])
 
     def _remember(self, place: tuple[str, ...], exec_id: str) -> None:
         self._begun[place] = exec_id

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from reconciler.core.errors import PullFailed
-from reconciler.engine.docker_errors import cut
+from reconciler.core.errors import PullFailed, Unreadable
+from reconciler.engine import docker_codec as codec
+from reconciler.engine.docker_errors import cut, understood
+from reconciler.engine.docker_json import decode
 from reconciler.engine.protocol import PullProgress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LONGEST_PULL_LINE: Final = 1 << 20
+_MOST_LAYERS: Final = 512
+_MOST_BYTES: Final = 1 << 63
 _ID: Final = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _DONE: Final = frozenset({"Pull complete", "Already exists"})
 _UNDER_WAY: Final = frozenset(
@@ -67,12 +70,11 @@ class Pull:
         Raises:
             PullFailed: the line says so.
         """
-        message = _decode(line)
-        if error := message.get("error"):
-            raise PullFailed(f"{self._image}: {cut(str(error))}")
-        status, layer = message.get("status"), str(message.get("id", ""))
-        if status in _DONE | _UNDER_WAY:
-            self._fold(str(status), layer, message.get("progressDetail") or {})
+        try:
+            with understood("a pull"):
+                self._fold(decode(line))
+        except Unreadable:
+            pass  # what it says of other lines is still so
         return self.progress
 
     @property
@@ -85,10 +87,16 @@ class Pull:
             bytes_total=sum(total for _, total in self._bytes.values()),
         )
 
-    def _fold(self, status: str, layer: str, detail: Mapping[str, Any]) -> None:
+    def _fold(self, message: Mapping[str, Any]) -> None:
+        if error := message.get("error"):
+            raise PullFailed(f"{self._image}: {cut(str(error))}")
+        status, layer = message.get("status"), codec.text(message.get("id", ""))
+        if status not in _DONE | _UNDER_WAY or len(self._layers | {layer}) > _MOST_LAYERS:
+            return
         self._layers.add(layer)
         if status == "Downloading":
-            self._bytes[layer] = (int(detail.get("current", 0)), int(detail.get("total", 0)))
+            detail = message.get("progressDetail") or {}
+            self._bytes[layer] = (_size(detail, "current"), _size(detail, "total"))
         elif status in _DONE | {"Download complete"} and layer in self._bytes:
             done, total = self._bytes[layer]
             self._bytes[layer] = (max(done, total), max(done, total))
@@ -96,9 +104,5 @@ class Pull:
             self._done.add(layer)
 
 
-def _decode(line: bytes) -> dict[str, Any]:
-    try:
-        message = json.loads(line)
-    except ValueError:
-        return {}
-    return message if isinstance(message, dict) else {}
+def _size(detail: Mapping[str, Any], name: str) -> int:
+    return codec.whole(detail.get(name, 0), 0, _MOST_BYTES)

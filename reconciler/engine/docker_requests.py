@@ -16,17 +16,24 @@ if TYPE_CHECKING:
 _JSON: Final = {"Content-Type": "application/json"}
 _ALONE: Final = {"Connection": "close"}
 _TAR: Final = {"Content-Type": "application/x-tar"}
+# Bytes of an answer. One container's may hold an environment of 2 MiB; a list of 30,000 has 60 MiB.
+_LONGEST_OBJECT: Final = 8 << 20
+LONGEST_LIST: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request. ``path`` has no leading slash, and its parts are quoted."""
+    """One HTTP request. ``path`` has no leading slash, and its parts are quoted.
+
+    ``longest`` is how many bytes the body of the answer may have, unless it is a stream.
+    """
 
     method: str
     path: str
     params: Mapping[str, str] | None = None
     body: bytes | None = None
     headers: Mapping[str, str] | None = None
+    longest: int = _LONGEST_OBJECT
 
     def __str__(self) -> str:
         return f"{self.method} /{self.path[:80]}"
@@ -65,12 +72,17 @@ def image(name: str) -> str:
 
 def containers_of(instance: str) -> Request:
     """An instance's containers, in every phase."""
-    return get("containers/json", all="1", filters=_labelled(instance))
+    return _list("containers/json", all="1", filters=_labelled(instance))
 
 
 def volumes_of(instance: str) -> Request:
     """An instance's volumes."""
-    return get("volumes", filters=_labelled(instance))
+    return _list("volumes", filters=_labelled(instance))
+
+
+def images() -> Request:
+    """All images but the layers of a build."""
+    return _list("images/json")
 
 
 def events(since: float) -> Request:
@@ -124,6 +136,10 @@ def put_archive(container_id: str, path: str, archive: bytes) -> Request:
     """Unpack an archive in a container's folder. No file there gives way to a folder."""
     target = container(container_id, "archive")
     return Request("PUT", target, {"path": path, "noOverwriteDirNonDir": "1"}, archive, _TAR)
+
+
+def _list(path: str, **params: str) -> Request:
+    return Request("GET", path, params, longest=LONGEST_LIST)
 
 
 def _labelled(instance: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from reconciler.core import naming
 from reconciler.core.errors import NotFound, Refused
+from reconciler.engine import docker_codec as codec
 from reconciler.engine import docker_owner as owners
 from reconciler.engine import docker_requests as requests
 from reconciler.engine.docker_config import stand_in_body
@@ -76,7 +77,9 @@ class Workspaces:
         answer: Any = await self._client.call(request, self._seconds)
         with understood("a container's user"):
             own = answer["Config"]
-            return _Config(answer["Image"], str(own["User"] or ""), str(own["WorkingDir"] or ""))
+            return _Config(
+                codec.text(answer["Image"]), str(own["User"] or ""), str(own["WorkingDir"] or "")
+            )
 
     @asynccontextmanager
     async def _open(
@@ -97,7 +100,7 @@ class Workspaces:
             requests.post("containers/create", body), self._seconds
         )
         with understood("a new container"):
-            stand_in = str(answer["Id"])
+            stand_in = codec.identifier(answer)
         try:
             yield stand_in
         finally:

@@ -45,11 +45,25 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokenRow:
+    """One row of a list that cannot be read. ``id`` and ``sandbox`` are empty where they cannot.
+
+    ``id`` is a container's id or a volume's name.
+    """
+
+    id: str
+    sandbox: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
     """All that bears the instance's label, or nothing: a partial answer raises."""
 
     containers: tuple[Summary, ...]
     volumes: tuple[Volume, ...]
+    broken_containers: tuple[BrokenRow, ...] = ()
+    broken_volumes: tuple[BrokenRow, ...] = ()
 
 
 class EventKind(StrEnum):

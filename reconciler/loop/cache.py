@@ -11,7 +11,7 @@ import asyncio
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from reconciler.core.errors import EngineError
+from reconciler.core.errors import EngineError, Unreadable
 from reconciler.core.model import Observed
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ T = TypeVar("T")
 # Seconds that a list may lag behind what this process did to a volume.
 _LIST_SLACK: Final = 30.0
 _CONCURRENT_INSPECTIONS: Final = 16
+# Ids to inspect under one key; beyond them a list says what is there.
+_MOST_DIRTY: Final = 64
 
 
 class Cache:
@@ -43,6 +45,9 @@ class Cache:
         self._dirty_volumes: defaultdict[str, set[str]] = defaultdict(set)
         self._unsure: set[str] = set()
         self._touched: dict[str, float] = {}
+        self._unreadable: dict[str, str] = {}
+        self._broken_ids: set[str] = set()
+        self._broken_volumes: set[str] = set()
         self.listed_at = 0.0
 
     # --- what is known ------------------------------------------------------------------------
@@ -57,6 +62,18 @@ class Cache:
         """Whether nothing under the key waits to be looked at."""
         return not any(key in keys for keys in (self._dirty, self._dirty_volumes, self._unsure))
 
+    def has(self, key: str) -> bool:
+        """Whether something bears the key, or may bear it."""
+        return any(key in keys for keys in (self._by_key, self._dirty, self._dirty_volumes))
+
+    def unreadable(self, key: str) -> str | None:
+        """Why what is under the key cannot be known, where the engine's answers make no sense."""
+        return self._unreadable.get(key)
+
+    def changed(self) -> set[str]:
+        """Every key under which something is to be inspected."""
+        return {*self._dirty, *self._dirty_volumes, *self._unsure}
+
     def keys(self) -> set[str]:
         """Every key that something bears, or may bear."""
         containers = {container.sandbox for container in self._containers.values()}
@@ -64,8 +81,8 @@ class Cache:
         return {*containers, *volumes, *self._dirty, *self._dirty_volumes}
 
     def ids(self) -> tuple[set[str], set[str]]:
-        """The ids of all containers, and the names of all volumes."""
-        return set(self._containers), set(self._volumes)
+        """The ids of all containers, and the names of all volumes, readable or not."""
+        return {*self._containers, *self._broken_ids}, {*self._volumes, *self._broken_volumes}
 
     def image_ids(self) -> set[str]:
         """The ids of the images of all containers."""
@@ -75,7 +92,11 @@ class Cache:
 
     def touch(self, key: str, container_id: str) -> None:
         """The container is to be inspected before the key's next decision."""
-        self._dirty[key].add(container_id)
+        ids = self._dirty[key]
+        if len(ids) < _MOST_DIRTY or container_id in self._containers:
+            ids.add(container_id)
+        else:
+            self.doubt(key)
 
     def doubt(self, key: str) -> None:
         """A change was asked for and its outcome is unknown: look at everything under the key."""
@@ -108,12 +129,17 @@ class Cache:
         Raises:
             EngineError: it could not be asked; what was to be inspected still is.
         """
-        if key in self._unsure:
-            await self._rediscover(key)
-        await _inspect_each(self._dirty, key, self._engine.inspect, self._put)
-        await _inspect_each(
-            self._dirty_volumes, key, self._engine.inspect_volume, self._replace_volume
-        )
+        try:
+            if key in self._unsure:
+                await self._rediscover(key)
+            await _inspect_each(self._dirty, key, self._engine.inspect, self._put)
+            await _inspect_each(
+                self._dirty_volumes, key, self._engine.inspect_volume, self._replace_volume
+            )
+        except Unreadable as error:
+            self._unreadable[key] = str(error)
+            raise
+        self._unreadable.pop(key, None)
 
     async def listing(self) -> Listing:
         """What there is, by the engine's word now.
@@ -167,6 +193,11 @@ class Cache:
         for container in self._containers.values():
             if container.id not in listed:
                 self.touch(container.sandbox, container.id)
+        for row in listing.broken_containers:
+            if row.id and row.sandbox:
+                self.touch(row.sandbox, row.id)
+        self._broken_ids = {row.id for row in listing.broken_containers}
+        self._broken_volumes = {row.id for row in listing.broken_volumes}
         self._apply_volumes(listing, began)
 
     def _differs(self, summary: Summary) -> bool:
@@ -178,7 +209,8 @@ class Cache:
     def _apply_volumes(self, listing: Listing, began: float) -> None:
         # What this process changed while the list was made is known better than the list knows it.
         recent = {name for name, at in self._touched.items() if at >= began - _LIST_SLACK}
-        kept = {name: v for name, v in self._volumes.items() if name in recent}
+        unsure = recent | self._broken_volumes
+        kept = {name: v for name, v in self._volumes.items() if name in unsure}
         listed = {v.name: v for v in listing.volumes if v.name not in recent}
         self._volumes = {**listed, **kept}
         self._touched = {name: self._touched[name] for name in recent}

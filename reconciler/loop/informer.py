@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
+from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable, Unreadable
 from reconciler.engine.protocol import EventKind
 from reconciler.loop.queue import Priority
 from reconciler.service.events import Event
@@ -23,6 +24,10 @@ _RECONNECT_LONGEST: Final = 5.0
 # A connection that held this long was a good one.
 _STABLE: Final = 5.0
 _INFO_PATIENCE: Final = 5.0
+# Broken rows of one list that are logged.
+_MOST_BROKEN: Final = 100
+# Seconds between two lists that events ask for.
+_RELIST_SPACING: Final = 1.0
 
 
 class Informer:
@@ -39,6 +44,7 @@ class Informer:
         cache: Cache,
         enqueue: Callable[[str, Priority], None],
         wanted: Callable[[], Iterable[str]],
+        is_wanted: Callable[[str], bool],
         on_first_sync: Callable[[], None],
         clock: Callable[[], float],
         resync_interval: float,
@@ -48,6 +54,7 @@ class Informer:
         self._cache = cache
         self._enqueue = enqueue
         self._wanted = wanted
+        self._is_wanted = is_wanted
         self._on_first_sync = on_first_sync
         self._clock = clock
         self._resync_interval = resync_interval
@@ -58,6 +65,8 @@ class Informer:
         self.error = "not asked yet"
         self.connections = 0
         self._reported: Event | None = None
+        self._relist_asked = asyncio.Event()
+        self._broken: set[str] = set()
 
     async def sync_once(self) -> None:
         """One full observation, without events.
@@ -65,14 +74,24 @@ class Informer:
         Raises:
             EngineError: the engine could not be asked.
         """
-        self._cache.apply(await self._cache.listing(), everything=True)
+        await self._list(everything=True)
         for error in await self._cache.inspect_all():
-            raise error
+            if not isinstance(error, Unreadable):
+                raise error
         self._become_synced()
+
+    async def _list(self, *, everything: bool) -> None:
+        listing = await self._cache.listing()
+        self._cache.apply(listing, everything=everything)
+        rows = (*listing.broken_containers, *listing.broken_volumes)
+        for row in rows[:_MOST_BROKEN]:
+            if row.id not in self._broken:
+                self._reporter.log(Event.ENGINE_UNREADABLE, object=row.id, error=row.error)
+        self._broken = {row.id for row in rows}
 
     async def _sync(self) -> None:
         info = None if self._reported is Event.ENGINE_CONNECTED else await self._info()
-        self._cache.apply(await self._cache.listing(), everything=True)
+        await self._list(everything=True)
         if not self.ever_synced:
             # What exists is adopted before anything is made. Later, each key's own pass inspects.
             for error in await self._cache.inspect_all():
@@ -141,11 +160,17 @@ class Informer:
 
     def _hear(self, event: EngineEvent) -> None:
         match event.kind:
-            case EventKind.CONTAINER:
+            case EventKind.CONTAINER if self._knows(event.sandbox):
                 self._cache.touch(event.sandbox, event.id)
                 self._enqueue(event.sandbox, Priority.EVENT)
+            case EventKind.CONTAINER:
+                # Names in events are anybody's: only a list makes a key of one.
+                self._relist_asked.set()
             case EventKind.VOLUME:
                 self._hear_volume(event)
+
+    def _knows(self, key: str) -> bool:
+        return self._is_wanted(key) or self._cache.has(key)
 
     def _hear_volume(self, event: EngineEvent) -> None:
         key = self._cache.touch_volume(event.id) if event.what == "destroy" else None
@@ -153,11 +178,15 @@ class Informer:
             self._enqueue(key, Priority.EVENT)
 
     async def _keep_relisting(self) -> None:
+        due = self._clock() + self._resync_interval
         while True:
-            await asyncio.sleep(self._resync_interval)
+            await self._until_relist(due)
             began = self._clock()
+            is_due = began >= due
+            if is_due:
+                due = began + self._resync_interval
             try:
-                await self._relist()
+                await self._relist(everyone=is_due)
             except EngineError as error:
                 # A list that fails says nothing about what is there. Events still come, so work
                 # continues, but nothing is collected.
@@ -182,10 +211,22 @@ class Informer:
         else:
             self._reporter.complain(Event.ENGINE_LIST_FAILED, error=str(error))
 
-    async def _relist(self) -> None:
-        self._cache.apply(await self._cache.listing(), everything=False)
+    async def _until_relist(self, due: float) -> None:
+        """Wait until a list is due, or an event asked for one a moment after the last."""
+        await asyncio.sleep(min(_RELIST_SPACING, due - self._clock()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(due - self._clock()):
+                await self._relist_asked.wait()
+
+    async def _relist(self, *, everyone: bool) -> None:
+        self._relist_asked.clear()
+        await self._list(everything=False)
         self.complete = True
-        self.enqueue_all()
+        if everyone:
+            self.enqueue_all()
+        else:
+            for key in self._cache.changed():
+                self._enqueue(key, Priority.EVENT)
 
     def enqueue_all(self) -> None:
         """Have every key looked at."""

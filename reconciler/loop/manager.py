@@ -84,6 +84,7 @@ class Manager:
             cache=self.cache,
             enqueue=self.queue.add,
             wanted=self._wanted,
+            is_wanted=lambda key: key in store.records or key in store.deleted,
             on_first_sync=self._adopt,
             clock=monotonic,
             resync_interval=settings.resync_interval,

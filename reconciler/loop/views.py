@@ -111,7 +111,7 @@ class Views:
             spec=record.spec,
             spec_hash=hashed,
             identity=identity,
-            problem=env_problem or lease_problem,
+            problem=self._from.cache.unreadable(record.name) or env_problem or lease_problem,
         )
 
     def _hash(self, record: Record) -> tuple[str | None, str | None]:

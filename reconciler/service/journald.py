@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import struct
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,10 @@ _OWN = frozenset({"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "EVENT"})
 _OMITTED = frozenset({"event", "level", "timestamp"})  # the journal has its own clock and priority
 _NAME_LIMIT = 64
 _TOO_LARGE = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+# F_ADD_SEALS of Linux, and its flags for seal, shrink, grow and write. Python that was built on an
+# old system lacks the names.
+_ADD_SEALS = 1033
+_SEALS = 0x1 | 0x2 | 0x4 | 0x8
 
 
 class Journal:
@@ -57,7 +61,7 @@ class Journal:
             self._send_file(payload)
 
     def _send_file(self, payload: bytes) -> None:
-        file = _sealed_file(payload)
+        file = _file_of(payload)
         try:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]))
             self._socket.sendmsg([b""], [rights], 0, self._path)
@@ -117,15 +121,27 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _sealed_file(payload: bytes) -> int:
-    file = os.memfd_create(IDENTIFIER, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def _file_of(payload: bytes) -> int:
+    can_seal = hasattr(os, "memfd_create")
+    file = _memory_file() if can_seal else _unlinked_file()
     try:
         _fill(file, memoryview(payload))
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
+        if can_seal:
+            fcntl.fcntl(file, _ADD_SEALS, _SEALS)
     except OSError:
         os.close(file)
         raise
     return file
+
+
+def _memory_file() -> int:
+    return os.memfd_create(IDENTIFIER, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def _unlinked_file() -> int:
+    # The journal takes a file without seals from this folder.
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        return os.dup(file.fileno())
 
 
 def _fill(file: int, rest: memoryview) -> None:

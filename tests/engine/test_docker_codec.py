@@ -126,10 +126,10 @@ def test_a_row_has_its_own_name(names: Any, name: str) -> None:
 
 def test_a_partial_list_of_volumes_is_an_error() -> None:
     with pytest.raises(ValueError, match="partial"):
-        codec.volumes({"Volumes": [], "Warnings": ["a driver does not answer"]})
+        codec.volume_rows({"Volumes": [], "Warnings": ["a driver does not answer"]})
     with pytest.raises(KeyError):
-        codec.volumes({"Warnings": None})
-    assert codec.volumes({"Volumes": None, "Warnings": None}) == ()
+        codec.volume_rows({"Warnings": None})
+    assert codec.volume_rows({"Volumes": None, "Warnings": None}) == []
 
 
 def event(**changes: Any) -> bytes:

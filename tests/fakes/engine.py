@@ -17,9 +17,11 @@ from reconciler.core.errors import (
     NameTaken,
     NotFound,
     PullFailed,
+    Unreadable,
 )
 from reconciler.core.model import Container, Phase, Volume
 from reconciler.engine.protocol import (
+    BrokenRow,
     EngineEvent,
     EngineInfo,
     EventKind,
@@ -65,6 +67,8 @@ class FakeEngine:
         self.latency: dict[str, float] = {}
         self.answering: dict[str, float] = {}
         self.closed = False
+        # Names of containers whose row and inspection cannot be read.
+        self.unreadable: set[str] = set()
         self.root, self.local = ROOT, True
         self._sleep = sleep
         self._faults: dict[str, deque[_Fault]] = defaultdict(deque)
@@ -130,12 +134,21 @@ class FakeEngine:
 
     async def list(self) -> Listing:
         async with self._doing("list"):
-            rows = [_summary(box.seen) for box in self.host.boxes.values() if self._ours(box)]
-            return Listing(tuple(rows), tuple(self.host.volumes_of(self.instance)))
+            ours = [box.seen for box in self.host.boxes.values() if self._ours(box)]
+            rows = [_summary(seen) for seen in ours if seen.name not in self.unreadable]
+            broken = [
+                BrokenRow(seen.id, seen.sandbox, "a row that makes no sense")
+                for seen in ours
+                if seen.name in self.unreadable
+            ]
+            volumes = self.host.volumes_of(self.instance)
+            return Listing(tuple(rows), tuple(volumes), tuple(broken))
 
     async def inspect(self, container_id: str) -> Container | None:
         async with self._doing("inspect", container_id):
             box = self.host.find(container_id)
+            if box and box.seen.name in self.unreadable:
+                raise Unreadable(f"container {container_id[:12]} makes no sense")
             return box.seen if box and self._ours(box) else None
 
     async def inspect_volume(self, name: str) -> Volume | None:

@@ -40,6 +40,7 @@ class Watcher:
             cache=self.cache,
             enqueue=self._enqueue,
             wanted=lambda: wanted,
+            is_wanted=lambda key: key in wanted,
             on_first_sync=self._on_first_sync,
             clock=loop.time,
             resync_interval=RESYNC,
@@ -387,7 +388,7 @@ async def test_nothing_is_kept_of_what_is_gone(watcher: Watcher):
         await watcher.synced()
         for number in range(20):
             add(watcher.host, f"job-{number}")
-            await watcher.told(f"job-{number}", within=1)
+            await watcher.told(f"job-{number}", within=3)
             watcher.host.remove(f"c-job-{number}")
             await asyncio.sleep(0.1)
             await watcher.cache.refresh(f"job-{number}")

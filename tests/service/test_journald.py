@@ -1,12 +1,15 @@
 """Entries as the journal's own reader would parse them."""
 
 import fcntl
+import importlib
 import os
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 
+from reconciler.service import journald as journald_module
 from reconciler.service.journald import Journal, encode, to_fields
 
 
@@ -116,6 +119,20 @@ def test_a_large_entry_is_passed_as_a_sealed_file(journald, journal):
         assert fcntl.fcntl(file, fcntl.F_GET_SEALS) == wanted
     finally:
         os.close(file)
+
+
+def test_a_python_without_seals_and_memory_files_will_do(journald, monkeypatch):
+    for name in ("F_ADD_SEALS", "F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_WRITE", "F_SEAL_SEAL"):
+        monkeypatch.delattr(fcntl, name)
+    for name in ("memfd_create", "MFD_CLOEXEC", "MFD_ALLOW_SEALING"):
+        monkeypatch.delattr(os, name)
+    journal = importlib.reload(journald_module).Journal(journald.getsockname())
+    assert journal.send({"MESSAGE": "x" * 3_000_000})
+    _, (file,), _, _ = socket.recv_fds(journald, 100, 2)
+    assert parse(os.pread(file, 4_000_000, 0)) == {"MESSAGE": "x" * 3_000_000}
+    assert Path(f"/proc/self/fd/{file}").readlink().is_relative_to("/dev/shm")
+    os.close(file)
+    journal.close()
 
 
 def test_a_missing_journal_is_said_and_a_late_one_is_found(tmp_path):

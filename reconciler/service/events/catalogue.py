@@ -118,6 +118,12 @@ class Event(StrEnum):
         "The engine refused a list; work continues, and nothing is collected until one succeeds.",
         *("error", "repeated?"),
     )
+    ENGINE_UNREADABLE = _of(
+        "engine.unreadable",
+        "error",
+        "The engine's answer about one object cannot be understood; the others are kept in order.",
+        *("object", "error"),
+    )
     ENGINE_WEDGED = _of(
         "engine.wedged",
         "error",
