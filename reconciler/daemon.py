@@ -221,7 +221,7 @@ def _state_line(manager: Manager) -> str:
     state = manager.answers.convergence()
     settled = state["total"] - len(state["pending"])
     line = f"{settled} of {state['total']} sandboxes are as desired"
-    return f"{line}; {manager.disk.hold}" if manager.disk.hold else line
+    return "; ".join(filter(None, (line, manager.disk.hold, manager.guard.summary)))
 
 
 def _first(errors: BaseExceptionGroup[ReconcilerError]) -> ReconcilerError:

@@ -94,8 +94,12 @@ def _add_requests(app: FastAPI, answers: Answers) -> None:
         return await answers.reload(allow_mass_delete=allow_mass_delete)
 
     @app.post("/v1/gc")
-    async def collect(*, dry_run: bool = False) -> list[dict[str, Any]]:
-        return answers.garbage() if dry_run else answers.collect()
+    async def collect(
+        *, dry_run: bool = False, allow_mass_delete: bool = False
+    ) -> list[dict[str, Any]]:
+        if dry_run:
+            return answers.garbage()
+        return answers.collect(allow_mass_delete=allow_mass_delete)
 
 
 def _add_logs(app: FastAPI, answers: Answers) -> None:

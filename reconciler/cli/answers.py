@@ -149,25 +149,29 @@ def _tell(entries: list[dict[str, Any]], last: int, *, as_json: bool) -> int:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only say what would go, when, and why.")
+@options.allow_mass_delete
 @options.as_json
 @click.pass_obj
-def gc(context: Context, *, dry_run: bool, as_json: bool) -> int:
+def gc(context: Context, *, dry_run: bool, allow_mass_delete: bool, as_json: bool) -> int:
     """Show what belongs to no record, and have what is due removed now.
 
     \b
       reconciler gc --dry-run
       reconciler gc --json | jq -r '.[] | select(.due) | .name'
+      reconciler gc --allow-mass-delete
 
     \b
     What is not yet due goes when its grace is over (setting gc_grace), and a workspace when it has
     been kept as long as its spec asked for. Nothing that lacks this instance's label is touched.
+    Where orphans of too many sandboxes would go at once (settings brake_count and brake_percent),
+    as after the database was lost, none goes until --allow-mass-delete confirms it.
     Where no daemon runs, this process removes what belongs to no record, and changes nothing else.
     Exit codes: 0, or 1 where something could not be removed.
     """
     from reconciler.cli import render  # noqa: PLC0415 - slow to load
 
     asked = backend(context.settings(), quiet=as_json or not dry_run)
-    rows = asked.garbage() if dry_run else asked.collect()
+    rows = asked.garbage() if dry_run else asked.collect(allow_mass_delete=allow_mass_delete)
     if as_json:
         render.print_json(rows)
     elif rows:

@@ -92,9 +92,9 @@ class Client:
         """Have the desired file read now."""
         return dict(self._post("/v1/reload", allow_mass_delete=allow_mass_delete))
 
-    def collect(self) -> list[dict[str, Any]]:
+    def collect(self, *, allow_mass_delete: bool) -> list[dict[str, Any]]:
         """Have what is due collected now; what there was."""
-        return list(self._post("/v1/gc", dry_run=False))
+        return list(self._post("/v1/gc", dry_run=False, allow_mass_delete=allow_mass_delete))
 
     def logs(self, name: str, *, tail: int, follow: bool) -> Iterator[str]:
         """The lines of a sandbox's log, as they come."""

@@ -67,12 +67,12 @@ class Local:
 
         return self._rehearse(ask, observe=False)
 
-    def collect(self) -> list[dict[str, Any]]:
+    def collect(self, *, allow_mass_delete: bool) -> list[dict[str, Any]]:
         """Collect what is due; what there was."""
 
         async def act() -> list[dict[str, Any]]:
             async with acting(self._settings) as manager:
-                return await sweep(manager)
+                return await sweep(manager, allow_mass_delete=allow_mass_delete)
 
         return asyncio.run(act())
 

@@ -18,7 +18,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 allow_mass_delete = click.option(
     "--allow-mass-delete",
     is_flag=True,
-    help="Confirm deletions that the brake holds back.",
+    help="Confirm deletions that the mass-delete guard holds back.",
 )
 
 

@@ -74,6 +74,8 @@ def status_notes(answer: dict[str, Any]) -> list[str]:
     notes += answer["desired"]["errors"]
     if answer["desired"]["awaiting_confirmation"]:
         notes.append(braked_line(answer["desired"]["awaiting_confirmation"]))
+    if answer["garbage"]["reason"]:
+        notes.append(answer["garbage"]["reason"])
     if answer["store"]["error"]:
         notes.append(f"state: {answer['store']['error']}")
     return notes
@@ -119,7 +121,7 @@ def garbage_table(rows: Iterable[dict[str, Any]]) -> Table:
     """One row for each thing that nothing asks for."""
     table = _table("KIND", "NAME", "WHY", "SINCE", "GOES")
     for row in rows:
-        goes = "now" if row["due"] else row["remove_at"] or "never"
+        goes = "now" if row["due"] else row["remove_at"] or ("held" if row["held"] else "never")
         table.add_row(*map(Text, (row["kind"], row["name"], row["why"], row["since"], goes)))
     return table
 

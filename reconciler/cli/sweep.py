@@ -15,22 +15,29 @@ _POLL: Final = 0.05
 _LIMIT: Final = 300.0
 
 
-async def sweep(manager: Manager) -> list[dict[str, Any]]:
-    """Note what is garbage, remove what of it is due, and return all that there was.
+async def sweep(manager: Manager, *, allow_mass_delete: bool) -> list[dict[str, Any]]:
+    """Note orphans, remove those that are due, and return all that there were.
+
+    ``allow_mass_delete`` confirms those that the mass-delete guard holds back.
 
     Raises:
         EngineError: the engine cannot be asked, or is not done in time.
     """
     await manager.read_manifest()
     await manager.observe()
-    rows = manager.survey.garbage()
-    unclaimed = {row["sandbox"] for row in rows} - set(manager.store.records)
+    unclaimed = {row["sandbox"] for row in manager.survey.garbage()} - set(manager.store.records)
     await _forget_all_else(manager)
-    for key in unclaimed:
-        manager.queue.add(key, Priority.USER)
-    await _work_off(manager)
+    rows: dict[str, dict[str, Any]] = {}
+    for confirmed in (False, True)[: 1 + allow_mass_delete]:
+        if confirmed:
+            # The first round noted every orphan, so that this confirms all of them.
+            manager.guard.confirm()
+        rows |= {row["name"]: row for row in manager.survey.garbage()}
+        for key in unclaimed:
+            manager.queue.add(key, Priority.USER)
+        await _work_off(manager)
     _complain_of_what_is_left(manager, unclaimed)
-    return rows
+    return list(rows.values())
 
 
 def _complain_of_what_is_left(manager: Manager, unclaimed: set[str]) -> None:

@@ -233,12 +233,14 @@ class Orphans:
     """Since when what belongs to no record has belonged to none.
 
     ``containers`` maps ids, ``volumes`` maps names, to seconds since the epoch. ``retain`` maps
-    volume names to seconds, or None for ever.
+    volume names to seconds, or None for ever. ``held`` names those (ids and volume names) whose
+    removal the mass-delete guard holds back until it is confirmed.
     """
 
     containers: Mapping[str, float] = field(default_factory=dict)
     volumes: Mapping[str, float] = field(default_factory=dict)
     retain: Mapping[str, float | None] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
 
 
 class Fate(StrEnum):

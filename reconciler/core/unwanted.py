@@ -33,7 +33,7 @@ def _removal_due(view: View, container: Container) -> float | None:
     if view.fate is Fate.DELETED:
         return view.now
     since = view.orphans.containers.get(container.id)
-    if since is None or not view.may_collect:
+    if since is None or not _may_collect(view, container.id):
         return None
     return policy.not_later_than(since + view.gc_grace, view.now, view.gc_grace)
 
@@ -64,6 +64,10 @@ def collect_volumes(view: View) -> Decision:
 def _volume_due(view: View, name: str) -> float | None:
     since = view.orphans.volumes.get(name)
     retain = view.orphans.retain.get(name)
-    if since is None or retain is None or not view.may_collect:
+    if since is None or retain is None or not _may_collect(view, name):
         return None
     return policy.not_later_than(since + retain, view.now, retain)
+
+
+def _may_collect(view: View, orphan: str) -> bool:
+    return view.may_collect and orphan not in view.orphans.held

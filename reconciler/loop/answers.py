@@ -124,13 +124,19 @@ class Answers:
                 "since": iso(image.used_at),
                 "remove_at": iso(remove_at),
                 "why": "pulled for a sandbox, and none has it: goes if the engine's disk fills up",
+                "held": False,
                 "due": False,
             }
             for image, remove_at in self._loop.images.idle()
         ]
 
-    def collect(self) -> list[dict[str, Any]]:
-        """Have everything that is due collected now; says what there is."""
+    def collect(self, *, allow_mass_delete: bool = False) -> list[dict[str, Any]]:
+        """Have everything that is due collected now; says what there is.
+
+        ``allow_mass_delete`` confirms the removal of all orphans that are there now.
+        """
+        if allow_mass_delete:
+            self._loop.guard.confirm()
         garbage = self._loop.survey.garbage()
         for key in {row["sandbox"] for row in garbage}:
             self._loop.queue.add(key, Priority.USER)
@@ -162,6 +168,7 @@ class Answers:
             "former": await self._former(name) if name and not rows else None,
             "engine": await self.engine_facts(),
             "disk": self._loop.disk.facts(),
+            "garbage": {"held": list(self._loop.guard.held), "reason": self._loop.guard.summary},
             "instance": self._loop.settings.instance,
             "desired": {
                 "path": str(self._loop.intake.path),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.core.model import Fate
 from reconciler.core.roles import surplus_volumes, wanted_volume
 from reconciler.core.units import FOREVER, parse_retain
+from reconciler.loop.guard import HINT
 from reconciler.loop.survey import iso
 from reconciler.service.events import Event
 
@@ -30,7 +31,7 @@ _CLOCK_SLACK: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """One thing that nothing asks for. ``remove_at`` None: it is kept."""
+    """One orphan. ``remove_at`` None: it is kept. ``held``: until its removal is confirmed."""
 
     kind: OrphanKind
     name: str
@@ -38,6 +39,7 @@ class Garbage:
     since: float
     remove_at: float | None
     why: str
+    held: bool
 
 
 class Collector:
@@ -101,7 +103,9 @@ class Collector:
         fresh = [v for v in surplus_volumes(view) if v.name not in known]
         for volume in fresh:
             retain = self._retain(view, volume)
-            self._note("volume", volume.name, view, retain)
+            # An edit that passed the guard took the record or its workspace out.
+            asked_for = view.desired is not None or view.fate is Fate.DELETED
+            self._note("volume", volume.name, view, retain, confirmed=asked_for)
             kept = None if retain is None else iso(view.now + retain)
             self._reporter.tell(
                 Event.VOLUME_ORPHANED,
@@ -112,9 +116,19 @@ class Collector:
             )
         return bool(fresh)
 
-    def _note(self, kind: OrphanKind, key: str, view: View, retain: float | None) -> None:
+    def _note(
+        self,
+        kind: OrphanKind,
+        key: str,
+        view: View,
+        retain: float | None,
+        *,
+        confirmed: bool = False,
+    ) -> None:
         self._store.drop_orphan(kind, key)
-        self._store.note_orphan(kind, key, sandbox=view.key, since=view.now, retain=retain)
+        self._store.note_orphan(
+            kind, key, sandbox=view.key, since=view.now, retain=retain, confirmed=confirmed
+        )
 
     def sweep(self, containers: Collection[str], volumes: Collection[str]) -> None:
         """Forget the orphans that are gone, and the keys of sandboxes of which nothing is left."""
@@ -150,8 +164,19 @@ class Collector:
         found = []
         for container in view.observed.containers:
             since = view.orphans.containers.get(container.id, view.now)
-            remove_at = since + grace if view.may_collect or deleted else None
-            found.append(Garbage("container", container.name, view.key, since, remove_at, why))
+            held = container.id in view.orphans.held
+            remove_at = since + grace if deleted or (view.may_collect and not held) else None
+            found.append(
+                Garbage(
+                    "container",
+                    container.name,
+                    view.key,
+                    since,
+                    remove_at,
+                    _why(why, held=held),
+                    held,
+                )
+            )
         return found
 
     def _garbage_volumes(self, view: View) -> list[Garbage]:
@@ -159,10 +184,16 @@ class Collector:
         for volume in surplus_volumes(view):
             since = view.orphans.volumes.get(volume.name, view.now)
             retain = self._retain(view, volume)
-            remove_at = since + retain if retain is not None and view.may_collect else None
-            why = "no record wants this workspace"
-            found.append(Garbage("volume", volume.name, view.key, since, remove_at, why))
+            held = volume.name in view.orphans.held
+            kept = retain is None or held or not view.may_collect
+            remove_at = None if kept else since + (retain or 0.0)
+            why = _why("no record wants this workspace", held=held)
+            found.append(Garbage("volume", volume.name, view.key, since, remove_at, why, held))
         return found
+
+
+def _why(why: str, *, held: bool) -> str:
+    return f"{why}; held by the mass-delete guard, confirm with `{HINT}`" if held else why
 
 
 def _in_the_past(notes: Mapping[str, float], now: float) -> set[str]:

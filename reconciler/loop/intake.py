@@ -192,6 +192,7 @@ class Intake:
                 sandbox=name,
                 since=self._clock(),
                 retain=self._store.deleted[name].retain,
+                confirmed=True,
             )
 
     async def _refresh_env_files(self) -> None:

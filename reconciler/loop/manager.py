@@ -20,6 +20,7 @@ from reconciler.loop.env_files import EnvFiles
 from reconciler.loop.executor import Executor
 from reconciler.loop.exits import Exits
 from reconciler.loop.failures import Failures
+from reconciler.loop.guard import Guard
 from reconciler.loop.images import Images
 from reconciler.loop.informer import Informer
 from reconciler.loop.intake import Intake
@@ -152,6 +153,12 @@ class Manager:
             reporter=reporter,
             clock=monotonic,
         )
+        self.guard = Guard(
+            store,
+            reporter=reporter,
+            count=settings.brake_count,
+            percent=settings.brake_percent,
+        )
         self.views = Views(self._sources())
         self._collector = Collector(
             store,
@@ -188,6 +195,7 @@ class Manager:
             env_files=self.env_files,
             around=self.around,
             lease=self._lease,
+            guard=self.guard,
             is_held=self.intake.is_held,
             hold=lambda: self.disk.hold,
             clock=self._clock,
@@ -263,6 +271,7 @@ class Manager:
             self._secrets.renew()
             if self.informer.complete:
                 self._collector.sweep(*self.cache.ids())
+                self.guard.report()
                 self._identities.sweep()
                 self.images.renew()
                 await self.images.settle()

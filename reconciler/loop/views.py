@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reconciler.core.spec import SandboxSpec
     from reconciler.loop.cache import Cache
     from reconciler.loop.env_files import EnvFiles
+    from reconciler.loop.guard import Guard
     from reconciler.loop.informer import Informer
     from reconciler.loop.lanes import Lanes
     from reconciler.loop.prober import Prober
@@ -40,6 +41,7 @@ class Sources:
     env_files: EnvFiles
     around: Surroundings
     lease: Callable[[str, SandboxSpec], Identity | None]
+    guard: Guard
     is_held: Callable[[str], bool]
     hold: Callable[[], str]
     clock: Callable[[], float]
@@ -140,6 +142,11 @@ class Views:
             containers={key: orphan.since for key, orphan in containers.items()},
             volumes={key: orphan.since for key, orphan in volumes.items()},
             retain={key: orphan.retain for key, orphan in volumes.items()},
+            held=frozenset(
+                key
+                for key, orphan in (*containers.items(), *volumes.items())
+                if self._from.guard.holds(orphan)
+            ),
         )
 
     def _known(self, kind: OrphanKind, ids: list[str]) -> Mapping[str, Orphan]:

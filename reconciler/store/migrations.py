@@ -41,13 +41,15 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             id TEXT PRIMARY KEY NOT NULL,
             sandbox TEXT NOT NULL,
             since REAL NOT NULL,
-            retain REAL
+            retain REAL,
+            confirmed INTEGER NOT NULL
         ) WITHOUT ROWID""",
         """CREATE TABLE orphan_volume (
             id TEXT PRIMARY KEY NOT NULL,
             sandbox TEXT NOT NULL,
             since REAL NOT NULL,
-            retain REAL
+            retain REAL,
+            confirmed INTEGER NOT NULL
         ) WITHOUT ROWID""",
         """CREATE TABLE fact (
             name TEXT PRIMARY KEY NOT NULL,

@@ -56,11 +56,16 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """What belongs to no record, and since when. ``retain``: seconds, None: for ever."""
+    """An object without a record, and when that was first seen.
+
+    ``retain``: seconds, None: forever. ``confirmed``: an accepted edit, or a person, asked for its
+    removal; the mass-delete guard no longer holds it back.
+    """
 
     sandbox: str
     since: float
     retain: float | None
+    confirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +141,10 @@ def _encode_orphan(key: str, orphan: Orphan) -> dict[str, Any]:
     return {"id": key, **asdict(orphan)}
 
 
-def _decode_orphan(_id: str, sandbox: str, since: float, retain: float | None) -> Orphan:
-    return Orphan(sandbox, since, retain)
+def _decode_orphan(
+    _id: str, sandbox: str, since: float, retain: float | None, confirmed: int
+) -> Orphan:
+    return Orphan(sandbox, since, retain, bool(confirmed))
 
 
 def _encode_image(key: str, image: PulledImage) -> dict[str, Any]:
@@ -206,12 +213,12 @@ MEMORIES: Final[Table[Memory]] = Table(
 )
 ORPHAN_CONTAINERS: Final[Table[Orphan]] = Table(
     name="orphan_container",
-    select="SELECT id, sandbox, since, retain FROM orphan_container",
+    select="SELECT id, sandbox, since, retain, confirmed FROM orphan_container",
     delete="DELETE FROM orphan_container WHERE id = ?",
     insert=(
         (
-            "INSERT INTO orphan_container (id, sandbox, since, retain)"
-            " VALUES (:id, :sandbox, :since, :retain)"
+            "INSERT INTO orphan_container (id, sandbox, since, retain, confirmed)"
+            " VALUES (:id, :sandbox, :since, :retain, :confirmed)"
         ),
     ),
     encode=_encode_orphan,
@@ -219,12 +226,12 @@ ORPHAN_CONTAINERS: Final[Table[Orphan]] = Table(
 )
 ORPHAN_VOLUMES: Final[Table[Orphan]] = Table(
     name="orphan_volume",
-    select="SELECT id, sandbox, since, retain FROM orphan_volume",
+    select="SELECT id, sandbox, since, retain, confirmed FROM orphan_volume",
     delete="DELETE FROM orphan_volume WHERE id = ?",
     insert=(
         (
-            "INSERT INTO orphan_volume (id, sandbox, since, retain)"
-            " VALUES (:id, :sandbox, :since, :retain)"
+            "INSERT INTO orphan_volume (id, sandbox, since, retain, confirmed)"
+            " VALUES (:id, :sandbox, :since, :retain, :confirmed)"
         ),
     ),
     encode=_encode_orphan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -37,7 +38,9 @@ class State:
         held: Names whose record this release cannot read, and why. Their sandboxes are wanted,
             nobody knows how: they are to be left alone, and never collected.
         leased: Sandbox names by host port.
-        orphans: What belongs to no record, by kind, then by container id or volume name.
+        orphans: Objects without a record, by kind, then by container id or volume name.
+        unconfirmed: The sandboxes that have orphans whose removal nobody confirmed, each with how
+            many.
         images: Those that this instance brought to the host, by id.
     """
 
@@ -71,6 +74,13 @@ class State:
         self.orphans: Mapping[OrphanKind, Mapping[str, Orphan]] = {
             kind: shelf.values for kind, shelf in self._orphans.items()
         }
+        self._unconfirmed = Counter(
+            orphan.sandbox
+            for orphans in self.orphans.values()
+            for orphan in orphans.values()
+            if not orphan.confirmed
+        )
+        self.unconfirmed: Mapping[str, int] = MappingProxyType(self._unconfirmed)
 
     @property
     def unreadable(self) -> dict[str, str]:
@@ -176,17 +186,45 @@ class State:
         self._memories.put(name, memory)
 
     def note_orphan(
-        self, kind: OrphanKind, key: str, sandbox: str, since: float, retain: float | None
+        self,
+        kind: OrphanKind,
+        key: str,
+        sandbox: str,
+        since: float,
+        retain: float | None,
+        *,
+        confirmed: bool = False,
     ) -> Orphan:
-        """Notes what belongs to no record. One that is known keeps its ``since``; returns it."""
+        """Notes an orphan and returns it. A known one keeps its ``since`` and its confirmation."""
         known = self.orphans[kind].get(key)
-        orphan = Orphan(sandbox, known.since if known else since, retain)
-        self._orphans[kind].put(key, orphan)
+        if known is not None:
+            since, confirmed = known.since, known.confirmed or confirmed
+        orphan = Orphan(sandbox, since, retain, confirmed)
+        self._put_orphan(kind, key, orphan)
         return orphan
 
     def drop_orphan(self, kind: OrphanKind, key: str) -> None:
         """It is gone, or belongs to a record again. Harmless where there is none."""
-        self._orphans[kind].drop(key)
+        self._put_orphan(kind, key, None)
+
+    def confirm_orphans(self) -> None:
+        """Notes that a person confirmed the removal of all orphans there are now."""
+        for kind, orphans in self.orphans.items():
+            for key, orphan in list(orphans.items()):
+                self._put_orphan(kind, key, replace(orphan, confirmed=True))
+
+    def _put_orphan(self, kind: OrphanKind, key: str, orphan: Orphan | None) -> None:
+        known = self.orphans[kind].get(key)
+        if known is not None and not known.confirmed:
+            self._unconfirmed[known.sandbox] -= 1
+            if not self._unconfirmed[known.sandbox]:
+                del self._unconfirmed[known.sandbox]
+        if orphan is not None and not orphan.confirmed:
+            self._unconfirmed[orphan.sandbox] += 1
+        if orphan is None:
+            self._orphans[kind].drop(key)
+        else:
+            self._orphans[kind].put(key, orphan)
 
     def put_image(self, image_id: str, image: PulledImage) -> None:
         """Notes an image that this instance brought to the host. An equal note costs nothing."""

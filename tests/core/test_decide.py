@@ -231,6 +231,8 @@ def test_what_belongs_to_no_record_goes_after_the_grace_from_each_phase(phase):
     assert step(view(None, found, orphans=since(300))) == "remove alice (it belongs to no record)"
     assert step(view(None, found, orphans=since(-DAY))) == f"wait until +300: {grace}"
     assert step(view(None, found, orphans=since(300), may_collect=False)) == "nothing"
+    held = replace(since(300), held=frozenset({found.id}))
+    assert step(view(None, found, orphans=held)) == "nothing"
 
 
 def test_the_earliest_grace_counts_and_a_younger_find_waits():

@@ -137,6 +137,12 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         await self.stop()
         await self.start()
 
+    async def lose_database(self) -> None:
+        """Stop the daemon and remove its database; the next start makes a new one."""
+        await self.stop()
+        for file in self.settings.state_dir.glob("*.db*"):
+            file.unlink()
+
     async def _end_tasks(self) -> None:
         tasks, self._tasks = self._tasks, []
         for task in tasks:

@@ -287,6 +287,19 @@ class Event(StrEnum):
         *("kind", "name", "error", "retry_in", "repeated?"),
     )
 
+    GC_HELD = _of(
+        "gc.held",
+        "error",
+        "The mass-delete guard holds back a collection of orphans until it is confirmed.",
+        *("deletions", "of", "names", "hint"),
+    )
+    GC_RELEASED = _of(
+        "gc.released",
+        "info",
+        "The held collection was confirmed, or its orphans have records again.",
+        "deletions",
+    )
+
     IMAGE_COLLECTED = _of(
         "image.collected",
         "info",
