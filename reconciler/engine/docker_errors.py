@@ -1,6 +1,6 @@
 """What Docker's refusals mean, by status and text: engines of any age word them alike.
 
-A translator takes an HTTP status and the engine's text. Text is cut before it is passed on.
+A translator takes an HTTP status and the engine's text. Text is shortened before it is passed on.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ NOT_FOUND: Final = 404
 CONFLICT: Final = 409
 _GATEWAY: Final = frozenset({502, 503, 504})
 _LONGEST: Final = 256
-_LONGEST_KEPT: Final = 1 << 14
+# Characters at either end of a text that are looked at.
+_END: Final = 1 << 14
+_GAP: Final = " … "
 
 _PORT_TAKEN: Final = re.compile(r"port is already allocated|address already in use")
 _PORTS: Final = (
@@ -68,13 +70,22 @@ _WILL_NOT: Final = re.compile(
     re.IGNORECASE,
 )
 
+_ID: Final = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _IN_USE: Final = re.compile(r"image is in use|is being used|more than one tag|must be forced")
 
 
 def cut(text: str) -> str:
-    """The engine's text on one line, at most 256 characters of it, all of which can be encoded."""
-    line = " ".join(text[:_LONGEST_KEPT].split()).encode(errors="replace").decode()
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+    """The engine's text on one line of at most 256 characters that can be encoded, ids shortened.
+
+    A longer text loses its middle: its beginning says what was tried, its end names the cause.
+    """
+    ends = text if len(text) <= 2 * _END else text[:_END] + _GAP + text[-_END:]
+    line = " ".join(ends.split()).encode(errors="replace").decode()
+    line = _ID.sub(r"\1", line)
+    if len(line) <= _LONGEST:
+        return line
+    kept = _LONGEST - len(_GAP)
+    return line[: kept // 2] + _GAP + line[-(kept - kept // 2) :]
 
 
 def common(status: int, text: str) -> EngineError:

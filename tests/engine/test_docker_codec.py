@@ -291,8 +291,16 @@ def test_the_port_is_read_from_the_refusal(text: str, port: int | None) -> None:
     assert error.port == port
 
 
-def test_a_long_refusal_is_cut() -> None:
-    assert len(str(errors.common(500, "x\n" * 9999))) == 256
+def test_a_long_refusal_keeps_its_beginning_and_its_end() -> None:
+    said = str(errors.common(500, f"what was tried {'x ' * 9999} No chain by that name"))
+    assert len(said) == 256
+    assert said.startswith("what was tried")
+    assert said.endswith("No chain by that name")
+
+
+def test_ids_are_shown_in_their_short_form() -> None:
+    said = str(errors.common(500, f"endpoint ({'0123456789ab' * 6}), id {'ab' * 32}"))
+    assert said == f"endpoint ({'0123456789ab' * 6}), id {'ab' * 6}"
 
 
 # --- streams
