@@ -17,6 +17,7 @@ ReconcilerError
       ├── PortTaken           another socket holds a host port
       ├── Wrecked             the container cannot be started any more: remains are in its way
       ├── Busy                the engine is still at work on the object: ask again soon
+      │    └── Removing       the engine is removing the container, which may take long
       └── Refused             the engine understood, and will not: a bad mount, a bad option
 
 Messages say what to do. None carries a secret.
@@ -123,6 +124,10 @@ class Wrecked(EngineError):
 
 class Busy(EngineError):
     """The engine is still at work on the object; ask again soon."""
+
+
+class Removing(Busy):
+    """The engine has begun to remove the container, and has not finished. This is no fault."""
 
 
 class Refused(EngineError):

@@ -152,7 +152,8 @@ class Failure:
     ``spec_hash`` is the edit that it belongs to: a newer edit is tried at once. ``target`` is the
     container's id or the volume's name where the step was on one that exists, and empty for a
     step of making, which the next try does with another container. ``wrecked`` is the id of a
-    container in whose way the engine found remains.
+    container in whose way the engine found remains. ``progress``: the engine is at it, and only
+    slow, so that there is something to wait for and nothing to report.
     """
 
     verb: Verb
@@ -163,6 +164,7 @@ class Failure:
     not_before: float
     target: str = ""
     wrecked: str = ""
+    progress: bool = False
 
     @property
     def about(self) -> Concern:
@@ -189,8 +191,9 @@ class Memory:
 
     @property
     def failure(self) -> Failure | None:
-        """The latest failure."""
-        return max(self.failures, key=lambda failure: failure.at, default=None)
+        """The latest failure that is one: not a step that only takes long."""
+        faults = (failure for failure in self.failures if not failure.progress)
+        return max(faults, key=lambda failure: failure.at, default=None)
 
 
 class ImageState(StrEnum):

@@ -16,7 +16,9 @@ from reconciler.core.errors import (
     NameTaken,
     NotFound,
     Refused,
+    Removing,
 )
+from reconciler.core.model import Phase
 from reconciler.engine import docker_codec as codec
 from reconciler.engine import docker_errors as errors
 from reconciler.engine import docker_requests as requests
@@ -43,6 +45,8 @@ _LONGEST_EVENT: Final = 1 << 20
 # Seconds; an engine that takes long over a removal is not to be kept busy by being asked.
 _GONE_POLL: Final = 0.02
 _LONGEST_GONE_POLL: Final = 1.0
+# Seconds to wait for a removal that another request began.
+_BRIEFLY: Final = 5.0
 _EVENT_OVERLAP: Final = 1.0
 
 
@@ -268,21 +272,40 @@ class DockerEngine:
         """Kill it if it lives and remove it with its anonymous volumes; return when it is gone.
 
         Raises:
-            EngineTimeout: the engine is still at it after ``call_timeout`` seconds.
+            EngineTimeout: it is not gone after ``call_timeout`` seconds, nor is it being removed.
+            Removing: the engine is still at it; the more files a container has, the longer.
         """
-        path = f"containers/{container_id}"
+        request = delete(f"containers/{container_id}", force="1", v="1")
         try:
-            async with asyncio.timeout(self._call_timeout):
-                # Busy: somebody else's removal is under way, which is as good.
-                with suppress(NotFound, Busy):
-                    await self._change(delete(path, force="1", v="1"))
+            async with asyncio.timeout(self._call_timeout) as limit:
+                try:
+                    await self._change(request)
+                except NotFound:
+                    pass
+                except Busy:
+                    # Another removal is under way: there is no answer to wait for.
+                    brief = min(self._call_timeout, _BRIEFLY)
+                    limit.reschedule(asyncio.get_running_loop().time() + brief)
                 # The name is free once the container is gone, a moment after a removal is answered.
                 await self._until_gone(container_id)
-        except TimeoutError as error:
-            raise EngineTimeout(
-                f"container {container_id[:12]} is not gone after {self._call_timeout:g} s: see "
-                "whether the engine is overloaded or stuck"
-            ) from error
+        except (TimeoutError, EngineTimeout) as error:
+            await self._judge_removal(container_id, error)
+
+    async def _judge_removal(self, container_id: str, error: Exception) -> None:
+        """Tell a removal that takes long from one that hangs.
+
+        A wedged engine hangs before that, where it ends the container's processes.
+        """
+        container, short = await self.inspect(container_id), container_id[:12]
+        if container is None:
+            return
+        if container.phase is Phase.REMOVING:
+            why = f"the engine is still removing container {short}: wait for it"
+            raise Removing(why) from error
+        raise EngineTimeout(
+            f"container {short} is not gone after {self._call_timeout:g} s: see whether the engine "
+            "is overloaded or stuck"
+        ) from error
 
     async def _until_gone(self, container_id: str) -> None:
         pause = _GONE_POLL

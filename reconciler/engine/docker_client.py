@@ -26,7 +26,7 @@ from reconciler.core.errors import (
 )
 from reconciler.engine import docker_errors
 from reconciler.engine import docker_requests as requests
-from reconciler.engine.docker_errors import common, understood
+from reconciler.engine.docker_errors import common, cut, understood
 from reconciler.engine.docker_host import Endpoint, resolve
 from reconciler.engine.docker_json import decode
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from reconciler.engine.docker_errors import Translator
     from reconciler.engine.docker_requests import Request
 
+# Bytes of one header. Docker puts a link's target into one, which a sandbox may choose: 4 KiB of
+# path, six bytes for each in JSON, and a third more in base64.
+_LONGEST_HEADER: Final = 1 << 16
 # The version whose answers were measured: a newer engine is asked to speak it while it still does.
 _KNOWN_API: Final = (1, 41)
 _UNAGREED: Final = "auto"
@@ -162,6 +165,7 @@ def _docker(url: str, connector: aiohttp.BaseConnector) -> Docker:
         timeout=aiohttp.ClientTimeout(),
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
+        max_field_size=_LONGEST_HEADER,
     )
     return Docker(url, connector=connector, session=session)
 
@@ -253,6 +257,12 @@ async def _bounded(seconds: float, what: str, say: Translator) -> AsyncIterator[
         if is_out_of_files(error):
             raise EngineUnavailable(f"{what}: {OUT_OF_FILES}") from error
         raise say(error.status, str(error.message)) from error
+    except aiohttp.ClientResponseError as error:
+        # The engine answered. That says nothing about whether other requests work.
+        raise Unreadable(
+            f"the engine's answer to {what} cannot be read ({cut(str(error.message))}): see what "
+            "is unusual about the object that it is about"
+        ) from error
     except (aiohttp.ClientError, OSError) as error:
         why = OUT_OF_FILES if is_out_of_files(error) else "the connection to the engine broke"
         raise EngineUnavailable(f"{what}: {why}") from error

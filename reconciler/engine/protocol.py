@@ -192,7 +192,11 @@ class Engine(Protocol):
         """
 
     async def remove(self, container_id: str) -> None:
-        """Kill it if it lives and remove it with its anonymous volumes; return when it is gone."""
+        """Kill it if it lives and remove it with its anonymous volumes; return when it is gone.
+
+        Raises:
+            Removing: the engine is still at it; the more files a container has, the longer.
+        """
 
     async def has_image(self, image: str) -> bool:
         """Whether a create would find the image."""

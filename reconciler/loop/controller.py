@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 from structlog.contextvars import bound_contextvars
@@ -40,12 +41,13 @@ from reconciler.service.events import Event
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reconciler.core.model import Action, Decision, View
+    from reconciler.core.model import Action, Decision, Observed, View
     from reconciler.loop.cache import Cache
     from reconciler.loop.collector import Collector
     from reconciler.loop.executor import Executor
     from reconciler.loop.exits import Exits
     from reconciler.loop.failures import Failures
+    from reconciler.loop.informer import Informer
     from reconciler.loop.lanes import Lanes
     from reconciler.loop.ports import Identities
     from reconciler.loop.prober import Prober
@@ -61,6 +63,15 @@ _LONGEST_AGAIN: Final = 60.0
 # A key that waits for its turn is woken; this is for when nobody wakes it.
 _LATER: Final = 5.0
 _SHORTEST_WAIT: Final = 0.02
+# An engine that is synced and gives no answer to one request so often in a row has trouble with
+# that request alone.
+_PATIENCE: Final = 3
+
+
+class _Outcome(Enum):
+    DONE = auto()
+    FAILED = auto()
+    POSTPONED = auto()
 
 
 class Controller:
@@ -80,6 +91,7 @@ class Controller:
         lanes: Lanes,
         failures: Failures,
         collector: Collector,
+        informer: Informer,
         reporter: Reporter,
         enqueue: Callable[[str, Priority, float], None],
         publish_address: str,
@@ -95,10 +107,13 @@ class Controller:
         self._lanes = lanes
         self._failures = failures
         self._collector = collector
+        self._informer = informer
         self._reporter = reporter
         self._enqueue = enqueue
         self._address = publish_address
-        self._hung_looks: Counter[str] = Counter()
+        self._blind: Counter[str] = Counter()
+        self._unanswered: Counter[str] = Counter()
+        self._moves: Counter[str] = Counter()
 
     async def reconcile(self, key: str) -> None:
         """One pass. Whatever goes wrong is remembered, and the key comes back when it is due."""
@@ -109,8 +124,9 @@ class Controller:
                 # Nothing is known, so nothing is concluded. The informer reports a lost engine.
                 if is_out_of_files(error):
                     self._reporter.complain(Event.DAEMON_OUT_OF_FILES, error=str(error))
-                self._enqueue(key, Priority.TIMER, self._until_next_look(key, error))
+                self._enqueue(key, Priority.TIMER, self._until_next_pass(key))
             except EngineError as error:
+                delay = self._until_next_pass(key)
                 self._reporter.complain(
                     Event.ACTION_FAILED,
                     about=key,
@@ -118,25 +134,33 @@ class Controller:
                     cause="its containers are inspected before each step",
                     action="inspect",
                     error=str(error),
-                    retry_in=_AGAIN,
+                    retry_in=round(delay, 1),
                 )
-                self._enqueue(key, Priority.TIMER, _AGAIN)
+                self._enqueue(key, Priority.TIMER, delay)
 
-    def _until_next_look(self, key: str, error: EngineUnavailable) -> float:
-        """Seconds; more each time where the engine hangs at looking, so that nothing piles up."""
-        if isinstance(error, EngineTimeout):
-            self._hung_looks[key] += 1
-        return policy.backoff(_AGAIN, _LONGEST_AGAIN, self._hung_looks[key] or 1, key)
+    def _until_next_pass(self, key: str) -> float:
+        """Seconds, more after each pass that failed; a new connection wakes every key at once."""
+        failed = max(self._blind[key], self._unanswered[key], 1)
+        return policy.backoff(_AGAIN, _LONGEST_AGAIN, failed, key)
 
     async def _pass(self, key: str) -> None:
+        done: tuple[Action, Observed] | None = None
         for _ in range(_MAX_STEPS):
             view = await self._look(key)
             decision = decide(view)
             self._watch_health(view)
             if decision.action is not None:
-                if not await self._step(view, decision.action):
+                # A pull goes on in the background, and changes nothing that is observed here.
+                asked = decision.action.verb is not Verb.PULL
+                if asked and done == (decision.action, view.observed):
+                    self._note_no_effect(view, decision.action)
+                    done = None
+                    continue
+                outcome = await self._step(view, decision.action)
+                if outcome is _Outcome.POSTPONED:
                     self._enqueue(key, Priority.TIMER, _LATER)
                     return
+                done = (decision.action, view.observed) if outcome is _Outcome.DONE else None
             elif await self._is_believed(view):
                 self._settle(view, decision)
                 return
@@ -145,13 +169,18 @@ class Controller:
     # --- look ---------------------------------------------------------------------------------
 
     async def _look(self, key: str) -> View:
+        self._blind[key] += 1
         await self._refresh(key)
-        self._hung_looks.pop(key, None)
         self._lanes.review()
         view = self._views.view(key)
         noted = self._collector.note(view)
-        learned = await self._exits.account_for(view)
+        learned = await self._exits.account_for(view, insist=not self._is_enough(self._blind[key]))
+        del self._blind[key]
         return self._views.view(key) if noted or learned else view
+
+    def _is_enough(self, unanswered: int) -> bool:
+        """Whether the engine works, and it is this one question that it does not answer."""
+        return unanswered >= _PATIENCE and self._informer.synced.is_set()
 
     async def _refresh(self, key: str) -> None:
         began = _now()
@@ -195,31 +224,58 @@ class Controller:
 
     # --- do -----------------------------------------------------------------------------------
 
-    async def _step(self, view: View, action: Action) -> bool:
-        """Do the action, and say whether it was its turn."""
+    async def _step(self, view: View, action: Action) -> _Outcome:
+        """Do the action. Whatever did not work is remembered with a backoff."""
         began = _now()
         with bound_contextvars(sandbox=view.key, cause=action.cause):
             try:
                 await self._executor.execute(view, action)
             except Postponed:
-                return False
-            except EngineTimeout as error:
-                self._failures.note(view, action, error, Event.ACTION_TIMED_OUT)
-            except EngineUnavailable:
-                raise
-            except PortTaken as error:
-                self._move_ports(view, action, error)
-            except ImageNotFound as error:
-                self._lack_image(view, action, error)
-            except NotFound:
-                self._cache.doubt(view.key)
+                return _Outcome.POSTPONED
             except ReconcilerError as error:
+                await self._fail(view, action, error)
+                return _Outcome.FAILED
+            await self._succeed(view, action, _since(began))
+            return _Outcome.DONE
+
+    async def _fail(self, view: View, action: Action, error: ReconcilerError) -> None:
+        match error:
+            case EngineTimeout():
+                self._failures.note(view, action, error, Event.ACTION_TIMED_OUT)
+            case EngineUnavailable():
+                self._unanswered[view.key] += 1
+                if not self._is_enough(self._unanswered[view.key]):
+                    raise error
                 self._failures.note(view, action, error, Event.ACTION_FAILED)
-            else:
-                await self._succeed(view, action, _since(began))
-        return True
+            case PortTaken():
+                self._move_ports(view, action, error)
+            case ImageNotFound():
+                self._lack_image(view, action, error)
+            case NotFound() if not await self._is_still_there(view, action):
+                pass
+            case _:
+                self._failures.note(view, action, error, Event.ACTION_FAILED)
+
+    async def _is_still_there(self, view: View, action: Action) -> bool:
+        """Whether the engine missed something other than the container that the step is on."""
+        self._cache.doubt(view.key)
+        await self._cache.refresh(view.key)
+        target = action.container_id
+        return not target or self._cache.observed(view.key).container(target) is not None
+
+    def _note_no_effect(self, view: View, action: Action) -> None:
+        """The engine says that it did the step, and everything is as before."""
+        error = EngineError(
+            f"the engine reports success at {action.verb} of {action.target}, and it did nothing: "
+            "see its own log"
+        )
+        with bound_contextvars(sandbox=view.key, cause=action.cause):
+            self._failures.note(view, action, error, Event.ACTION_FAILED)
 
     async def _succeed(self, view: View, action: Action, seconds: float) -> None:
+        self._unanswered.pop(view.key, None)
+        if action.verb is Verb.START:
+            self._moves.pop(view.key, None)
         ended = await self._end_of(view, action) if action.verb is Verb.STOP else None
         memory = self._store.memory(view.key)
         if action.restart:
@@ -248,8 +304,10 @@ class Controller:
         except ReconcilerError as exhausted:
             self._failures.note(view, action, exhausted, Event.ACTION_FAILED)
             return
-        if not replaced:
-            # The container has a port that is not leased: its spec is older than the record's.
+        self._moves[view.key] += 1
+        # Where it has a port that is not leased, its spec is older than the record's. Where the
+        # next port is taken too, the engine may call any port taken.
+        if not replaced or self._moves[view.key] > 1:
             self._failures.note(view, action, error, Event.ACTION_FAILED)
 
     def _lack_image(self, view: View, action: Action, error: ImageNotFound) -> None:
@@ -280,8 +338,10 @@ class Controller:
         # What is known of an image is for the container that is to be made now, and for no later.
         awaited = view.desired.spec.image if view.desired and decision.waiting_for else None
         self._puller.release(view.key, awaited)
-        if view.desired is None and not view.observed.containers:
+        if view.desired is None and not view.observed.containers and not decision.waiting_for:
             self._store.forget(view.key)
+            for counts in (self._blind, self._unanswered, self._moves):
+                counts.pop(view.key, None)
 
 
 def _now() -> float:

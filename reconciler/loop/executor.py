@@ -17,6 +17,7 @@ from reconciler.core.errors import (
     ReconcilerError,
     Refused,
     StoreError,
+    Unreadable,
 )
 from reconciler.core.model import ImageState, Verb, Volume
 from reconciler.core.units import format_retain
@@ -78,7 +79,7 @@ class Executor:
         async with self._lanes.enter(action.verb, view.key):
             try:
                 await self._handlers[action.verb](view, action)
-            except EngineUnavailable:
+            except (EngineUnavailable, Unreadable):
                 self._cache.doubt(view.key)
                 raise
             finally:

@@ -31,13 +31,14 @@ class Exits:
         self._store = store
         self._reporter = reporter
 
-    async def account_for(self, view: View) -> bool:
+    async def account_for(self, view: View, *, insist: bool) -> bool:
         """Take the end of the current container into account, once; says whether there was one.
 
         Raises:
-            EngineUnavailable: the engine is lost, and may itself be why the container ended.
+            EngineUnavailable: the engine is lost, and may itself be why the container ended. Only
+                where ``insist`` is set: else its log is done without.
         """
-        return self._own_up(view) or await self._learn_of_death(view)
+        return self._own_up(view) or await self._learn_of_death(view, insist=insist)
 
     def _own_up(self, view: View) -> bool:
         """Take an end into account that was asked for by a daemon which died before it noted it."""
@@ -48,13 +49,13 @@ class Exits:
         self._store.put_memory(view.key, memory)
         return True
 
-    async def _learn_of_death(self, view: View) -> bool:
+    async def _learn_of_death(self, view: View, *, insist: bool) -> bool:
         """Take an exit that nobody here asked for into account, once."""
         container = roles_of(view).current
         if container is None or not _died(view, container):
             return False
         assert view.desired is not None
-        death = await self._autopsy(view, container)
+        death = await self._autopsy(view, container, insist=insist)
         restart = view.desired.spec.restart
         memory = self._store.memory(view.key)  # a pull may have failed meanwhile
         memory = policy.after_death(memory, container, death, restart, view.key)
@@ -71,12 +72,13 @@ class Exits:
         )
         return True
 
-    async def _autopsy(self, view: View, container: Container) -> Death:
+    async def _autopsy(self, view: View, container: Container, *, insist: bool) -> Death:
         try:
             since = (container.started_at or 0.0) - _START_SLACK
             tail = await self._engine.log_tail(container.id, _TAIL_LINES, since=since)
         except EngineError as error:
-            if isinstance(error, EngineUnavailable) and not isinstance(error, EngineTimeout):
+            lost = isinstance(error, EngineUnavailable) and not isinstance(error, EngineTimeout)
+            if lost and insist:
                 # Perhaps the engine ends, and ended the sandbox: what it is asked to start now it
                 # leaves half done, and the ports taken.
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
-from reconciler.core.errors import Wrecked
+from reconciler.core.errors import Removing, Wrecked
 from reconciler.core.model import Concern, Failure, Fate, Verb
 from reconciler.core.roles import roles_of
 from reconciler.core.spec import RestartSpec
@@ -33,10 +33,12 @@ class Failures:
         self._reporter = reporter
 
     def note(self, view: View, action: Action, error: Exception, event: Event) -> None:
-        """The step failed."""
+        """Remember that the step failed, and report it unless the engine is only slow at it."""
         swap = action.verb is Verb.START and roles_of(view).predecessor is not None
         wrecked = action.container_id if isinstance(error, Wrecked) else ""
         failure = self._remember(view, concern(view, action), error, swap=swap, wrecked=wrecked)
+        if failure.progress:
+            return
         told = Event.SANDBOX_ROLLED_BACK if swap else Event.SANDBOX_ERROR
         if action.verb in self._lanes.hung():
             # Said of the engine, once; the sandbox's own story has it all the same.
@@ -79,6 +81,7 @@ class Failures:
             not_before=now,
             target=about.target,
             wrecked=wrecked,
+            progress=isinstance(error, Removing),
         )
         memory = policy.after_failure(
             self._store.memory(view.key),
@@ -94,9 +97,8 @@ class Failures:
     def forget(self, view: View) -> None:
         """The key is as desired: what failed on the way is over."""
         failure = view.memory.failure
-        if failure is None:
-            return
         self._store.put_memory(view.key, policy.after_success(view.memory))
-        self._reporter.tell(
-            Event.SANDBOX_RECOVERED, view.key, "it is as desired", after=failure.cause
-        )
+        if failure is not None:
+            self._reporter.tell(
+                Event.SANDBOX_RECOVERED, view.key, "it is as desired", after=failure.cause
+            )

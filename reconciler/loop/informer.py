@@ -34,7 +34,8 @@ class Informer:
     """Keeps a cache true, and says whose turn it is.
 
     ``wanted`` names the keys that are looked at again with every list, though nothing bears them.
-    ``connections`` counts the full observations that followed a new connection.
+    ``on_removed`` is called when the engine has removed a container. ``connections`` counts the
+    full observations that followed a new connection.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Informer:
         wanted: Callable[[], Iterable[str]],
         is_wanted: Callable[[str], bool],
         on_first_sync: Callable[[], None],
+        on_removed: Callable[[], None],
         clock: Callable[[], float],
         resync_interval: float,
         reporter: Reporter,
@@ -56,6 +58,7 @@ class Informer:
         self._wanted = wanted
         self._is_wanted = is_wanted
         self._on_first_sync = on_first_sync
+        self._on_removed = on_removed
         self._clock = clock
         self._resync_interval = resync_interval
         self._reporter = reporter
@@ -159,6 +162,8 @@ class Informer:
         )
 
     def _hear(self, event: EngineEvent) -> None:
+        if event.kind is EventKind.CONTAINER and event.what == "destroy":
+            self._on_removed()
         match event.kind:
             case EventKind.CONTAINER if self._knows(event.sandbox):
                 self._cache.touch(event.sandbox, event.id)

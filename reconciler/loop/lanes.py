@@ -153,6 +153,10 @@ class Lanes:
     def _hanging(self) -> dict[Verb, _Lane]:
         return {verb: lane for verb, lane in self._lanes.items() if self._hangs(lane)}
 
+    def on_done(self, verb: Verb) -> None:
+        """The engine did such a change, whoever asked for it: it does not hang at that kind."""
+        self._note_answer(self._lanes[verb])
+
     # --- what is known of the engine ----------------------------------------------------------
 
     def hung(self) -> dict[Verb, float]:

@@ -87,6 +87,7 @@ class Manager:
             wanted=self._wanted,
             is_wanted=lambda key: key in store.records or key in store.deleted,
             on_first_sync=self._adopt,
+            on_removed=lambda: self.lanes.on_done(Verb.REMOVE),
             clock=monotonic,
             resync_interval=settings.resync_interval,
             reporter=reporter,
@@ -226,6 +227,7 @@ class Manager:
                 store=self.store, views=self.views, lanes=self.lanes, reporter=self.reporter
             ),
             collector=self._collector,
+            informer=self.informer,
             reporter=self.reporter,
             enqueue=self.queue.add,
             publish_address=self.settings.publish_address,

@@ -1,16 +1,23 @@
 """What only a real engine shows."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
 from reconciler.core.blueprint import labels
-from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable, Refused
+from reconciler.core.errors import (
+    EngineError,
+    EngineTimeout,
+    EngineUnavailable,
+    Refused,
+    Removing,
+)
 from reconciler.engine.docker import DockerEngine
 from reconciler.engine.docker_stream import LONGEST_LOG_LINE
-from tests.engine.worlds import RealWorld, blueprint
-from tests.harness.faults import answer, matching
+from tests.engine.worlds import FakeWorld, RealWorld, blueprint
+from tests.harness.faults import Fault, answer, hang, matching
 from tests.harness.proxy import FaultProxy
 from tests.harness.serving import say_nothing, serving
 
@@ -318,7 +325,58 @@ async def test_a_removal_that_takes_long_is_looked_at_ever_less_often(real: Real
             await engine.remove(container)
         looks = proxy.seen(matching("GET", f"/containers/{container}/json"))
         await engine.close()
-    assert 2 <= len(looks) <= 7
+    assert 2 <= len(looks) <= 8
+
+
+@pytest.mark.parametrize("method", ["DELETE", "nothing"])
+async def test_a_removal_that_is_under_way_is_not_taken_for_one_that_hangs(
+    real: RealWorld, method: str
+) -> None:
+    container = await prepared(real, workspace={"path": "/workspace"})
+    told = real.docker.inspect(container)
+    told["State"]["Status"] = "removing"
+    with FaultProxy(real.docker.host) as proxy:
+        proxy.fault(matching(method, ".*"), hang(), times=None)
+        proxy.fault(matching("DELETE", ".*"), answer(409), times=None)
+        said = Fault(answer=(200, json.dumps(told).encode()))
+        proxy.fault(matching("GET", f"/containers/{container}/json"), said, times=None)
+        engine = DockerEngine(instance=real.instance, docker_host=proxy.host, call_timeout=1)
+        with pytest.raises(Removing, match="still removing"):
+            await engine.remove(container)
+        proxy.clear()
+        await engine.remove(container)
+        await engine.close()
+
+
+async def test_a_link_whose_target_fills_a_header_is_followed(real: RealWorld) -> None:
+    spec = {"workspace": {"path": "/workspace"}, "user": "1000", "working_dir": "/workspace/proj"}
+    container = await prepared(real, **spec)
+    target = "/" + "/".join(["<" * 250] * 12)
+    script = f"rmdir /workspace/proj && ln -s '{target}' /workspace/proj"
+    code, said = real.docker.exec(container, "sh", "-c", script, user="0")
+    assert code == 0, said
+    await real.engine.prepare(container, blueprint(real, "alice", **spec))
+
+
+async def test_an_answer_with_an_endless_header_is_an_error_of_that_request(tmp_path: Any) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        said = '{"ApiVersion": "1.41", "MinAPIVersion": "1.12"}'
+        odd = "" if "/version" in head else f"X-Odd: {'x' * 200_000}\r\n"
+        writer.write(
+            f"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            f"{odd}Content-Length: {len(said)}\r\n\r\n{said}".encode()
+        )
+        await writer.drain()
+
+    engine = DockerEngine(instance="mine", docker_host=f"unix://{tmp_path}/odd.sock")
+    made = blueprint(FakeWorld(), "alice", user="1000", workspace={"path": "/workspace"})
+    async with serving(talk, asyncio.start_unix_server, f"{tmp_path}/odd.sock"):
+        for call in (engine.inspect("a"), engine.start("a"), engine.prepare("a", made)):
+            with pytest.raises(EngineError, match="cannot be read") as caught:
+                await call
+            assert not isinstance(caught.value, EngineUnavailable)
+        await engine.close()
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ class Watcher:
         loop = asyncio.get_running_loop()
         self.notes = Notebook(loop.time)
         self.cache = Cache(self.engine, loop.time)
+        self.removals = 0
         self.informer = Informer(
             self.engine,
             cache=self.cache,
@@ -42,6 +43,7 @@ class Watcher:
             wanted=lambda: wanted,
             is_wanted=lambda key: key in wanted,
             on_first_sync=self._on_first_sync,
+            on_removed=self._on_removed,
             clock=loop.time,
             resync_interval=RESYNC,
             reporter=self.notes,
@@ -52,6 +54,9 @@ class Watcher:
 
     def _on_first_sync(self) -> None:
         self.synced_first += 1
+
+    def _on_removed(self) -> None:
+        self.removals += 1
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

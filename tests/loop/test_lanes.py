@@ -6,10 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from reconciler.core.errors import EngineTimeout
-from reconciler.core.model import Verb
+from reconciler.core.blueprint import labels
+from reconciler.core.errors import EngineTimeout, Removing
+from reconciler.core.model import Phase, Verb
 from reconciler.service.events import Event
-from tests.loop.stage import PLAIN, Stage
+from tests.loop.stage import PLAIN, PREFIX, Stage
 
 TIMEOUT = 60.0
 HALF_AN_HOUR = 1800.0
@@ -180,6 +181,58 @@ async def test_an_engine_that_answers_nothing_is_dead_and_not_wedged(stage: Stag
     assert not stage.notes.said(Event.ENGINE_WEDGED)
     assert stage.notes.said(Event.ENGINE_SLOW)
     assert set(stage.statuses().values()) == {"STOPPED"}
+
+
+def take_long(stage: Stage, *names: str) -> None:
+    """The engine is at the removal of these when their turn comes, and does not finish."""
+    remove = stage.engine.remove
+
+    async def slowly(container_id: str) -> None:
+        box = stage.host.find(container_id)
+        if box is None or box.seen.sandbox not in names:
+            await remove(container_id)
+            return
+        stage.engine.calls.append(("remove", container_id))
+        stage.host.set_phase(container_id, Phase.REMOVING)
+        await stage.after(TIMEOUT)
+        raise Removing("the engine is still removing it")
+
+    stage.engine.remove = slowly
+
+
+async def test_a_removal_that_takes_long_is_no_wedge_and_no_error(stage: Stage):
+    evil, good = crowd("running", 6), {"alice": "running", "bob": "running"}
+    await stage.converge(evil | good)
+    take_long(stage, *evil)
+    stage.write(good)
+    await stage.manager.intake.read(allow_mass_delete=True)
+    await stage.after(5 * TIMEOUT)
+    red = {**PLAIN, "env": {"COLOUR": "red"}}
+    await stage.edit({name: {"spec": "red"} for name in good}, red=red)
+    # Each removal that is under way takes a turn for as long as the engine is waited for.
+    await stage.after(3 * TIMEOUT)
+    assert {name for name in stage.phases() if name in good} == set(good)
+    assert not stage.notes.said(Event.ENGINE_WEDGED)
+    assert stage.manager.lanes.hung() == {}
+    assert not stage.notes.said(Event.SANDBOX_ERROR)
+    assert {stage.row(name)["status"] for name in evil} == {"MISSING"}
+    assert "removing" in stage.row("box-1")["reason"]
+    for name in evil:
+        stage.host.remove(f"{PREFIX}{name}")
+    await stage.after(5)
+    assert set(stage.phases()) == set(good)
+
+
+async def test_one_removal_that_ends_shows_that_removals_do_not_hang(stage: Stage):
+    await stage.converge(crowd("running", 5) | {"alice": "running"})
+    wedge(stage, "remove")
+    await stage.edit(crowd("running", 5), plain={**PLAIN, "env": {"COLOUR": "red"}})
+    await stage.after(600)
+    assert Verb.REMOVE in stage.manager.lanes.hung()
+    stage.host.add_container("somebody", labels(stage.settings.instance, "somebody"))
+    stage.host.remove("somebody")
+    await stage.after(1)
+    assert stage.manager.lanes.hung() == {}
 
 
 async def test_removals_at_once_are_few_and_hold_no_worker(stage: Stage):
