@@ -24,6 +24,7 @@ from reconciler.loop.reporter import Reporter
 from reconciler.service import logging
 from reconciler.service.events import Event
 from reconciler.service.notify import Notifier, watchdog_interval
+from reconciler.service.redact import redactor
 from reconciler.service.supervision import supervise
 from reconciler.store.lock import StateLock
 from reconciler.store.store import Store
@@ -143,11 +144,11 @@ class Daemon:
             seconds=round(time.monotonic() - began, 3),
             records=len(manager.store.records),
         )
-        self._notifier.ready(_state_line(manager))
+        self._notifier.ready(redactor.clean(_state_line(manager)))
 
     async def _tell_status(self, manager: Manager) -> None:
         while self._notifier.enabled:
-            self._notifier.status(_state_line(manager))
+            self._notifier.status(redactor.clean(_state_line(manager)))
             await asyncio.sleep(_STATUS_EVERY)
 
     async def _feed_watchdog(self, manager: Manager) -> None:

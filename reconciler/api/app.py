@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from reconciler.core.errors import EngineError, EngineUnavailable, NotFound, ReconcilerError
+from reconciler.service.redact import redactor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,9 +28,23 @@ Limit = Annotated[int, Query(ge=1, le=10_000)]
 _PATIENCE: Final = 5.0
 
 
+class CleanJSON(JSONResponse):
+    """An answer without a secret and without a character that could drive a terminal."""
+
+    def render(self, content: Any) -> bytes:
+        """Clean the answer and encode it."""
+        return super().render(redactor.clean_answer(content))
+
+
 def create_app(manager: Manager) -> FastAPI:
     """The application over one manager. Every error is ``{"error": "..."}``."""
-    app = FastAPI(title="reconciler", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="reconciler",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        default_response_class=CleanJSON,
+    )
     app.add_exception_handler(ReconcilerError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_question)
     app.add_exception_handler(HTTPException, _explain_address)
@@ -62,8 +77,9 @@ def _add_state(app: FastAPI, manager: Manager) -> None:
         return await manager.answers.events(sandbox, after=after, limit=limit)
 
     @app.get("/v1/export")
-    async def export() -> PlainTextResponse:
-        return PlainTextResponse(manager.answers.export(), media_type="application/yaml")
+    async def export(*, secrets: bool = False) -> PlainTextResponse:
+        text = manager.answers.export(secrets=secrets)
+        return PlainTextResponse(text, media_type="application/yaml")
 
 
 def _add_observations(app: FastAPI, manager: Manager) -> None:
@@ -112,12 +128,12 @@ def _add_logs(app: FastAPI, answers: Answers) -> None:
     ) -> StreamingResponse:
         # Asked before the answer begins, so that a wrong name is an error and not an empty log.
         lines = await answers.logs(name, tail=tail, follow=follow)
-        return StreamingResponse(_as_text(lines), media_type="text/plain")
+        return StreamingResponse(_as_bytes(lines), media_type="text/plain")
 
 
-async def _as_text(lines: AsyncIterator[str]) -> AsyncIterator[str]:
+async def _as_bytes(lines: AsyncIterator[str]) -> AsyncIterator[bytes]:
     async for line in lines:
-        yield f"{line}\n"
+        yield f"{line}\n".encode(errors="surrogateescape")
 
 
 # --- errors -----------------------------------------------------------------------------------
@@ -149,4 +165,4 @@ async def _own_up(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": message}, status_code=status)
+    return CleanJSON({"error": message}, status_code=status)

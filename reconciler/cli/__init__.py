@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from reconciler.cli.interrupts import INTERRUPTED, loading
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+
+# A wrong desired file may have a line for each of 20,000 records.
+_LONGEST: Final = 4_000_000
 
 
 def main() -> NoReturn:
@@ -40,7 +44,9 @@ def _leave(code: int) -> NoReturn:
 def _explain(error: BaseException) -> int:
     import click  # noqa: PLC0415 - as above
 
+    from reconciler.cli.output import say  # noqa: PLC0415 - as above
     from reconciler.core.errors import ManifestError, ReconcilerError  # noqa: PLC0415
+    from reconciler.service.redact import redactor  # noqa: PLC0415
 
     match error:
         case click.exceptions.Abort():
@@ -49,9 +55,9 @@ def _explain(error: BaseException) -> int:
             error.show()
             return error.exit_code
         case ManifestError():
-            click.echo(str(error), err=True)
+            say(redactor.clean(str(error), _LONGEST), err=True)
         case ReconcilerError():
-            click.echo(f"reconciler: {error}", err=True)
+            say(redactor.clean(f"reconciler: {error}", _LONGEST), err=True)
         case BaseExceptionGroup():
             return _explain(error.exceptions[0])
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +12,7 @@ import click
 from reconciler.cli import options
 from reconciler.cli.backend import backend, daemon_of
 from reconciler.cli.interrupts import loading
+from reconciler.cli.output import say, say_json, say_raw
 
 if TYPE_CHECKING:
     from reconciler.cli.app import Context
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 _FOLLOW_SECONDS: Final = 1.0
 _PAGE: Final = 1000
+# Colours are the one kind of escape sequence that many programs print; they are left out.
+_COLOUR: Final = re.compile("\x1b\\[[0-9;:]*m")
 
 
 @click.command()
@@ -56,11 +60,11 @@ def status(
         watching.watch(settings, name, as_json=as_json, secrets=show_secrets)
     answer = backend(settings, quiet=as_json).status(name, secrets=show_secrets)
     if as_json:
-        render.print_json(answer)
+        say_json(answer)
     else:
         render.print_status(answer)
     if name is not None and not answer["sandboxes"]:
-        click.echo(f"reconciler: {render.former_line(name, answer['former'])}", err=True)
+        say(f"reconciler: {render.former_line(name, answer['former'])}", err=True)
         return 1
     return 0
 
@@ -75,8 +79,9 @@ def status(
     show_default=True,
     help="How many of the last lines; --follow begins with them.",
 )
+@click.option("--raw", is_flag=True, help="Print the bytes as they came, escape sequences too.")
 @click.pass_obj
-def logs(context: Context, name: str, *, follow: bool, tail: int) -> int:
+def logs(context: Context, name: str, *, follow: bool, tail: int, raw: bool) -> int:
     """Show the log of a sandbox's container: both its outputs.
 
     \b
@@ -90,20 +95,27 @@ def logs(context: Context, name: str, *, follow: bool, tail: int) -> int:
     settings = context.settings()
     daemon = daemon_of(settings)
     if daemon is None:
-        asyncio.run(_print_logs(settings, name, tail=tail, follow=follow))
+        asyncio.run(_print_logs(settings, name, tail=tail, follow=follow, raw=raw))
         return 0
     for line in daemon.logs(name, tail=tail, follow=follow):
-        click.echo(line)
+        _print_log_line(line, raw=raw)
     return 0
 
 
-async def _print_logs(settings: Settings, name: str, *, tail: int, follow: bool) -> None:
+def _print_log_line(line: str, *, raw: bool) -> None:
+    if raw:
+        say_raw(line.encode(errors="surrogateescape"))
+    else:
+        say(_COLOUR.sub("", line))
+
+
+async def _print_logs(settings: Settings, name: str, *, tail: int, follow: bool, raw: bool) -> None:
     with loading():
         from reconciler.cli.local import rehearsal  # noqa: PLC0415 - it loads the engine's client
 
     async with rehearsal(settings) as manager:
         async for line in await manager.answers.logs(name, tail=tail, follow=follow):
-            click.echo(line)
+            _print_log_line(line, raw=raw)
 
 
 @click.command()
@@ -123,12 +135,10 @@ def events(context: Context, name: str | None, *, follow: bool, as_json: bool) -
     Oldest first, also of sandboxes that are gone. Times are local on a terminal, UTC elsewhere.
     With --follow, --json prints one object a line.
     """
-    from reconciler.cli import render  # noqa: PLC0415 - slow to load
-
     settings = context.settings()
     entries = backend(settings, quiet=True).events(name, None, _PAGE)
     if as_json and not follow:
-        render.print_json(entries)
+        say_json(entries)
         return 0
     last = _tell(entries, 0, as_json=as_json)
     while follow:
@@ -143,7 +153,10 @@ def _tell(entries: list[dict[str, Any]], last: int, *, as_json: bool) -> int:
     from reconciler.cli import render  # noqa: PLC0415 - slow to load
 
     for entry in entries:
-        click.echo(render.json_line(entry) if as_json else render.event_line(entry))
+        if as_json:
+            say_json(entry, indent=None)
+        else:
+            say(render.event_line(entry))
     return int(entries[-1]["id"]) if entries else last
 
 
@@ -173,7 +186,7 @@ def gc(context: Context, *, dry_run: bool, allow_mass_delete: bool, as_json: boo
     asked = backend(context.settings(), quiet=as_json or not dry_run)
     rows = asked.garbage() if dry_run else asked.collect(allow_mass_delete=allow_mass_delete)
     if as_json:
-        render.print_json(rows)
+        say_json(rows)
     elif rows:
         render.console().print(render.garbage_table(rows))
     else:

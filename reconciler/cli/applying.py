@@ -6,11 +6,11 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-import click
-
 from reconciler.cli import render
 from reconciler.cli.interrupts import loading
+from reconciler.cli.output import say, say_json
 from reconciler.cli.progress import Progress, standing_of, words_of
+from reconciler.service.redact import redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,8 @@ def here(settings: Settings, timeout: float, *, allow_mass_delete: bool) -> dict
         EngineError: the engine cannot be asked at all.
         LockedError: a daemon works on the state directory, and does not answer.
     """
-    return asyncio.run(_here(settings, timeout, allow_mass_delete=allow_mass_delete))
+    found = asyncio.run(_here(settings, timeout, allow_mass_delete=allow_mass_delete))
+    return dict(redactor.clean_answer(found))
 
 
 async def _here(
@@ -108,20 +109,20 @@ def _is_over(state: dict[str, Any]) -> bool:
 def conclude(found: dict[str, Any], *, as_json: bool) -> int:
     """Say how it ended; the exit code."""
     if as_json:
-        render.print_json(found)
+        say_json(found)
     reading = found["reading"]
     render.complain(reading)
     _say_what_is_not(found)
     good = found["converged"] and not reading["errors"] and not reading["awaiting_confirmation"]
     if good and not as_json:
-        click.echo(f"converged: {found['total']} sandboxes are as desired")
+        say(f"converged: {found['total']} sandboxes are as desired")
     return 0 if good else 1
 
 
 def _say_what_is_not(found: dict[str, Any]) -> None:
     if found["engine_error"]:
-        click.echo(f"reconciler: the engine cannot be asked: {found['engine_error']}", err=True)
+        say(f"reconciler: the engine cannot be asked: {found['engine_error']}", err=True)
     pending = set(found["pending"])
     for row in found["status"]["sandboxes"]:
         if row["name"] in pending:
-            click.echo(f"{row['name']}: not as desired: {words_of(row)}", err=True)
+            say(f"{row['name']}: not as desired: {words_of(row)}", err=True)

@@ -80,9 +80,9 @@ class Client:
         """What nothing asks for."""
         return list(self._post("/v1/gc", dry_run=True))
 
-    def export(self) -> str:
+    def export(self, *, secrets: bool) -> str:
         """The records in force, as YAML."""
-        return self._ask("GET", "/v1/export", {}).text
+        return self._ask("GET", "/v1/export", {"secrets": secrets}).text
 
     def convergence(self) -> dict[str, Any]:
         """Whether the host agrees with the records."""
@@ -108,7 +108,11 @@ class Client:
             if answer.is_error:
                 answer.read()
                 raise ReconcilerError(_error_of(answer))
-            yield from answer.iter_lines()
+            rest = b""
+            for chunk in answer.iter_bytes():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    yield line.decode(errors="surrogateescape")
 
     def _get(self, path: str, **query: Any) -> Any:
         return self._ask("GET", path, query).json()

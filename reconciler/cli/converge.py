@@ -8,6 +8,7 @@ import click
 
 from reconciler.cli import options
 from reconciler.cli.backend import daemon_of, in_its_place
+from reconciler.cli.output import say, say_json
 from reconciler.core.errors import ReconcilerError
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ def plan(context: Context, desired: Path | None, *, as_json: bool) -> int:
     settings = context.settings(desired=desired)
     answer = _planned(settings, desired)
     if as_json:
-        from reconciler.cli import render  # noqa: PLC0415 - slow to load
-
-        render.print_json(answer)
+        say_json(answer)
     else:
         _print_plan(answer)
     if answer["errors"]:
@@ -61,9 +60,9 @@ def _print_plan(answer: dict[str, Any]) -> None:
 
     render.complain(answer)
     for line in render.plan_lines(answer):
-        click.echo(line)
+        say(line)
     if _is_in_sync(answer) and not answer["errors"]:
-        click.echo("in sync")
+        say("in sync")
 
 
 def _is_in_sync(answer: dict[str, Any]) -> bool:

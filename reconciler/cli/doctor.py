@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from reconciler.cli import options
 from reconciler.cli.interrupts import loading
+from reconciler.cli.output import say_json
 
 if TYPE_CHECKING:
     from reconciler.cli.app import Context
@@ -34,10 +36,12 @@ def doctor(context: Context, *, as_json: bool) -> int:
     with loading():
         from reconciler.cli import render  # noqa: PLC0415 - slow to load
         from reconciler.cli.checks import examine  # noqa: PLC0415 - it loads the engine's client
+        from reconciler.service.redact import redactor  # noqa: PLC0415
 
     findings = asyncio.run(examine(context.settings()))
+    findings = [replace(one, found=redactor.clean(one.found)) for one in findings]
     if as_json:
-        render.print_json([finding.as_dict() for finding in findings])
+        say_json([finding.as_dict() for finding in findings])
     else:
         for finding in findings:
             render.print_finding(finding.verdict, _COLOURS[finding.verdict], finding.line)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import click
-
+from reconciler.cli.output import say
 from reconciler.cli.sweep import sweep
 from reconciler.daemon import quiet_manager
 from reconciler.service import logging
+from reconciler.service.redact import redactor
 from reconciler.store.lock import StateLock
 from reconciler.store.store import Store
 
@@ -59,27 +59,31 @@ class Local:
 
         return self._rehearse(ask)
 
-    def export(self) -> str:
+    def export(self, *, secrets: bool) -> str:
         """The records in force, as YAML."""
 
         async def ask(manager: Manager) -> str:
-            return manager.answers.export()
+            return manager.answers.export(secrets=secrets)
 
-        return self._rehearse(ask, observe=False)
+        return self._rehearse(ask, observe=False, clean=not secrets)
 
     def collect(self, *, allow_mass_delete: bool) -> list[dict[str, Any]]:
         """Collect what is due; what there was."""
 
         async def act() -> list[dict[str, Any]]:
             async with acting(self._settings) as manager:
-                return await sweep(manager, allow_mass_delete=allow_mass_delete)
+                rows = await sweep(manager, allow_mass_delete=allow_mass_delete)
+                return list(redactor.clean_answer(rows))
 
         return asyncio.run(act())
 
-    def _rehearse(self, ask: Callable[[Manager], Awaitable[T]], *, observe: bool = True) -> T:
+    def _rehearse(
+        self, ask: Callable[[Manager], Awaitable[T]], *, observe: bool = True, clean: bool = True
+    ) -> T:
         async def look() -> T:
             async with rehearsal(self._settings, observe=observe) as manager:
-                return await ask(manager)
+                answer = await ask(manager)
+                return cast("T", redactor.clean_answer(answer)) if clean else answer
 
         return asyncio.run(look())
 
@@ -106,7 +110,7 @@ async def acting(settings: Settings) -> AsyncIterator[Manager]:
     with StateLock(settings.state_dir):
         store = await Store.open(
             settings.state_dir,
-            on_trouble=lambda error: click.echo(f"reconciler: {error}", err=True),
+            on_trouble=lambda error: say(f"reconciler: {error}", err=True),
             on_recovered=lambda: None,
             ledger_rows=settings.ledger_rows,
         )

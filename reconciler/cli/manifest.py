@@ -9,6 +9,7 @@ import click
 
 from reconciler.cli.backend import backend, daemon_of
 from reconciler.cli.interrupts import loading
+from reconciler.cli.output import say
 from reconciler.core.errors import ReconcilerError
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ def check(context: Context, path: Path | None) -> int:
     found = path or settings.desired
     loaded = load(found, defaults)
     for diagnostic in loaded.diagnostics:
-        click.echo(str(diagnostic), err=True)
+        say(str(diagnostic), err=True)
     if loaded.diagnostics:
         return 1
     specs = len(gather(found).specs)
-    click.echo(f"{found}: valid, {specs} specs, {len(loaded.records)} sandboxes")
+    say(f"{found}: valid, {specs} specs, {len(loaded.records)} sandboxes")
     return 0
 
 
@@ -71,15 +72,21 @@ def reload(context: Context) -> int:
 
 
 @click.command()
+@click.option("--show-secrets", is_flag=True, help="Print the values of secret variables too.")
 @click.pass_obj
-def export(context: Context) -> int:
+def export(context: Context, *, show_secrets: bool) -> int:
     """Print the records that are in force as a desired file.
 
     \b
-      reconciler export > desired.yaml           the last good state, where the file was lost
+      reconciler export --show-secrets > desired.yaml     where the file was lost
       reconciler export | diff - desired.yaml
+
+    \b
+    Without --show-secrets, variables with a name such as API_KEY have the value "***": such a file
+    does not declare the same sandboxes.
     """
-    click.echo(backend(context.settings(), quiet=True).export(), nl=False)
+    text = backend(context.settings(), quiet=True).export(secrets=show_secrets)
+    click.echo(text, nl=False)
     return 0
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import click
 from rich.console import Console, Group
 from rich.spinner import Spinner
 from rich.text import Text
+
+from reconciler.cli.output import say
+from reconciler.core.text import inert
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,12 +52,12 @@ class Progress:
         self._say(standing)
         if (count := _count(state)) != self._count:
             self._count = count
-            click.echo(count, err=True)
+            say(count, err=True)
 
     def _say(self, standing: Standing) -> None:
         for name, line in standing.items():
             if self._said.get(name) != line:
-                click.echo(f"{name}: {line}", err=True)
+                say(f"{name}: {line}", err=True)
         self._said = dict(standing)
 
 
@@ -87,5 +89,5 @@ def _picture(state: Mapping[str, Any], standing: Standing) -> Group:
     lines = [f"  {name}: {standing.get(name, '')}" for name in pending[:_SHOWN]]
     if len(pending) > _SHOWN:
         lines.append(f"  and {len(pending) - _SHOWN} more")
-    texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
-    return Group(Spinner("dots", Text(_count(state))), *texts)
+    texts = [Text(inert(line), no_wrap=True, overflow="ellipsis") for line in lines]
+    return Group(Spinner("dots", Text(inert(_count(state)))), *texts)

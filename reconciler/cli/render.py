@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from reconciler.cli.output import say
+from reconciler.core.text import inert, inert_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,14 +36,9 @@ def console() -> Console:
     )
 
 
-def print_json(answer: Any) -> None:
-    """JSON, for programs."""
-    click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
-
-
-def json_line(entry: dict[str, Any]) -> str:
-    """One JSON object on one line."""
-    return json.dumps(entry, ensure_ascii=False)
+def cell(text: str, style: str = "") -> Text:
+    """Return a table's cell, or a line of a live picture."""
+    return Text(inert(text), style=style)
 
 
 def print_status(answer: dict[str, Any]) -> None:
@@ -50,19 +46,19 @@ def print_status(answer: dict[str, Any]) -> None:
     out = console()
     out.print(status_table(answer))
     for note in status_notes(answer):
-        out.print(note, markup=False)
+        out.print(cell(note))
 
 
 def status_table(answer: dict[str, Any]) -> Table:
     """One row a sandbox."""
     table = _table("SANDBOX", "DESIRED", "STATUS", "RESTARTS", "AGE", "URLS", "REASON")
     for row in answer["sandboxes"]:
-        status = Text(row["status"], style=COLOURS.get(row["status"], ""))
+        status = cell(row["status"], COLOURS.get(row["status"], ""))
         urls = " ".join(f"{url['name']}={url['url']}" for url in row["exposed_urls"])
         reason = row["reason"] or row["next"]
         age = age_of(row["created_at"]) if row["container_id"] else "-"
         cells = [row["name"], row["desired"], status, str(row["restarts"]), age, urls, reason]
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
+        table.add_row(*(one if isinstance(one, Text) else cell(one) for one in cells))
     return table
 
 
@@ -97,9 +93,9 @@ def former_line(name: str, former: dict[str, Any] | None) -> str:
 def complain(answer: dict[str, Any]) -> None:
     """What is wrong with the desired file, and which deletions wait, on stderr."""
     for line in answer["errors"]:
-        click.echo(line, err=True)
+        say(line, err=True)
     if answer["awaiting_confirmation"]:
-        click.echo(braked_line(answer["awaiting_confirmation"]), err=True)
+        say(braked_line(answer["awaiting_confirmation"]), err=True)
 
 
 def braked_line(names: Sequence[str]) -> str:
@@ -122,13 +118,13 @@ def garbage_table(rows: Iterable[dict[str, Any]]) -> Table:
     table = _table("KIND", "NAME", "WHY", "SINCE", "GOES")
     for row in rows:
         goes = "now" if row["due"] else row["remove_at"] or ("held" if row["held"] else "never")
-        table.add_row(*map(Text, (row["kind"], row["name"], row["why"], row["since"], goes)))
+        table.add_row(*map(cell, (row["kind"], row["name"], row["why"], row["since"], goes)))
     return table
 
 
 def print_finding(verdict: str, style: str, line: str) -> None:
     """One check of ``doctor``."""
-    console().print(Text.assemble((f"{verdict:5}", style), line))
+    console().print(Text.assemble((f"{verdict:5}", style), inert_lines(line)))
 
 
 def plan_lines(answer: dict[str, Any]) -> list[str]:

@@ -6,13 +6,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-import click
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.text import Text
 
 from reconciler.cli import render
 from reconciler.cli.backend import backend
+from reconciler.cli.output import say_json
 from reconciler.core.errors import ReconcilerError
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def watch(settings: Settings, name: str | None, *, as_json: bool, secrets: bool)
 
     if as_json:
         while True:
-            click.echo(render.json_line(ask()))
+            say_json(ask(), indent=None)
             time.sleep(_SECONDS)
     if not sys.stdout.isatty():
         while True:
@@ -48,6 +47,6 @@ def _picture(ask: Callable[[], dict[str, Any]]) -> RenderableType:
     try:
         answer = ask()
     except ReconcilerError as error:
-        return Text(f"reconciler: {error}")
-    notes = (Text(note) for note in render.status_notes(answer))
+        return render.cell(f"reconciler: {error}")
+    notes = (render.cell(note) for note in render.status_notes(answer))
     return Group(render.status_table(answer), *notes)

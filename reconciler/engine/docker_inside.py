@@ -76,7 +76,9 @@ class Inside:
             splitter = log_splitter(terminal=bool(about["Config"]["Tty"]))
         request = requests.logs(container_id, lines, follow=follow, since=since)
         async with self._client.stream(request, self._read_timeout) as chunks:
-            yield (line.decode(errors="replace") async for line in lines_of(chunks, splitter))
+            yield (
+                line.decode(errors="surrogateescape") async for line in lines_of(chunks, splitter)
+            )
 
     async def _exec(self, container_id: str, command: Sequence[str]) -> int:
         place = (container_id, *command)

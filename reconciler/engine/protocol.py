@@ -223,7 +223,10 @@ class Engine(Protocol):
         """
 
     async def log_tail(self, container_id: str, lines: int, *, since: float = 0.0) -> Sequence[str]:
-        """The last lines of both streams, each cut at a bound; only those after ``since``."""
+        """The last lines of both streams, each cut at a bound; only those after ``since``.
+
+        Bytes that are not UTF-8 are decoded with ``surrogateescape``.
+        """
 
     def follow_logs(
         self, container_id: str, lines: int

@@ -9,12 +9,14 @@ from reconciler.loop.intake import defaults_of
 from reconciler.loop.queue import Priority
 from reconciler.loop.survey import iso
 from reconciler.service.events import Event
+from reconciler.service.redact import MASK, is_secret_variable
 from reconciler.store.export import export
 from reconciler.store.records import DeclaredRecord
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from reconciler.core.spec import SandboxSpec
     from reconciler.loop.manager import Manager
 
 # Entries of the ledger that are looked through for how a former sandbox ended.
@@ -81,10 +83,13 @@ class Answers:
             for entry in entries
         ]
 
-    def export(self) -> str:
-        """The records in force, as a desired file."""
+    def export(self, *, secrets: bool = False) -> str:
+        """The records in force, as a desired file; without ``secrets``, each secret is masked."""
+        path = str(self._loop.intake.path)
         records = [
-            DeclaredRecord(r.name, r.spec_name, r.state, r.spec, str(self._loop.intake.path), 0)
+            DeclaredRecord(
+                r.name, r.spec_name, r.state, r.spec if secrets else _masked(r.spec), path, 0
+            )
             for r in self._loop.store.records.values()
         ]
         return export(records, defaults_of(self._loop.settings))
@@ -194,6 +199,11 @@ class Answers:
             "errors": [str(diagnostic) for diagnostic in self._loop.intake.diagnostics],
             "awaiting_confirmation": list(self._loop.intake.braked),
         }
+
+
+def _masked(spec: SandboxSpec) -> SandboxSpec:
+    env = {k: MASK if is_secret_variable(k) else v for k, v in spec.env.items()}
+    return spec if env == spec.env else spec.model_copy(update={"env": env})
 
 
 async def _iterate(lines: Sequence[str]) -> AsyncIterator[str]:

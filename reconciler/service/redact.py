@@ -1,29 +1,35 @@
 """What may leave in a log line: plain data, of bounded size, without a secret in it."""
 
+from __future__ import annotations
+
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from functools import lru_cache, singledispatch
 from itertools import islice
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from structlog.typing import EventDict, WrappedLogger
-
 from reconciler.core.text import inert_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from structlog.typing import EventDict, WrappedLogger
+
+    Clean = Callable[[str, int], str]
 
 MASK = "***"
 FIELD_LIMIT = 4096
 ITEM_LIMIT = 64
 DEPTH_LIMIT = 6
 SHORTEST_SECRET = 6
+SESSION_KEY_FIELD = "session_api_key"
 _MARGIN = 256
-
-Clean = Callable[[str, int], str]
 
 _SENSITIVE = (
     "session_key|api_?keys?|access_key|private_key|password|passwd|secret|token|authorization"
@@ -118,6 +124,24 @@ class Redactor:
                 copied = position + length
             position += length or 1
         return "".join((*done, text[copied:]))
+
+    def clean_answer(self, answer: Any) -> Any:
+        """Return a copy of plain data in which every text is clean, whole.
+
+        A session key is there only where it was asked for, and stays.
+        """
+        match answer:
+            case str():
+                return self.clean(answer, len(answer))
+            case list():
+                return [self.clean_answer(item) for item in answer]
+            case dict():
+                return {
+                    key: value if key == SESSION_KEY_FIELD else self.clean_answer(value)
+                    for key, value in answer.items()
+                }
+            case _:
+                return answer
 
 
 class _Forms:

@@ -13,6 +13,7 @@ from reconciler.service.redact import (
     MASK,
     Redactor,
     describe_error,
+    is_amount,
     is_secret_name,
     is_secret_variable,
     sanitizer,
@@ -77,6 +78,55 @@ def test_a_secret_inside_a_longer_one_leaves_no_rest():
     redact.register("abcdef")
     redact.register("xx-abcdef-yy")
     assert redact.clean("xx-abcdef-yy abcdef") == "*** ***"
+
+
+PEM = "-----BEGIN KEY-----\nMIIEvgIBADANBgkq\nhkiG9w0BAQEFAASC\nend\n-----END KEY-----\n"
+
+
+def test_a_secret_of_several_lines_is_hidden_line_by_line():
+    redact = Redactor()
+    redact.register(PEM)
+    assert redact.clean(PEM) == "***"
+    assert redact.clean("MIIEvgIBADANBgkq") == MASK
+    assert redact.clean("x hkiG9w0BAQEFAASC\r\ny") == "x ***\\r\ny"
+    redact.forget(PEM)
+    assert redact.clean("MIIEvgIBADANBgkq") == "MIIEvgIBADANBgkq"
+
+
+@pytest.mark.parametrize("name", ["MAX_TOKENS", "TOKEN_TTL_SECONDS", "token-limit", "SECRET_AGE"])
+def test_some_numbers_are_amounts(name):
+    assert is_amount(name)
+
+
+@pytest.mark.parametrize("name", ["ADMIN_PASSWORD", "PIN_SECRET", "API_TOKEN", "KEY"])
+def test_other_numbers_are_secrets(name):
+    assert not is_amount(name)
+
+
+@given(
+    st.lists(st.text("abcx-", min_size=6, max_size=9), max_size=8, unique=True),
+    st.text("abcx- ", max_size=60),
+)
+def test_no_secret_is_left_in_a_text(secrets, text):
+    redact = Redactor()
+    redact.register(*secrets)
+    shown = redact.clean(text)
+    assert not [secret for secret in secrets if secret in shown]
+    redact.forget(*secrets)
+    assert redact.clean(text) == text
+
+
+def test_secrets_that_begin_alike_are_told_apart_by_their_length():
+    redact = Redactor()
+    redact.register("sk-ant-1", "sk-ant-22", "sk-ant-333")
+    redact.forget("sk-ant-22")
+    assert redact.clean("sk-ant-1 sk-ant-22 sk-ant-333") == "*** sk-ant-22 ***"
+
+
+def test_an_answer_is_cleaned_whole_but_for_the_key_that_was_asked_for(redact):
+    answer = {"rows": [{"reason": f"a {SECRET}\x1b", "restarts": 2, "session_api_key": SECRET}]}
+    cleaned = {"reason": "a ***\\x1b", "restarts": 2, "session_api_key": SECRET}
+    assert redact.clean_answer(answer) == {"rows": [cleaned]}
 
 
 def test_short_secrets_would_match_by_chance():
