@@ -55,9 +55,10 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._leave_thread)
         return future
 
-    async def shutdown_default_executor(self) -> None:
+    async def shutdown_default_executor(self, *timeout: float | None) -> None:  # type: ignore[override]
+        """Wait for the threads in real time; Python 3.12 and newer pass a timeout."""
         self._jumping.in_threads += 1
-        await super().shutdown_default_executor()
+        await super().shutdown_default_executor(*timeout)
         self._jumping.in_threads -= 1
 
     def _leave_thread(self, _future: asyncio.Future[Any]) -> None:
