@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from yaml.events import CollectionEndEvent, ScalarEvent
+from yaml.events import CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 if TYPE_CHECKING:
     from yaml.events import Event
 
 _GLUED_HEADER: Final = re.compile(r"(?:[!&]\S*\s+)*[|>][-+0-9]*#")
+_GLUED_COMMA: Final = re.compile(r"(?:\s|(?<=\s)#[^\n]*\n)*,#")
 _COMMENT: Final = "a comment needs a blank before its #"
 _INDENT: Final = "this must be indented more than what it belongs to"
 
@@ -30,12 +31,19 @@ def laxness(event: Event, text: str, around: Around) -> str | None:
     start, end = event.start_mark, event.end_mark
     if start is None or end is None:
         return None
+    glued = _GLUED_COMMA.match(text, end.index) if around.flow else None
+    if glued or (isinstance(event, CollectionStartEvent) and _is_glued_bracket(event, text)):
+        return _COMMENT
     if isinstance(event, ScalarEvent):
         return _lax_scalar(event, text, around.column) or _lax_flow(start.column, around)
     if isinstance(event, CollectionEndEvent):
         closed = text[end.index - 1 : end.index] in "]}"
         return _COMMENT if closed and text.startswith("#", end.index) else None
     return _lax_flow(start.column, around)
+
+
+def _is_glued_bracket(event: CollectionStartEvent, text: str) -> bool:
+    return bool(event.flow_style and event.end_mark and text.startswith("#", event.end_mark.index))
 
 
 def _lax_flow(column: int, around: Around) -> str | None:

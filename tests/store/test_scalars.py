@@ -159,6 +159,11 @@ _FAULTS = ("valid YAML whitespace", "wrongly indented line in block scalar")
 @example("a:\n  b:\n  |\n")
 @example("-\n\n|2\n")
 @example("a: |#x\n")
+@example("{# c\n}")
+@example("[[# c\n]]")
+@example("[a,# c\n]")
+@example("{a: [b] # c\n ,# c\n}")
+@example("{a: ,# c\n}")
 def test_what_is_accepted_is_what_the_reference_reads(text):
     """It may refuse more; it never reads anything else."""
     try:
