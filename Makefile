@@ -15,15 +15,17 @@ VENV := .venv/complete
 # Each worker drives a real engine; more than two do not make it faster on two cores.
 WORKERS ?= 2
 
-.PHONY: schema demo demo-clean test core bench torture lint types layers venv engine rootfs editors clean
+.PHONY: schema demo demo-clean test core bench torture lint types layers venv rootfs clean
+# Prerequisites are made in order: packages first.
+.NOTPARALLEL:
 
-demo: venv
+demo: needs-demo venv
 	@$(BIN)/python -m scripts.demo
 
 demo-clean:
 	@$(PYTHON) -m scripts.demo clean
 
-test: lint types layers core engine rootfs editors
+test: needs-test lint types layers core rootfs
 	$(BIN)/python -m pytest --ignore=tests/core -n $(WORKERS)
 
 # The pure core, to the last branch.
@@ -35,13 +37,13 @@ core: venv
 schema: venv
 	$(BIN)/reconciler schema > config/desired.schema.json
 
-bench: venv engine
+bench: needs-test venv
 	$(BIN)/python -m benchmarks
 
 # The long form of the fault tests: ROUNDS of random faults, from seed SEED on.
 ROUNDS ?= 200
 SEED ?= 1
-torture: venv engine
+torture: needs-test venv
 	RECONCILER_TORTURE_ROUNDS=$(ROUNDS) RECONCILER_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest \
 		tests/e2e/test_crash_points.py tests/e2e/test_faults.py \
 		tests/e2e/test_store_kills.py tests/e2e/test_engine_restarts.py -n $(WORKERS) -rP
@@ -60,25 +62,20 @@ venv: $(VENV)
 
 # Made anew when what it holds has changed, and only then.
 $(VENV): requirements.txt requirements-dev.txt
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(PYTHON) -m scripts.debian python3-venv
+	@$(PYTHON) -m scripts.debian venv
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
-# The tests start engines of their own, unless they are given one.
-engine:
-	@[ -n "$$RECONCILER_TEST_DOCKER_HOST" ] || $(PYTHON) -m scripts.engine prepare
+# The one place that installs Debian packages: all that a command needs, before it begins.
+needs-%:
+	@$(PYTHON) -m scripts.debian $*
 
 # What a Debian with systemd is made of for the tests, once for each checkout.
 rootfs: venv
 	@$(BIN)/python -m scripts.rootfs
-
-# What people save the desired file with.
-editors:
-	@command -v rsync >/dev/null && command -v vim.tiny >/dev/null || \
-		$(PYTHON) -m scripts.debian rsync vim-tiny
 
 clean:
 	rm -rf .venv build dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache \

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # The engine's socket is DIR/docker.sock, and a unix socket's path holds 107 bytes.
 _LONGEST_DIRECTORY = 90
 _MNT_DETACH = 2
+_DEFAULT_SOCKET = Path(DEFAULT_HOST.removeprefix("unix://"))
 # A network's bridge is named by this much of its id.
 _ID = 12
 _CONTAINERD_TOML = """\
@@ -217,10 +218,11 @@ def _unmount_below(directory: Path) -> None:
 
 def ensure(directory: Path) -> str:
     """Return the DOCKER_HOST of an engine that answers; start a private one if there is none."""
-    if host := _running():
+    if host := debian.running_engine():
         return host
-    if prepare() and processes.wait_for(lambda: answers(DEFAULT_HOST), 5):
-        # Under systemd the package started its own service.
+    debian.provide("engine")
+    # Under systemd the package starts a service; its socket is there before it answers.
+    if _DEFAULT_SOCKET.exists() and processes.wait_for(lambda: answers(DEFAULT_HOST), 5):
         return DEFAULT_HOST
     engine = PrivateEngine(directory)
     try:
@@ -232,32 +234,12 @@ def ensure(directory: Path) -> str:
     return engine.host
 
 
-def prepare() -> bool:
-    """Install Docker unless it is there; True where it was not."""
-    if shutil.which("dockerd"):
-        return False
-    if not debian.can_install():
-        raise RuntimeError("no Docker engine answers, and only root can install docker.io here")
-    debian.install("docker.io", "iptables")
-    return True
-
-
-def _running() -> str | None:
-    given = os.environ.get("DOCKER_HOST")
-    if given and answers(given):
-        return given
-    if given:
-        debian.say(f"DOCKER_HOST={given} does not answer")
-    return DEFAULT_HOST if answers(DEFAULT_HOST) else None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command."""
     parser = argparse.ArgumentParser(prog="scripts.engine", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("ensure", "stop"):
         commands.add_parser(name).add_argument("directory", type=Path)
-    commands.add_parser("prepare")
     commands.add_parser("ensure-image").add_argument("name")
     asked = parser.parse_args(arguments)
     try:
@@ -271,8 +253,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(asked: argparse.Namespace) -> None:
     if asked.command == "ensure":
         sys.stdout.write(f"{ensure(asked.directory)}\n")
-    elif asked.command == "prepare":
-        prepare()
     elif asked.command == "stop":
         PrivateEngine(asked.directory).destroy()
     else:

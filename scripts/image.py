@@ -8,14 +8,16 @@ import hashlib
 import http.client
 import io
 import json
-import shutil
 import subprocess
 import tarfile
-from typing import NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from urllib.parse import quote, urlencode
 
 from scripts import debian
 from scripts.unixhttp import Answer, request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 AGENT = 10001
 DEMO_IMAGE = "reconciler-demo:latest"
@@ -49,7 +51,7 @@ class Entry(NamedTuple):
 
 def ensure_image(host: str, name: str) -> None:
     """Make the image unless the engine has it just as it would be made now."""
-    busybox = _static_busybox()
+    busybox = debian.static_busybox()
     tree = _overlay() if busybox is None else _overlay() + _userland(busybox)
     archive = _tar(tree)
     digest = hashlib.sha256(archive).hexdigest()
@@ -58,12 +60,15 @@ def ensure_image(host: str, name: str) -> None:
     if busybox is None:
         _build(host, name, digest, tree)
     else:
-        _import(host, name, digest, archive)
+        changes = ('CMD ["serve", "8000"]', "ENV PATH=/bin", f"LABEL {_LABEL}={digest}")
+        import_image(host, name, archive, changes)
 
 
-def _import(host: str, name: str, digest: str, archive: bytes) -> None:
+def import_image(
+    host: str, name: str, archive: bytes | BinaryIO, changes: Sequence[str] = ()
+) -> None:
+    """Make an image of a tar of a root file system, with the Dockerfile lines of `changes`."""
     repository, _, tag = name.partition(":")
-    changes = ['CMD ["serve", "8000"]', "ENV PATH=/bin", f"LABEL {_LABEL}={digest}"]
     query = [("fromSrc", "-"), ("repo", repository), ("tag", tag or "latest")]
     query += [("changes", change) for change in changes]
     path = f"/images/create?{urlencode(query)}"
@@ -102,23 +107,6 @@ def _digest(host: str, name: str) -> str | None:
         return None
     labels = answer.json()["Config"]["Labels"] or {}
     return labels.get(_LABEL)
-
-
-def _static_busybox() -> str | None:
-    """Find a busybox without libraries; install Debian's where that is possible."""
-    found = shutil.which("busybox")
-    if found and _is_static(found):
-        return found
-    if not debian.can_install():
-        return None
-    debian.install("busybox-static")
-    return shutil.which("busybox")
-
-
-def _is_static(path: str) -> bool:
-    """Tell whether an ELF file asks for no dynamic loader."""
-    with open(path, "rb") as file:  # noqa: PTH123
-        return b"/ld-" not in file.read(4096)
 
 
 def _userland(busybox: str) -> list[Entry]:

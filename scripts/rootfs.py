@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -59,8 +58,6 @@ def _locked() -> Iterator[None]:
 
 
 def _bootstrap(tar: Path) -> None:
-    if not shutil.which("mmdebstrap"):
-        debian.install("mmdebstrap")
     debian.say(f"making a root file system of Debian {_SUITE}")
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in _UNREAD]
     sources = _sources()

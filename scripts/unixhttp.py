@@ -6,7 +6,7 @@ import http.client
 import json
 import socket
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
@@ -51,12 +51,12 @@ def request(
     host: str,
     method: str,
     path: str,
-    body: bytes | None = None,
+    body: bytes | BinaryIO | None = None,
     *,
     content_type: str = "application/json",
     timeout: float = 30,
 ) -> Answer:
-    """Send one request over a connection of its own and read the whole answer."""
+    """Send one request on a new connection and read the whole answer; a file is sent in chunks."""
     headers = {"Content-Type": content_type} if body is not None else {}
     with closing(connect(host, timeout)) as connection:
         connection.request(method, path, body, headers)

@@ -1,12 +1,9 @@
 """A registry on this machine that asks for a password, and images that are pushed to it."""
 
 import base64
-import fcntl
 import json
 import secrets
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +12,6 @@ from urllib.request import urlopen
 
 from reconciler.engine.docker_client import Client
 from reconciler.engine.docker_requests import Request
-from scripts import debian
 from tests.harness.docker import Docker
 from tests.harness.instance import claim_ports
 from tests.harness.waiting import wait_until
@@ -39,22 +35,13 @@ def registry_in(folder: Path) -> Iterator[str]:
     with claim_ports() as ports:
         address = f"127.0.0.1:{ports[0]}"
         (folder / "config.yml").write_text(CONFIG.format(folder=folder, address=address))
-        process = subprocess.Popen([_program(), "serve", str(folder / "config.yml")])
+        process = subprocess.Popen(["docker-registry", "serve", str(folder / "config.yml")])
         try:
             wait_until(lambda: _answers(address), 60)
             yield address
         finally:
             process.kill()
             process.wait()
-
-
-def _program() -> str:
-    lock = Path(tempfile.gettempdir()) / "rcl-docker-registry.lock"
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        if shutil.which("docker-registry") is None:
-            debian.install("docker-registry")
-    return "docker-registry"
 
 
 def _answers(address: str) -> bool:

@@ -3,13 +3,13 @@
 import json
 import secrets
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from scripts import rootfs
+from scripts.image import import_image
 from tests.harness import engines
 from tests.harness.docker import Docker
 from tests.harness.waiting import wait_until
@@ -105,7 +105,8 @@ def machine(home: Path, engine: Path) -> Iterator[Machine]:
     binds = [f"{engine}:/engine", f"{project}:/project", f"{rootfs.wheels()}:/wheels:ro"]
     with engines.private_engine(f"machine-{secrets.token_hex(3)}") as outer:
         docker = Docker(outer.host, timeout=PATIENCE)
-        _import(outer.host, rootfs.rootfs())
+        with rootfs.rootfs().open("rb") as tar:
+            import_image(outer.host, _IMAGE, tar)
         docker.create(
             _NAME,
             "/sbin/init",
@@ -127,11 +128,6 @@ def _project(folder: Path) -> Path:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     return folder
-
-
-def _import(host: str, tar: Path) -> None:
-    command = ["docker", "--host", host, "import", str(tar), _IMAGE]
-    subprocess.run(command, check=True, capture_output=True)
 
 
 def _host_config(binds: list[str]) -> dict[str, Any]:
