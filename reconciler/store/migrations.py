@@ -15,9 +15,15 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             origin TEXT NOT NULL CHECK (origin IN ('declared', 'api')),
             spec_name TEXT NOT NULL,
             state TEXT NOT NULL,
-            spec TEXT NOT NULL,
+            spec_id TEXT NOT NULL REFERENCES spec (id) DEFERRABLE INITIALLY DEFERRED,
             created_at REAL NOT NULL
         ) WITHOUT ROWID""",
+        "CREATE INDEX record_by_spec ON record (spec_id)",
+        # What many records are made from stands here once.
+        "CREATE TABLE spec (id TEXT PRIMARY KEY NOT NULL, body TEXT NOT NULL)",
+        """CREATE TRIGGER spec_unused AFTER DELETE ON record
+            WHEN NOT EXISTS (SELECT 1 FROM record WHERE spec_id = old.spec_id)
+            BEGIN DELETE FROM spec WHERE id = old.spec_id; END""",
         """CREATE TABLE tombstone (
             name TEXT PRIMARY KEY NOT NULL,
             deleted_at REAL NOT NULL,

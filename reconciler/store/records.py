@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from reconciler.store.specs import Layer, ResolvedSpec, SpecDefaults
 
 MAX_SANDBOXES: Final = 20_000
-# What all records with overrides may amount to together, each counted with its whole spec.
-MAX_VALUES: Final = 2_000_000
+# What all records may amount to together, each replica counted with its whole spec.
+MAX_VALUES: Final = 4_000_000
+# To find the name that was meant costs as much as there are specs, so only the first get a hint.
+_MAX_HINTS: Final = 20
 _NAME: Final = re.compile(NAME_PATTERN)
 _PLACEHOLDER: Final = {"image": "unknown"}
 _NOT_A_RECORD: Final = 'a sandbox must be a mapping that names its spec: "{spec: NAME}"'
@@ -71,6 +73,7 @@ class _Resolver:
     def __post_init__(self) -> None:
         self._made_by: dict[str, Entry] = {}
         self._values = 0
+        self._hints = 0
 
     def resolve(self, entry: Entry) -> None:
         if self.report.crowded:
@@ -81,8 +84,11 @@ class _Resolver:
             self.held[entry.name] = problems
             return
         head, found = self._head(entry)
-        spec_name = head.spec if head else ""
-        spec, more = self._effective(entry, self.specs.get(spec_name))
+        base = self.specs.get(head.spec if head else "")
+        if self._spend(entry, base, copies=head.replicas if head and head.replicas else 1):
+            self.held[entry.name] = problems
+            return
+        spec, more = self._effective(entry, base)
         problems += self.report.add(*found, *more)
         problems += self._reference(entry, head)
         if problems or head is None or spec is None:
@@ -105,7 +111,8 @@ class _Resolver:
         spec = self.specs.get(head.spec)
         if spec is not None:
             return spec.problems
-        hint = did_you_mean(head.spec, self.specs)
+        self._hints += 1
+        hint = did_you_mean(head.spec, self.specs) if self._hints <= _MAX_HINTS else ""
         place = entry.node.child("spec") or entry.key
         return self.report.add(place.complaint(f'no spec is called "{head.spec}"{hint}'))
 
@@ -117,13 +124,11 @@ class _Resolver:
         overrides = {k: v for k, v in entry.node.data.items() if k not in RECORD_ONLY}
         if not overrides:
             return (base.spec if base else None), ()
-        if self._spend(entry, base):
-            return None, ()
         return _validate(entry, overridden(base, overrides, self.defaults), base)
 
-    def _spend(self, entry: Entry, base: ResolvedSpec | None) -> bool:
-        """Whether this record is one too many to be worked out."""
-        self._values += entry.node.size + (base.size if base else 0)
+    def _spend(self, entry: Entry, base: ResolvedSpec | None, copies: int) -> bool:
+        """Say whether this record is one too many to be worked out."""
+        self._values += copies * (entry.node.size + (base.size if base else 0))
         if self._values > MAX_VALUES:
             self._crowded(entry, f"too much: all records come to more than {MAX_VALUES} values")
         return self.report.crowded

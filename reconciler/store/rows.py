@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter
@@ -98,12 +100,14 @@ class Table(Generic[V]):
 
 
 def _encode_record(name: str, record: Record) -> dict[str, Any]:
+    spec = json.dumps(layer_of(record.spec))
     return {
         "name": name,
         "origin": record.origin,
         "spec_name": record.spec_name,
         "state": record.state.value,
-        "spec": json.dumps(layer_of(record.spec)),
+        "spec": spec,
+        "spec_id": hashlib.sha256(spec.encode()).hexdigest(),
         "created_at": record.created_at,
     }
 
@@ -111,8 +115,13 @@ def _encode_record(name: str, record: Record) -> dict[str, Any]:
 def _decode_record(  # noqa: PLR0917 - a row is positional
     name: str, origin: Origin, spec_name: str, state: str, spec: str, created_at: float
 ) -> Record:
-    whole = SandboxSpec.model_validate(json.loads(spec))
-    return Record(name, origin, spec_name, DesiredState(state), whole, created_at)
+    return Record(name, origin, spec_name, DesiredState(state), _decode_spec(spec), created_at)
+
+
+# Records that share a spec have their rows side by side.
+@lru_cache(maxsize=64)
+def _decode_spec(spec: str) -> SandboxSpec:
+    return SandboxSpec.model_validate(json.loads(spec))
 
 
 def _encode_identity(name: str, identity: Identity) -> dict[str, Any]:
@@ -167,12 +176,17 @@ _MEMORY: Final = TypeAdapter(Memory)
 
 RECORDS: Final[Table[Record]] = Table(
     name="record",
-    select="SELECT name, origin, spec_name, state, spec, created_at FROM record",
+    select="SELECT name, origin, spec_name, state, spec.body, created_at"
+    " FROM record LEFT JOIN spec ON spec.id = record.spec_id",
     delete="DELETE FROM record WHERE name = ?",
     insert=(
         (
-            "INSERT INTO record (name, origin, spec_name, state, spec, created_at)"
-            " VALUES (:name, :origin, :spec_name, :state, :spec, :created_at)"
+            "INSERT INTO spec (id, body) VALUES (:spec_id, :spec)"
+            " ON CONFLICT (id) DO UPDATE SET body = excluded.body"
+        ),
+        (
+            "INSERT INTO record (name, origin, spec_name, state, spec_id, created_at)"
+            " VALUES (:name, :origin, :spec_name, :state, :spec_id, :created_at)"
         ),
     ),
     encode=_encode_record,

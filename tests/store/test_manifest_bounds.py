@@ -195,3 +195,22 @@ def test_a_record_costs_the_same_among_a_thousand(desired, blink):
     print(f"1,000 records with overrides: {blink * 1000:.0f} ms, {costs[1000]:.0f} calls each")
     assert costs[1000] < A_RECORD
     assert costs[1000] < 1.1 * costs[100]
+
+
+def test_only_the_first_bad_references_cost_a_search(tmp_path: Path) -> None:
+    specs = "".join(f"  {'x' * 50}{i}: {{image: a}}\n" for i in range(1500))
+    bad = "".join(f"  s{i}: {{spec: {'x' * 50}y{i}}}\n" for i in range(200))
+    text = f"version: 1\nspecs:\n{specs}sandboxes:\n{bad}"
+    found = complaints(loaded(tmp_path / "x.yaml", text))
+    hints = [line for line in found if "did you mean" in line]
+    assert len(found) == 200
+    assert len(hints) == 20
+
+
+def test_replicas_are_counted_with_their_whole_spec(tmp_path: Path) -> None:
+    env = "".join(f"      V{i}: x\n" for i in range(1500))
+    text = f"version: 1\nspecs:\n  s:\n    image: a\n    env:\n{env}sandboxes:\n"
+    file = tmp_path / "x.yaml"
+    assert complaints(loaded(file, f"{text}  pool: {{spec: s, replicas: 1000}}\n")) == []
+    (line,) = complaints(loaded(file, f"{text}  pool: {{spec: s, replicas: 3000}}\n"))
+    assert "all records come to more than 4000000 values" in line

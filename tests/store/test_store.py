@@ -395,14 +395,16 @@ async def broken(tmp_path: Path, *statements: str) -> Store:
         full(store)
     with closing(sqlite3.connect(tmp_path / database.FILE, isolation_level=None)) as connection:
         for statement in statements:
-            connection.execute(statement)
+            connection.executescript(statement)
     return await opened(tmp_path)
 
 
 UNREADABLE = [
-    'UPDATE record SET spec = \'{"image": "x", "newer_field": 1}\' WHERE name = \'alice\'',
-    "UPDATE record SET spec = 'not json' WHERE name = 'alice'",
-    "UPDATE record SET spec = '[]' WHERE name = 'alice'",
+    *(
+        f"INSERT INTO spec VALUES ('bad', '{body}');"
+        "UPDATE record SET spec_id = 'bad' WHERE name = 'alice'"
+        for body in ('{"image": "x", "newer_field": 1}', "not json", "[]")
+    ),
     "UPDATE record SET state = 'hibernating' WHERE name = 'alice'",
 ]
 
@@ -424,6 +426,32 @@ async def test_a_record_that_cannot_be_read_is_held_not_lost(
         store.accept({"alice": record("alice")}, [])
         assert store.held == {}
     assert "alice" in (await reopened(tmp_path))["records"]
+
+
+async def test_a_damaged_spec_is_written_again_with_its_record(tmp_path: Path) -> None:
+    async with await broken(tmp_path, "UPDATE spec SET body = 'damaged'") as store:
+        assert {"alice", "api-made"} <= set(store.held)
+        store.accept({"alice": record("alice")}, [])
+    assert {"alice", "api-made"} <= set((await reopened(tmp_path))["records"])
+
+
+async def test_a_spec_is_stored_once_and_goes_with_its_last_record(tmp_path: Path) -> None:
+    def specs() -> int:
+        with closing(sqlite3.connect(tmp_path / database.FILE)) as connection:
+            return int(connection.execute("SELECT count(*) FROM spec").fetchone()[0])
+
+    async with await opened(tmp_path) as store:
+        store.accept({name: record(name) for name in ("a", "b", "c")}, [])
+        await store.flush()
+        assert specs() == 1
+        first, *others = (store.records[name].spec for name in ("a", "b", "c"))
+        store.accept({}, ["a", "b"])
+        await store.flush()
+        assert specs() == 1
+        store.accept({}, ["c"])
+        await store.flush()
+        assert specs() == 0
+    assert others == [first, first]
 
 
 async def test_a_record_that_cannot_be_read_can_be_removed(tmp_path: Path) -> None:
