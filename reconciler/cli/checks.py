@@ -15,11 +15,11 @@ from reconciler.core.errors import EngineError, EngineTimeout, ReconcilerError, 
 from reconciler.core.pressure import Usage, judge, size
 from reconciler.daemon import make_engine
 from reconciler.loop.disk import space_of
-from reconciler.loop.intake import defaults_of
+from reconciler.loop.intake import defaults_of, validate
 from reconciler.loop.ports import can_bind
 from reconciler.store.lock import holder
-from reconciler.store.manifest import load
 from reconciler.store.store import Store
+from reconciler.threads import BoundedCalls
 
 if TYPE_CHECKING:
     from reconciler.engine.docker import DockerEngine
@@ -54,8 +54,8 @@ class Finding:
 
 async def examine(settings: Settings) -> list[Finding]:
     """Every check, in the order in which one would mend things."""
-    findings = [_desired(settings), await _state(settings), _ports(settings)]
-    findings.append(_disk("state disk", settings.state_dir, settings))
+    findings = [await _desired(settings), await _state(settings), _ports(settings)]
+    findings.append(await _disk("state disk", settings.state_dir, settings))
     engine = make_engine(settings)
     try:
         info = await engine.info()
@@ -83,11 +83,11 @@ def _engine(info: EngineInfo) -> Finding:
     return Finding("engine", "OK", found)
 
 
-def _desired(settings: Settings) -> Finding:
-    loaded = load(settings.desired, defaults_of(settings))
-    if loaded.diagnostics:
+async def _desired(settings: Settings) -> Finding:
+    loaded, diagnostics = await validate(settings.desired, defaults_of(settings))
+    if diagnostics:
         mend = f"see all of it with `reconciler check {settings.desired}`"
-        return Finding("desired file", "FAIL", str(loaded.diagnostics[0]), mend)
+        return Finding("desired file", "FAIL", str(diagnostics[0]), mend)
     return Finding("desired file", "OK", f"{settings.desired}: {len(loaded.records)} sandboxes")
 
 
@@ -118,9 +118,9 @@ def _ports(settings: Settings) -> Finding:
     return Finding("host ports", "OK", found)
 
 
-def _disk(check: str, path: Path, settings: Settings) -> Finding:
+async def _disk(check: str, path: Path, settings: Settings) -> Finding:
     try:
-        space = space_of(_nearest(path))
+        space = await BoundedCalls().run(path, lambda: space_of(_nearest(path)))
     except OSError as error:
         return Finding(check, "WARN", f"{path}: {error.strerror}", "see that it can be reached")
     usage = Usage(check, str(path), space.free, space.total)
@@ -144,8 +144,8 @@ async def _through_engine(
     findings = []
     root = _local_root(info)
     if root is not None:
-        findings.append(_disk("engine disk", root, settings))
-    loaded = await asyncio.to_thread(load, settings.desired, defaults_of(settings))
+        findings.append(await _disk("engine disk", root, settings))
+    loaded, _ = await validate(settings.desired, defaults_of(settings))
     if wedged := await asyncio.to_thread(_wedged, settings):
         return [*findings, Finding("engine's changes", "FAIL", *wedged.split(": ", 1))]
     try:

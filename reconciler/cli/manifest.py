@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.pass_obj
 def check(context: Context, path: Path | None) -> int:
-    """Say whether the desired file is right. Asks no engine and changes nothing.
+    """Say whether the desired file and its env files are right. Asks no engine, changes nothing.
 
     \b
       reconciler check
@@ -31,19 +32,16 @@ def check(context: Context, path: Path | None) -> int:
     Exit codes: 0 valid, 1 invalid: everything that is wrong, as FILE:LINE:COL: message.
     """
     with loading():
-        from reconciler.store.documents import gather  # noqa: PLC0415 - slow to load
-        from reconciler.store.manifest import SpecDefaults, load  # noqa: PLC0415
+        from reconciler.loop.intake import defaults_of, validate  # noqa: PLC0415 - slow to load
 
     settings = context.settings()
-    defaults = SpecDefaults(settings.mounts, settings.exposed_ports, settings.health_check_path)
     found = path or settings.desired
-    loaded = load(found, defaults)
-    for diagnostic in loaded.diagnostics:
+    loaded, diagnostics = asyncio.run(validate(found, defaults_of(settings)))
+    for diagnostic in diagnostics:
         say(str(diagnostic), err=True)
-    if loaded.diagnostics:
+    if diagnostics:
         return 1
-    specs = len(gather(found).specs)
-    say(f"{found}: valid, {specs} specs, {len(loaded.records)} sandboxes")
+    say(f"{found}: valid, {loaded.specs} specs, {len(loaded.records)} sandboxes")
     return 0
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from reconciler.core.errors import EngineError
 from reconciler.core.pressure import Usage, judge
 from reconciler.service.events import Event
+from reconciler.threads import BoundedCalls
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -31,7 +30,7 @@ _MEASURE_EVERY: Final = 5.0
 _COLLECT_EVERY: Final = 60.0
 # An engine keeps its data elsewhere after a restart at the earliest.
 _ASK_EVERY: Final = 300.0
-_PATIENCE: Final = 5.0
+_LIMIT: Final = 5.0
 _FACT: Final = "disk-pressure"
 _UNMEASURED: Final = "the disks are not measured yet"
 
@@ -46,46 +45,18 @@ class Space:
 
 
 class Statvfs:
-    """Measures in threads that nobody has to wait for: a filesystem that hangs blocks nothing."""
+    """Measures file systems, each within ``limit`` seconds: one that hangs blocks nothing."""
 
-    def __init__(self, patience: float = _PATIENCE) -> None:
-        self._patience = patience
-        self._asking: set[Path] = set()
+    def __init__(self, limit: float = _LIMIT) -> None:
+        self._calls = BoundedCalls(limit)
 
     async def __call__(self, path: Path) -> Space:
-        """The space of the filesystem that holds the path.
+        """The space of the file system that holds the path.
 
         Raises:
-            OSError: it cannot be told, or is not told in time (TimeoutError).
+            OSError: it is unavailable, or not available in time (TimeoutError).
         """
-        if path in self._asking:
-            raise TimeoutError("it still does not answer")
-        self._asking.add(path)
-        answer: asyncio.Future[Space] = asyncio.get_running_loop().create_future()
-        asking = threading.Thread(target=self._ask, args=(path, answer), daemon=True, name="disk")
-        asking.start()
-        async with asyncio.timeout(self._patience):
-            return await answer
-
-    def _ask(self, path: Path, answer: asyncio.Future[Space]) -> None:
-        found: Space | OSError
-        try:
-            found = space_of(path)
-        except OSError as error:
-            found = error
-        self._asking.discard(path)
-        # The loop may have ended meanwhile.
-        with suppress(RuntimeError):
-            answer.get_loop().call_soon_threadsafe(_settle, answer, found)
-
-
-def _settle(answer: asyncio.Future[Space], found: Space | OSError) -> None:
-    if answer.done():
-        return
-    if isinstance(found, OSError):
-        answer.set_exception(found)
-    else:
-        answer.set_result(found)
+        return await self._calls.run(path, space_of, path)
 
 
 def space_of(path: Path) -> Space:
@@ -199,7 +170,7 @@ class DiskGuard:
         if self._clock() < self._ask_at:
             return
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_LIMIT):
                 info = await self._engine.info()
         except (EngineError, TimeoutError):
             return
@@ -226,7 +197,10 @@ class DiskGuard:
         except OSError as error:
             # What was known of it stays: nothing is concluded.
             self._reporter.complain(
-                Event.DISK_UNMEASURED, about=role, path=str(path), error=str(error) or "no answer"
+                Event.DISK_UNMEASURED,
+                about=role,
+                path=str(path),
+                error=error.strerror or str(error),
             )
         else:
             self._reporter.resolve(Event.DISK_UNMEASURED, about=role)

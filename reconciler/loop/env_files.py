@@ -2,54 +2,67 @@
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reconciler.core.errors import ReconcilerError
+from reconciler.core.errors import ManifestError, ReconcilerError
 from reconciler.store import env_file
-from reconciler.store.reading import Unread
+from reconciler.store.reading import Unread, unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from reconciler.store.env_file import EnvFile
+    from reconciler.threads import BoundedCalls
 
 
 class EnvFiles:
-    """What each env file held when it was last looked at."""
+    """What each env file held when it was last read. ``calls`` is what the reading runs in."""
 
-    def __init__(self) -> None:
-        self._files: dict[str, EnvFile | ReconcilerError] = {}
+    def __init__(self, calls: BoundedCalls) -> None:
+        self._calls = calls
+        self._files: dict[str, EnvFile | ManifestError] = {}
 
     @property
     def unread(self) -> bool:
-        """Whether one is to be tried again."""
+        """Whether one has to be tried again."""
         return any(isinstance(file, Unread) for file in self._files.values())
 
+    @property
+    def refused(self) -> Mapping[str, ManifestError]:
+        """The error of each one that cannot be used, by path."""
+        return {path: it for path, it in self._files.items() if isinstance(it, ManifestError)}
+
     def get(self, path: str) -> EnvFile | ReconcilerError:
-        """The file, or why it cannot be had."""
+        """The file, or why it is unavailable."""
         return self._files.get(path) or ReconcilerError(f"env_file {path}: not read yet")
 
     async def refresh(self, paths: Iterable[Path]) -> set[str]:
-        """Read these files, forget all others, and say which are not what they were."""
-        fresh = await asyncio.to_thread(_read_all, sorted(map(str, paths)))
+        """Read these files, forget all others, and return those that are not what they were."""
+        fresh = await read_env_files(self._calls, paths)
         former, self._files = self._files, fresh
         return {path for path in fresh if _mark(fresh[path]) != _mark(former.get(path))}
 
 
-def _read_all(paths: list[str]) -> dict[str, EnvFile | ReconcilerError]:
-    return {path: _read(path) for path in paths}
+async def read_env_files(
+    calls: BoundedCalls, paths: Iterable[Path]
+) -> dict[str, EnvFile | ManifestError]:
+    """Each file, or why it cannot be used, by path."""
+    found = await calls.each(sorted(paths), _read)
+    return {
+        str(path): unreadable(path, it) if isinstance(it, OSError) else it
+        for path, it in found.items()
+    }
 
 
-def _read(path: str) -> EnvFile | ReconcilerError:
+def _read(path: Path) -> EnvFile | ManifestError:
     try:
-        return env_file.read(Path(path))
-    except ReconcilerError as error:
+        return env_file.read(path)
+    except ManifestError as error:
         return error
 
 
-def _mark(file: EnvFile | ReconcilerError | None) -> str | None:
-    if file is None or isinstance(file, ReconcilerError):
+def _mark(file: EnvFile | ManifestError | None) -> str | None:
+    if file is None or isinstance(file, ManifestError):
         return None if file is None else str(file)
     return file.digest

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import naming, policy
+from reconciler.core.errors import ManifestError
+from reconciler.loop.env_files import read_env_files
 from reconciler.loop.queue import Priority
 from reconciler.service.events import Event
-from reconciler.store.manifest import Loaded, SpecDefaults, load
+from reconciler.store.manifest import (
+    Loaded,
+    SpecDefaults,
+    env_file_errors,
+    read,
+    understand,
+    unusable,
+)
+from reconciler.store.reading import unreadable
 from reconciler.store.rows import Record
 from reconciler.store.watch import Watch
+from reconciler.threads import BoundedCalls, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,13 +38,15 @@ if TYPE_CHECKING:
     from reconciler.store.store import Store
 
 _READ_AGAIN: Final = 1.0
+_READ_AGAIN_LONGEST: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What became of one reading of the desired file.
 
-    ``braked`` are the sandboxes whose deletion waits to be confirmed.
+    ``diagnostics`` has what is wrong with it, and with the env files that it names. ``braked`` are
+    the sandboxes whose deletion waits to be confirmed.
     """
 
     diagnostics: tuple[Diagnostic, ...] = ()
@@ -67,6 +80,7 @@ class Intake:
         settings: Settings,
         store: Store,
         env_files: EnvFiles,
+        calls: BoundedCalls,
         secrets: Secrets,
         reporter: Reporter,
         enqueue: Callable[[str, Priority], None],
@@ -76,6 +90,7 @@ class Intake:
         self._settings = settings
         self._store = store
         self._env_files = env_files
+        self._calls = calls
         self._secrets = secrets
         self._reporter = reporter
         self._enqueue = enqueue
@@ -85,8 +100,8 @@ class Intake:
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
-        """What is wrong with the file as it is now."""
-        return self._last.complaint
+        """What is wrong with the file as it is now, without its env files."""
+        return self._last.loaded.diagnostics
 
     @property
     def braked(self) -> tuple[str, ...]:
@@ -110,19 +125,22 @@ class Intake:
     async def read(self, *, allow_mass_delete: bool = False) -> Reading:
         """Read the file and take in what is good of it. Never raises for what the file holds."""
         async with self._lock:
-            loaded = await asyncio.to_thread(load, self.path, defaults_of(self._settings))
+            loaded = await load_in_time(self._calls, self.path, defaults_of(self._settings))
             reading = self._take_in(loaded, allow_mass_delete=allow_mass_delete)
             self._secrets.renew()
             # In the same turn: a kill leaves both in the database, or neither.
             self._say_changes(reading)
-            former, self._last = self._last, _Last(loaded, reading.braked, reading.diagnostics)
+            former, self._last = self._last, _Last(loaded, reading.braked)
             await self._refresh_env_files()
+            self._last.complaint = loaded.diagnostics + self._env_file_errors(loaded)
+            reading = replace(reading, diagnostics=self._last.complaint)
             self._say(loaded, reading, former)
             return reading
 
     async def follow(self) -> None:
-        """Read the file whenever it or an env file changes, for ever."""
-        watch = Watch(self.path, self.env_paths, rescan=self._settings.rescan_interval)
+        """Read the file whenever it or an env file changes, until cancelled."""
+        rescan = self._settings.rescan_interval
+        watch = Watch(self.path, self.env_paths, rescan=rescan, calls=self._calls)
         async with aclosing(watch.changes()) as changes:
             async for _ in changes:
                 await self._read_in_the_end()
@@ -133,9 +151,11 @@ class Intake:
 
     async def _read_in_the_end(self) -> None:
         await self.read()
+        pause = _READ_AGAIN
         while self.unread:
-            await asyncio.sleep(_READ_AGAIN)
+            await asyncio.sleep(pause)
             await self.read()
+            pause = min(pause * 2, _READ_AGAIN_LONGEST)
 
     def _take_in(self, loaded: Loaded, *, allow_mass_delete: bool) -> Reading:
         if loaded.fatal:
@@ -195,6 +215,9 @@ class Intake:
                 confirmed=True,
             )
 
+    def _env_file_errors(self, loaded: Loaded) -> tuple[Diagnostic, ...]:
+        return env_file_errors(loaded.records.values(), self._env_files.refused)
+
     async def _refresh_env_files(self) -> None:
         changed = await self._env_files.refresh(self.env_paths())
         self._secrets.renew()
@@ -206,7 +229,7 @@ class Intake:
 
     def _say(self, loaded: Loaded, reading: Reading, former: _Last) -> None:
         if reading.diagnostics != former.complaint:
-            self._say_diagnostics(loaded)
+            self._say_diagnostics(reading, fatal=loaded.fatal)
             if not reading.diagnostics and not reading.changes:
                 self._say_loaded()
         if reading.braked != former.braked:
@@ -225,9 +248,9 @@ class Intake:
         if reading.changes:
             self._say_loaded()
 
-    def _say_diagnostics(self, loaded: Loaded) -> None:
-        event = Event.MANIFEST_REJECTED if loaded.fatal else Event.MANIFEST_HELD
-        for diagnostic in loaded.diagnostics:
+    def _say_diagnostics(self, reading: Reading, *, fatal: bool) -> None:
+        event = Event.MANIFEST_REJECTED if fatal else Event.MANIFEST_HELD
+        for diagnostic in reading.diagnostics:
             self._reporter.log(
                 event,
                 path=diagnostic.file,
@@ -252,6 +275,24 @@ class Intake:
             names=list(reading.braked[:20]),
             hint="confirm with: reconciler apply --allow-mass-delete",
         )
+
+
+async def validate(path: Path, defaults: SpecDefaults) -> tuple[Loaded, tuple[Diagnostic, ...]]:
+    """What a daemon finds in the desired file, and all that is wrong with it and its env files."""
+    calls = BoundedCalls()
+    loaded = await load_in_time(calls, path, defaults)
+    files = await read_env_files(calls, loaded.env_paths())
+    refused = {path: it for path, it in files.items() if isinstance(it, ManifestError)}
+    return loaded, loaded.diagnostics + env_file_errors(loaded.records.values(), refused)
+
+
+async def load_in_time(calls: BoundedCalls, path: Path, defaults: SpecDefaults) -> Loaded:
+    """The desired file; unusable for now where its file system does not answer."""
+    try:
+        contents = await calls.run(path, read, path)
+        return await in_thread(understand, contents, defaults)
+    except OSError as error:
+        return unusable(unreadable(path, error))
 
 
 def defaults_of(settings: Settings) -> SpecDefaults:

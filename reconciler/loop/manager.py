@@ -33,6 +33,7 @@ from reconciler.loop.secrets import Secrets
 from reconciler.loop.survey import Survey
 from reconciler.loop.views import Sources, Views
 from reconciler.service.supervision import supervise
+from reconciler.threads import BoundedCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -71,7 +72,8 @@ class Manager:
         self.reporter = reporter
         self._clock = clock
         self.queue = WorkQueue(monotonic)
-        self.env_files = EnvFiles()
+        self._calls = BoundedCalls()
+        self.env_files = EnvFiles(self._calls)
         self._secrets = Secrets(store, env_files=self.env_files, clock=monotonic)
         self.around = Surroundings(
             instance=settings.instance,
@@ -131,6 +133,7 @@ class Manager:
             settings=settings,
             store=store,
             env_files=self.env_files,
+            calls=self._calls,
             secrets=self._secrets,
             reporter=reporter,
             enqueue=self.queue.add,

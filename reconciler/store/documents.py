@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.errors import Diagnostic, ManifestError, is_out_of_files
+from reconciler.core.errors import Diagnostic, ManifestError
 from reconciler.core.naming import NAME_PATTERN
 from reconciler.store.explain import NAME_RULE, did_you_mean
-from reconciler.store.reading import Unread, read_yaml, unread
+from reconciler.store.reading import Unread, read_yaml, unreadable
 from reconciler.store.yaml_marks import Budget, compose
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from reconciler.store.nodes import Node
 
 VERSION: Final = 1
 MAX_FILES: Final = 1000
+# Bytes, about.
+MAX_TOTAL: Final = 64 << 20
 _KEYS: Final = ("version", "specs", "sandboxes")
 _NAME: Final = re.compile(NAME_PATTERN)
+_MISSING: Final = "no such file or folder"
 _START: Final = 'write "version: 1" and below it specs: and sandboxes:'
 # Hidden files, and the lock files and copies that editors keep beside a file that is open.
 _SKIPPED: Final = (".", "#")
@@ -77,6 +83,14 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Contents:
+    """The text of each desired file, or why it has none; ``report`` has what else is wrong."""
+
+    report: Report = field(default_factory=Report)
+    files: Mapping[Path, str | ManifestError] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Declarations:
     """All that the files declare, by name, in the order of the files."""
 
@@ -90,12 +104,44 @@ def counts(name: str) -> bool:
     return name.endswith(".yaml") and not name.startswith(_SKIPPED)
 
 
-def gather(path: Path) -> Declarations:
-    """Read a file, or the ``*.yaml`` files of a folder, and find what they declare."""
-    declared = Declarations()
+def read(path: Path) -> Contents:
+    """Read a file, or the ``*.yaml`` files of a folder.
+
+    Blocks for as long as the file system does: run it in ``reconciler.threads``.
+    """
+    report = Report()
+    files: dict[Path, str | ManifestError] = {}
+    room = MAX_TOTAL
+    for file in _files(path, report):
+        try:
+            text = read_yaml(file)
+        except FileNotFoundError:
+            missing = "a link that leads nowhere" if _is_link(file) else _MISSING
+            report.nothing(file, missing)
+            report.fatal = report.fatal or file != path
+        except ManifestError as error:
+            files[file] = error
+        else:
+            files[file] = text
+            room -= len(text)
+        if room < 0:
+            message = f"these files hold more than {MAX_TOTAL >> 20} MB, the most that is read"
+            report.end(Diagnostic(str(path), 1, 1, message))
+            break
+    return Contents(report, files)
+
+
+def _is_link(path: Path) -> bool:
+    # Path.is_symlink raises for a folder that may not be entered.
+    return os.path.islink(path)  # noqa: PTH114
+
+
+def gather(contents: Contents) -> Declarations:
+    """Find what the files declare."""
+    declared = Declarations(contents.report)
     budget = Budget()
-    for file in _files(path, declared.report):
-        root = _root(file, budget, declared.report, optional=file == path)
+    for file, text in contents.files.items():
+        root = _root(file, text, budget, declared.report)
         if root is not None:
             _declare(root, declared)
     return declared
@@ -103,13 +149,15 @@ def gather(path: Path) -> Declarations:
 
 def _files(path: Path, report: Report) -> list[Path]:
     try:
-        if not path.is_dir():
+        if not stat.S_ISDIR(path.stat().st_mode):
             return [path]
         found = sorted(file for file in path.iterdir() if counts(file.name))
+    except (FileNotFoundError, ValueError):
+        return [path]
     except OSError as error:
-        report.unread = is_out_of_files(error)
-        why = Diagnostic(str(path), 1, 1, f"cannot be read: {error.strerror}")
-        report.end(unread(path) if report.unread else why)
+        refused = unreadable(path, error)
+        report.unread = isinstance(refused, Unread)
+        report.end(*refused.diagnostics)
         return []
     if not found:
         report.nothing(path, "this folder holds no *.yaml file")
@@ -118,14 +166,11 @@ def _files(path: Path, report: Report) -> list[Path]:
     return found[:MAX_FILES]
 
 
-def _root(file: Path, budget: Budget, report: Report, *, optional: bool) -> Node | None:
+def _root(file: Path, text: str | ManifestError, budget: Budget, report: Report) -> Node | None:
     try:
-        composed = compose(read_yaml(file), str(file), budget)
-    except FileNotFoundError:
-        message = "a link that leads nowhere" if file.is_symlink() else "no such file or folder"
-        report.nothing(file, message)
-        report.fatal = report.fatal or not optional
-        return None
+        if isinstance(text, ManifestError):
+            raise text
+        composed = compose(text, str(file), budget)
     except ManifestError as error:
         report.unread = report.unread or isinstance(error, Unread)
         report.end(*error.diagnostics)

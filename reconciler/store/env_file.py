@@ -35,7 +35,7 @@ class EnvFile:
 
 
 def read(path: Path) -> EnvFile:
-    """Read an env file of at most 1 MB. Blocks.
+    """Read an env file of at most 1 MB. Blocks for as long as the file system does.
 
     Raises:
         Unread: it cannot be read now.
@@ -45,7 +45,7 @@ def read(path: Path) -> EnvFile:
     try:
         lines = read_text(path, MAX_BYTES).split("\n")
     except FileNotFoundError as error:
-        raise ManifestError((Diagnostic(str(path), 1, 1, "no such file"),)) from error
+        raise ManifestError((Diagnostic(str(path), 1, 1, "does not exist"),)) from error
     wrong = tuple(_complaints(path, lines))
     if wrong:
         raise ManifestError(wrong)

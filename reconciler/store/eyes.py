@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from asyncinotify import Event, Inotify, Mask
@@ -15,6 +16,8 @@ from reconciler.store.sights import Sight, Sights
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from reconciler.threads import BoundedCalls
 
 QUIET: Final = 0.05
 LONGEST_SETTLE: Final = 0.5
@@ -39,11 +42,12 @@ class _Batch:
 class Eyes:
     """Watches folders for what matters in them. ``problem`` says what cannot be watched, and why.
 
-    All is done on the event loop, by calls to the kernel that do not wait.
+    ``calls`` is what the calls on paths run in: to look one up can block.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, calls: BoundedCalls) -> None:
         self.problem = ""
+        self._calls = calls
         self._shown: dict[int, Sight] = {}
         self._inotify = self._open()
 
@@ -52,19 +56,27 @@ class Eyes:
         if self._inotify is not None:
             self._inotify.close()
 
-    def aim(self, wanted: Sights) -> None:
+    async def aim(self, wanted: Sights) -> None:
         """Watch these folders from now on, and no others."""
         self.problem = ""
         self._inotify = self._inotify or self._open()
         if self._inotify is None:
             return
         shown: dict[int, Sight] = {}
-        for folder, sight in wanted.items():
-            number = self._watch(self._inotify, folder, sight)
-            if number is not None:
-                shown.setdefault(number, Sight()).add(sight)
+        add = partial(_watch, self._inotify, wanted)
+        for folder, number in (await self._calls.each(wanted, add)).items():
+            if isinstance(number, OSError):
+                self._explain(folder, number)
+            else:
+                shown.setdefault(number, Sight()).add(wanted[folder])
         self._forget(self._inotify, self._shown.keys() - shown.keys())
         self._shown = shown
+
+    def _explain(self, folder: Path, error: OSError) -> None:
+        if error.errno in {errno.ENOSPC, errno.ENOMEM}:
+            self.problem = _limits("max_user_watches", error)
+        elif error.errno not in _EXPECTED:
+            self.problem = f"{folder}: {error.strerror}"
 
     async def change(self, within: float) -> bool:
         """Wait for a change that matters and is finished; False after ``within`` seconds."""
@@ -118,15 +130,6 @@ class Eyes:
         inotify.sync_timeout = 0
         return inotify
 
-    def _watch(self, inotify: Inotify, folder: Path, sight: Sight) -> int | None:
-        mask = _PLACES | _CONTENT if sight.content else _PLACES
-        try:
-            return inotify.add_watch(folder, mask | _ONLY_FOLDERS).wd
-        except OSError as error:
-            if error.errno not in _EXPECTED:
-                self.problem = _limits("max_user_watches", error)
-            return None
-
     @staticmethod
     def _forget(inotify: Inotify, numbers: set[int]) -> None:
         for watch in inotify.watches:
@@ -134,6 +137,11 @@ class Eyes:
                 # The kernel forgets a folder that is gone by itself.
                 with contextlib.suppress(OSError):
                     inotify.rm_watch(watch)
+
+
+def _watch(inotify: Inotify, wanted: Sights, folder: Path) -> int:
+    mask = _PLACES | _CONTENT if wanted[folder].content else _PLACES
+    return inotify.add_watch(folder, mask | _ONLY_FOLDERS).wd
 
 
 def _follow_up(mask: Mask, entry: tuple[int, str], unfinished: set[tuple[int, str]]) -> None:

@@ -12,16 +12,28 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from reconciler.store.documents import gather
+from reconciler.core.errors import Diagnostic
+from reconciler.store.documents import gather, read
+from reconciler.store.reading import Unread
 from reconciler.store.records import DeclaredRecord, resolve_records
 from reconciler.store.specs import SpecDefaults, resolve_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from reconciler.core.errors import Diagnostic
+    from reconciler.core.errors import ManifestError
+    from reconciler.store.documents import Contents
 
-__all__ = ["DeclaredRecord", "Loaded", "SpecDefaults", "load"]
+__all__ = [
+    "DeclaredRecord",
+    "Loaded",
+    "SpecDefaults",
+    "env_file_errors",
+    "load",
+    "read",
+    "understand",
+    "unusable",
+]
 
 _NO_RECORDS: Final[Mapping[str, DeclaredRecord]] = MappingProxyType({})
 
@@ -34,8 +46,8 @@ class Loaded:
     ``sandboxes:`` that cannot be used, with the reasons. ``fatal``: a file could not be read or
     understood as a whole, so nothing is known about what is not said, and ``records`` is empty.
     ``empty``: a file holds nothing, or is gone; one that says
-    ``sandboxes: {}`` means it. ``unread``: it is fatal for now only, and to be tried again.
-    ``env_files`` are those that the records name.
+    ``sandboxes: {}`` means it. ``unread``: it is fatal for now only, and has to be tried again.
+    ``specs`` counts the specs that are declared.
     """
 
     records: Mapping[str, DeclaredRecord] = field(default_factory=lambda: _NO_RECORDS)
@@ -44,7 +56,12 @@ class Loaded:
     fatal: bool = False
     empty: bool = False
     unread: bool = False
-    env_files: frozenset[Path] = frozenset()
+    specs: int = 0
+
+    def env_paths(self) -> set[Path]:
+        """The env files that the records name."""
+        named = (record.spec.env_file for record in self.records.values())
+        return {Path(name) for name in named if name is not None}
 
     def held_because(self, name: str) -> tuple[Diagnostic, ...]:
         """Why a sandbox that was accepted before must stay as it was; nothing if it need not.
@@ -67,7 +84,12 @@ def load(path: Path, defaults: SpecDefaults | None = None) -> Loaded:
 
     A file that is not there is an empty one, with a diagnostic that says so.
     """
-    declared = gather(path)
+    return understand(read(path), defaults)
+
+
+def understand(contents: Contents, defaults: SpecDefaults | None = None) -> Loaded:
+    """What the text of the desired files declares. Takes a bounded time and reads nothing."""
+    declared = gather(contents)
     defaults = defaults or SpecDefaults()
     specs = resolve_specs(declared, defaults)
     records, held = resolve_records(declared, specs, defaults)
@@ -79,10 +101,25 @@ def load(path: Path, defaults: SpecDefaults | None = None) -> Loaded:
         fatal=fatal,
         empty=declared.report.blank,
         unread=declared.report.unread,
-        env_files=_env_files(records),
+        specs=len(declared.specs),
     )
 
 
-def _env_files(records: Mapping[str, DeclaredRecord]) -> frozenset[Path]:
-    named = {record.spec.env_file for record in records.values()}
-    return frozenset(Path(name) for name in named if name is not None)
+def unusable(error: ManifestError) -> Loaded:
+    """The outcome of a reading that failed as a whole."""
+    return Loaded(diagnostics=error.diagnostics, fatal=True, unread=isinstance(error, Unread))
+
+
+def env_file_errors(
+    records: Iterable[DeclaredRecord], refused: Mapping[str, ManifestError]
+) -> tuple[Diagnostic, ...]:
+    """What is wrong with the env files, each at the place that names it.
+
+    ``refused`` has the error of each env file that cannot be used, by path.
+    """
+    found: set[Diagnostic] = set()
+    for record in records:
+        place, path = record.env_file_at, record.spec.env_file
+        if place is not None and path is not None and path in refused:
+            found |= {Diagnostic(*place, f"env_file {it}") for it in refused[path].diagnostics}
+    return tuple(sorted(found))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from reconciler.core.errors import Diagnostic
 
@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 
 _LONGEST_MESSAGE: Final = 300
 _NO_KEYS: Final[Mapping[str, Node]] = MappingProxyType({})
+
+
+class Place(NamedTuple):
+    """A place in a file. Lines and columns count from 1."""
+
+    file: str
+    line: int
+    column: int
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +60,11 @@ class Node:
                 yield node.problem
             children = node.children or ()
             waiting += children.values() if isinstance(children, dict) else children
+
+    def place_of(self, key: str) -> Place | None:
+        """Where a key of this mapping stands, if it is there."""
+        found = self.keys.get(key)
+        return Place(found.file, found.line, found.column) if found else None
 
     def child(self, key: str | int) -> Node | None:
         """The value under a key or at an index, if it is there."""

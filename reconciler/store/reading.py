@@ -1,8 +1,12 @@
-"""The text of one file, within bounds: never more than it may hold, never a wait on a pipe."""
+"""The text of one file, within bounds: never more than it may hold, never a wait on a pipe.
+
+A file system that hangs blocks these calls: run them in ``reconciler.threads``.
+"""
 
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import re
 import stat
@@ -24,10 +28,23 @@ _OTHER_ENCODINGS: Final = (
 _FORBIDDEN: Final = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff\u2028\u2029]",
 )
+# What an edit or a change of permissions has to fix. Any other error may pass by itself.
+_LASTING: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EISDIR,
+        errno.ENXIO,
+        errno.EINVAL,
+    }
+)
 
 
 class Unread(ManifestError):
-    """It could not be read now, for a reason that is not the file's: it is to be tried again."""
+    """It cannot be read now, for a reason that may pass by itself: it has to be tried again."""
 
 
 def read_yaml(path: Path) -> str:
@@ -59,23 +76,29 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
     except FileNotFoundError:
         raise
     except OSError as error:
-        if is_out_of_files(error):
-            raise Unread((unread(path),)) from error
-        raise _refusal(path, f"cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise _refusal(path, "its name holds a NUL character") from error
     if len(raw) > limit:
-        raise _refusal(path, f"larger than {limit >> 20} MB, the most that is read")
+        raise _too_large(path, limit)
     return _decode(path, raw)
 
 
 def _read(path: Path, limit: int) -> bytes:
-    # Without O_NONBLOCK, the open of a pipe waits for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    # A device can react to being opened, so the path is inspected first. Without O_NONBLOCK, the
+    # open of a pipe that took the file's place since waits for a writer.
+    _check(path, path.stat(), limit)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise _refusal(path, "not a regular file")
-        too_large = status.st_size > limit
-        return b"\0" * (limit + 1) if too_large else file.read(limit + 1)
+        _check(path, os.fstat(descriptor), limit)
+        return file.read(limit + 1)
+
+
+def _check(path: Path, status: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise _refusal(path, "not a regular file")
+    if status.st_size > limit:
+        raise _too_large(path, limit)
 
 
 def _decode(path: Path, raw: bytes) -> str:
@@ -97,9 +120,26 @@ def _at(path: Path, before: bytes, message: str) -> ManifestError:
     return ManifestError((Diagnostic(str(path), line, column, message),))
 
 
-def unread(path: Path) -> Diagnostic:
-    """What is said of a path that cannot be read now."""
-    return Diagnostic(str(path), 1, 1, f"cannot be read: {OUT_OF_FILES}")
+def unreadable(path: Path, error: OSError) -> ManifestError:
+    """The error for a path that the system refuses; ``Unread`` where another try may succeed."""
+    why = OUT_OF_FILES if is_out_of_files(error) else error.strerror or str(error)
+    if error.errno == errno.EACCES:
+        why += f"; {_denied(path)}"
+    found = (Diagnostic(str(path), 1, 1, f"cannot be read: {why}"),)
+    return ManifestError(found) if error.errno in _LASTING else Unread(found)
+
+
+def _denied(path: Path) -> str:
+    """Which permission is missing. Blocks as a reading does."""
+    closed = next(
+        (p for p in reversed(path.parents) if not os.access(p, os.X_OK, effective_ids=True)), None
+    )
+    what = f"enter the folder {closed}" if closed else f"read {path}"
+    return f"the user with uid {os.geteuid()} may not {what}: change its mode or its owner"
+
+
+def _too_large(path: Path, limit: int) -> ManifestError:
+    return _refusal(path, f"larger than {limit >> 20} MB, the most that is read")
 
 
 def _refusal(path: Path, message: str) -> ManifestError:

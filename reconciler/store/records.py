@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from reconciler.core.errors import Diagnostic
     from reconciler.store.documents import Declarations, Entry, Report
+    from reconciler.store.nodes import Place
     from reconciler.store.specs import Layer, ResolvedSpec, SpecDefaults
 
 MAX_SANDBOXES: Final = 20_000
@@ -34,7 +35,8 @@ _NOT_A_RECORD: Final = 'a sandbox must be a mapping that names its spec: "{spec:
 class DeclaredRecord:
     """One sandbox that should exist. ``spec`` is what it is made from, all layers merged.
 
-    ``file`` and ``line`` say where it is declared; replicas share the place.
+    ``file`` and ``line`` say where it is declared; replicas share the place. ``env_file_at`` is
+    where its env file is named, in the record or its spec.
     """
 
     name: str
@@ -43,6 +45,7 @@ class DeclaredRecord:
     spec: SandboxSpec
     file: str
     line: int
+    env_file_at: Place | None = None
 
 
 if TYPE_CHECKING:
@@ -164,10 +167,13 @@ class _Resolver:
         return problems
 
     def _add(self, entry: Entry, names: list[str], head: RecordSpec, spec: SandboxSpec) -> None:
-        place = (entry.key.file, entry.key.line)
+        base = self.specs[head.spec]
+        env_file_at = entry.node.place_of("env_file") or base.env_file_at
         for name in names:
             self._made_by[name] = entry
-            self.records[name] = DeclaredRecord(name, head.spec, head.state, spec, *place)
+            self.records[name] = DeclaredRecord(
+                name, head.spec, head.state, spec, entry.key.file, entry.key.line, env_file_at
+            )
 
 
 def _validate(

@@ -6,12 +6,9 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from reconciler.store.documents import counts
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 # As many links as the kernel follows.
 _MAX_LINKS: Final = 40
@@ -42,35 +39,35 @@ class Sight:
 Sights = dict[Path, Sight]
 
 
-def sights(desired: Path, others: Iterable[Path]) -> Sights:
-    """The folders to watch, those on the way and behind links included. Blocks.
+def desired_sights(desired: Path) -> Sights:
+    """The folders to watch for a desired file or folder. Blocks."""
+    found: Sights = {}
+    target = _follow(desired, found)
+    if target is not None and _is_folder(target):
+        found.setdefault(target, Sight()).add(Sight(whole=True, content=True))
+        for entry in _desired_in(target):
+            if _link(entry) is not None:
+                _follow(entry, found)
+    return found
+
+
+def file_sights(path: Path) -> Sights:
+    """The folders to watch for one file, those on the way and behind links included. Blocks.
 
     The way is followed as far as it exists, so that the rest is seen to come into being.
     """
     found: Sights = {}
-    target = _follow(desired.absolute(), found)
-    paths = list(others)
-    if target is not None and target.is_dir():
-        found.setdefault(target, Sight()).add(Sight(whole=True, content=True))
-        paths += [entry for entry in _desired_in(target) if entry.is_symlink()]
-    for path in paths:
-        _follow(path.absolute(), found)
+    _follow(path, found)
     return found
 
 
-def fingerprint(desired: Path, others: Iterable[Path]) -> tuple[object, ...]:
-    """What differs after a change that a watch may have missed. Blocks."""
-    return tuple((path, _state(path)) for path in (desired, *_desired_in(desired), *others))
+def desired_fingerprint(desired: Path) -> tuple[object, ...]:
+    """What differs after a change of a desired file or folder that a watch may miss. Blocks."""
+    return tuple((path, file_fingerprint(path)) for path in (desired, *_desired_in(desired)))
 
 
-def _desired_in(folder: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in folder.iterdir() if counts(entry.name))
-    except OSError:
-        return []
-
-
-def _state(path: Path) -> object:
+def file_fingerprint(path: Path) -> object:
+    """What differs after a change of one file that a watch may miss. Blocks."""
     try:
         found = path.stat()
     except OSError as error:
@@ -80,6 +77,13 @@ def _state(path: Path) -> object:
         return found.st_dev, found.st_ino, found.st_mode
     times = found.st_mtime_ns, found.st_ctime_ns
     return found.st_dev, found.st_ino, found.st_mode, found.st_size, *times
+
+
+def _desired_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if counts(entry.name))
+    except OSError:
+        return []
 
 
 def _follow(path: Path, found: Sights) -> Path | None:
@@ -106,14 +110,16 @@ def _follow(path: Path, found: Sights) -> Path | None:
 def _note(found: Sights, folder: Path, name: str, *, last: bool) -> None:
     sight = found.setdefault(folder, Sight())
     sight.names.add(name)
-    sight.content = sight.content or (last and not (folder / name).is_dir())
+    sight.content = sight.content or (last and not _is_folder(folder / name))
+
+
+# Path's own methods raise for a folder that may not be entered, up to Python 3.13.
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        return False
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def _link(path: Path) -> str | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from reconciler.core.errors import Diagnostic
     from reconciler.store.documents import Declarations, Entry, Report
+    from reconciler.store.nodes import Place
 
 Layer = dict[str, Any]
 
@@ -53,12 +54,16 @@ def _has_reachable_port(layer: Layer) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSpec:
-    """One spec: what it says itself, and what that amounts to; ``problems`` if it is unusable."""
+    """One spec: what it says itself, and what that amounts to; ``problems`` if it is unusable.
+
+    ``env_file_at`` is where it names an env file.
+    """
 
     layer: Layer
     size: int
     spec: SandboxSpec | None = None
     problems: tuple[Diagnostic, ...] = ()
+    env_file_at: Place | None = None
 
 
 def resolve_specs(declared: Declarations, defaults: SpecDefaults) -> Mapping[str, ResolvedSpec]:
@@ -75,7 +80,8 @@ def _resolve(entry: Entry, defaults: SpecDefaults, report: Report) -> ResolvedSp
         return ResolvedSpec({}, 1, problems=problems or report.add(node.complaint(message)))
     spec, complaints = _validate(entry, defaults)
     problems += report.add(*complaints)
-    return ResolvedSpec(node.data, node.size, None if problems else spec, problems)
+    usable = None if problems else spec
+    return ResolvedSpec(node.data, node.size, usable, problems, node.place_of("env_file"))
 
 
 def _validate(

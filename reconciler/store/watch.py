@@ -8,12 +8,19 @@ does not happen, it is told after a short quiet time.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final
 
 from reconciler.store.eyes import Eyes
-from reconciler.store.sights import fingerprint, sights
+from reconciler.store.sights import (
+    Sight,
+    Sights,
+    desired_fingerprint,
+    desired_sights,
+    file_fingerprint,
+    file_sights,
+)
+from reconciler.threads import BoundedCalls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
@@ -27,6 +34,7 @@ class Watch:
 
     ``rescan`` is how many seconds pass between looks at the files themselves, for changes of which
     the kernel does not tell: on a network's file system, or where its limits are reached.
+    ``calls`` is what all calls on the file system run in.
     """
 
     def __init__(
@@ -35,8 +43,10 @@ class Watch:
         extra: Callable[[], Iterable[Path]] = tuple,
         *,
         rescan: float = _RESCAN,
+        calls: BoundedCalls | None = None,
     ) -> None:
         self._desired = desired
+        self._calls = calls or BoundedCalls()
         self._extra = extra
         self._rescan = rescan
         self._problem = ""
@@ -53,7 +63,7 @@ class Watch:
         reading, so that no edit falls between it and the watch. Close it with
         ``contextlib.aclosing``, or by cancelling the task that waits for it.
         """
-        with contextlib.closing(Eyes()) as eyes:
+        with contextlib.closing(Eyes(self._calls)) as eyes:
             while True:
                 paths = self._paths()
                 await self._aim(eyes, paths)
@@ -70,11 +80,23 @@ class Watch:
                 return
 
     async def _aim(self, eyes: Eyes, paths: tuple[Path, ...]) -> None:
-        eyes.aim(await asyncio.to_thread(sights, self._desired, paths))
+        wanted: Sights = {}
+        for found in (await self._calls.each(paths, self._sights)).values():
+            for folder, sight in found.items() if isinstance(found, dict) else ():
+                wanted.setdefault(folder, Sight()).add(sight)
+        await eyes.aim(wanted)
         self._problem = eyes.problem
 
     async def _look(self, paths: tuple[Path, ...]) -> tuple[object, ...]:
-        return await asyncio.to_thread(fingerprint, self._desired, paths)
+        found = await self._calls.each(paths, self._fingerprint)
+        return tuple(it.errno if isinstance(it, OSError) else it for it in found.values())
+
+    def _sights(self, path: Path) -> Sights:
+        return desired_sights(path.absolute()) if path == self._desired else file_sights(path)
+
+    def _fingerprint(self, path: Path) -> object:
+        return desired_fingerprint(path) if path == self._desired else file_fingerprint(path)
 
     def _paths(self) -> tuple[Path, ...]:
-        return tuple(sorted(set(self._extra())))
+        """The desired path, and then the others."""
+        return self._desired, *sorted(set(self._extra()) - {self._desired})

@@ -402,13 +402,13 @@ async def test_a_disk_that_hangs_is_asked_by_one_thread_only(
         return Space(1, 2, 3)
 
     monkeypatch.setattr(disk, "space_of", hang)
-    measure = Statvfs(patience=0.05)
+    measure = Statvfs(limit=0.05)
     for _ in range(3):
         with pytest.raises(TimeoutError):
             await measure(tmp_path)
     assert asked == [tmp_path]
     answer.set()
     async with asyncio.timeout(60):
-        while measure._asking:  # noqa: ASYNC110 - the thread ends on its own
+        while measure._calls.hung:  # noqa: ASYNC110 - the thread ends on its own
             await asyncio.sleep(0.01)
-    assert await Statvfs(patience=60)(tmp_path) == Space(1, 2, 3)
+    assert await Statvfs(limit=60)(tmp_path) == Space(1, 2, 3)

@@ -195,3 +195,23 @@ async def test_a_change_is_not_durable_without_its_entry_in_the_ledger(
     monkeypatch.setattr(stage.manager.intake._env_files, "refresh", read_slowly)
     await stage.edit({"alice": "paused"})
     assert "record.changed" in told
+
+
+async def test_a_record_whose_env_file_cannot_be_read_holds_up_no_other(
+    stage: Stage, tmp_path: Path
+):
+    env = tmp_path / "llm.env"
+    env.mkdir()
+    await stage.edit_or_start({"alice": {"env_file": str(env)}, "bob": "running"})
+    await stage.after(60)
+    assert stage.phases() == {"bob": "running"}
+    assert stage.statuses()["alice"] == "ERROR"
+    assert "not a regular file" in stage.row("alice")["reason"]
+    (line,) = stage.notes.said(Event.MANIFEST_HELD)
+    assert line["location"].startswith(f"{stage.file}:")
+    env.rmdir()
+    env.write_text("MODEL=small\n", encoding="utf-8")
+    reading = await stage.manager.intake.read()
+    assert reading.diagnostics == ()
+    await stage.quiet()
+    assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}

@@ -74,7 +74,7 @@ def test_what_is_wrong_is_told_without_secrets(path, content, complaints):
 
 
 def test_what_is_not_there(path):
-    with pytest.raises(ManifestError, match="no such file"):
+    with pytest.raises(ManifestError, match="does not exist"):
         env_file.read(path)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.core.errors import Diagnostic, ManifestError
 from reconciler.core.spec import DesiredState, MountSpec, PortSpec, ProbeKind
-from reconciler.store.manifest import SpecDefaults, load
+from reconciler.store.manifest import SpecDefaults, env_file_errors, load
 from tests.store.manifests import HEAD, SPEC, complaints, loaded
 
 
@@ -170,13 +171,16 @@ def test_what_may_not_be_read(tmp_path, target):
     folder = tmp_path / "d"
     folder.mkdir()
     (folder / "a.yaml").write_text(HEAD)
-    for above in (tmp_path, *list(tmp_path.parents)[:2]):
+    for above in (tmp_path, *list(tmp_path.parents)[:3]):
         above.chmod(0o755)
     (folder if target == "folder" else folder / "a.yaml").chmod(0)
     with as_nobody():
         found = load(folder)
     folder.chmod(0o755)
-    assert found.diagnostics[0].message == "cannot be read: Permission denied"
+    (diagnostic,) = found.diagnostics
+    closed = folder if target == "folder" else diagnostic.file
+    assert diagnostic.message.startswith("cannot be read: Permission denied; ")
+    assert str(closed) in diagnostic.message
     assert found.fatal
 
 
@@ -235,6 +239,18 @@ def test_a_folder_inside_that_is_called_like_a_file(tmp_path):
     assert load(tmp_path).fatal
 
 
-def test_env_files_are_told(desired):
-    found = loaded(desired, HEAD + "  a: {spec: web, env_file: /e/x.env}\n")
-    assert found.env_files == {Path("/e/x.env")}
+def test_an_error_of_an_env_file_stands_where_the_file_is_named(desired):
+    found = loaded(
+        desired,
+        "version: 1\nspecs:\n  web: {image: i, env_file: /e/x.env}\nsandboxes:\n"
+        "  a: {spec: web}\n  b: {spec: web}\n  c: {spec: web, env_file: /e/y.env}\n",
+    )
+    assert found.env_paths() == {Path("/e/x.env"), Path("/e/y.env")}
+    refused = {
+        path: ManifestError((Diagnostic(path, 1, 1, "does not exist"),))
+        for path in ("/e/x.env", "/e/y.env")
+    }
+    assert [str(it) for it in env_file_errors(found.records.values(), refused)] == [
+        f"{desired}:3:19: env_file /e/x.env:1:1: does not exist",
+        f"{desired}:7:18: env_file /e/y.env:1:1: does not exist",
+    ]
