@@ -10,6 +10,8 @@ ReconcilerError
       ├── EngineUnavailable   it could not be asked: nothing is known about the outcome
       │    └── EngineTimeout  it did not answer in time: the outcome is unknown
       ├── Unreadable          it answered, and the answer cannot be understood
+      ├── CommandTimeout      a command in a container did not end in time
+      ├── Forbidden           the engine, or a proxy before it, does not allow the call
       ├── NotFound            the object is not there
       ├── ImageNotFound       the image is not on this engine
       ├── PullFailed          the registry or the engine refused the image
@@ -89,6 +91,14 @@ class EngineTimeout(EngineUnavailable):
 
 class Unreadable(EngineError):
     """The engine answered, and the answer cannot be understood. Nothing is known of the object."""
+
+
+class CommandTimeout(EngineError):
+    """A command in a container did not end in time; the engine itself answers."""
+
+
+class Forbidden(EngineError):
+    """The engine, or a proxy before it, does not allow the call: asking again will not help."""
 
 
 class NotFound(EngineError):

@@ -220,6 +220,7 @@ class Health:
 
     A run is a container's id and the time it started. ``since`` is when the verdict was reached;
     ``good`` and ``bad`` count the last results of a kind in a row; ``reason`` is the last bad's.
+    ``unknown`` says why the sandbox cannot be asked now; empty where it can be.
     """
 
     container_id: str = ""
@@ -229,6 +230,7 @@ class Health:
     good: int = 0
     bad: int = 0
     reason: str = ""
+    unknown: str = ""
 
 
 @dataclass(frozen=True, slots=True)

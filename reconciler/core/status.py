@@ -49,15 +49,17 @@ def _running(view: View, current: Container) -> tuple[Status, str]:
         return Status.ERROR, view.desired.problem
     if view.desired is None or view.desired.spec.health is None:
         return Status.RUNNING, ""
+    health = view.health
+    unknown = f"its health is unknown: {health.unknown}" if health.unknown else ""
     match verdict_of(view, current):
         case Verdict.GOOD:
-            return Status.RUNNING, ""
+            return Status.RUNNING, unknown
         case Verdict.UNHEALTHY:
-            return Status.ERROR, f"unhealthy: {view.health.reason}"
+            return Status.ERROR, f"unhealthy: {health.reason}"
         case Verdict.BAD:
-            return Status.STARTING, view.health.reason
+            return Status.STARTING, unknown or health.reason
         case _:
-            return Status.STARTING, "not probed yet"
+            return Status.STARTING, unknown or "not probed yet"
 
 
 def _made(view: View) -> tuple[Status, str]:

@@ -6,11 +6,13 @@ import asyncio
 import math
 import time
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core import naming
 from reconciler.core.errors import (
     Busy,
+    EngineError,
     EngineTimeout,
     EngineUnavailable,
     NameTaken,
@@ -96,7 +98,17 @@ class DockerEngine:
         version = await self._client.call(get("version"), self._read_timeout)
         about = await self._client.call(get("info"), self._read_timeout)
         with understood("itself"):
-            return codec.info(version, about, local=self._client.is_local)
+            who = codec.info(version, about, local=self._client.is_local)
+        return replace(who, gateway=await self._gateway())
+
+    async def _gateway(self) -> str:
+        try:
+            bridge = await self._ask(get("networks/bridge"))
+            with understood("its default bridge"):
+                return codec.gateway(bridge)
+        except EngineError:
+            # It has no bridge, or a proxy hides it: then nothing depends on its address.
+            return ""
 
     # --- what is there ------------------------------------------------------------------------
 
@@ -356,10 +368,10 @@ class DockerEngine:
         return self._inside.follow_logs(container_id, lines)
 
     async def run_in(self, container_id: str, command: Sequence[str], limit: float) -> int:
-        """Run a command in it and return its exit code. One that does not end runs on.
+        """Run a command in it and return its exit code. One that does not end keeps running.
 
         Raises:
-            EngineTimeout: it did not end within ``limit`` seconds.
+            CommandTimeout: it did not end within ``limit`` seconds.
         """
         return await self._inside.run(container_id, command, limit)
 

@@ -224,6 +224,12 @@ def index_server(info: Mapping[str, Any]) -> str:
     return text(info.get("IndexServerAddress") or "")
 
 
+def gateway(network: Mapping[str, Any]) -> str:
+    """The engine's own address on an inspected network; empty where it has none."""
+    pools = network["IPAM"]["Config"] or ()
+    return next((text(pool["Gateway"]) for pool in pools if pool.get("Gateway")), "")
+
+
 def event(line: bytes, instance: str) -> EngineEvent | None:
     """One line of the event stream; None where it is about nothing of ours, or cannot be read.
 

@@ -14,6 +14,7 @@ from reconciler.core.errors import (
     Busy,
     EngineError,
     EngineUnavailable,
+    Forbidden,
     ImageNotFound,
     NameTaken,
     NotFound,
@@ -37,6 +38,7 @@ class AlreadySo(EngineError):
 
 NO_CONNECTION: Final = 900
 BAD_REQUEST: Final = 400
+_FORBIDDEN: Final = 403
 NOT_FOUND: Final = 404
 CONFLICT: Final = 409
 _GATEWAY: Final = frozenset({502, 503, 504})
@@ -109,6 +111,7 @@ def common(status: int, text: str) -> EngineError:
 
 _BY_STATUS: Final[dict[int, type[EngineError]]] = {
     BAD_REQUEST: Refused,
+    _FORBIDDEN: Forbidden,
     NOT_FOUND: NotFound,
     CONFLICT: Busy,
 }
@@ -161,6 +164,11 @@ def on_rename(status: int, text: str) -> EngineError:
     if "same name as its current name" in text:
         return AlreadySo(cut(text))
     return common(status, text)
+
+
+def on_exec(status: int, text: str) -> EngineError:
+    """Refused, where the container is the reason that a command cannot run in it."""
+    return Refused(cut(text)) if _will_not(status, text) else common(status, text)
 
 
 def on_image_removal(status: int, text: str) -> EngineError:

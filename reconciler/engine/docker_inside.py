@@ -7,10 +7,10 @@ from collections import deque
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from reconciler.core.errors import EngineTimeout, EngineUnavailable, NotFound
+from reconciler.core.errors import CommandTimeout, EngineTimeout, EngineUnavailable, NotFound
 from reconciler.engine import docker_codec as codec
 from reconciler.engine import docker_requests as requests
-from reconciler.engine.docker_errors import understood
+from reconciler.engine.docker_errors import on_exec, understood
 from reconciler.engine.docker_stream import lines_of, log_splitter
 
 if TYPE_CHECKING:
@@ -58,13 +58,20 @@ class Inside:
         No engine can end it, so until it has ended the same command is not begun again.
 
         Raises:
-            EngineTimeout: it did not end in time, or one that was begun earlier has not ended.
+            CommandTimeout: it did not end in time, or one that was begun earlier has not ended.
+            EngineTimeout: the engine did not answer in time.
         """
         try:
             async with asyncio.timeout(limit):
                 return await self._exec(container_id, command)
         except TimeoutError as error:
-            raise EngineTimeout(f"the command did not end within {limit:g} s") from error
+            exec_id = self._begun.get((container_id, *command))
+            if exec_id is not None and await self._runs(exec_id):
+                raise CommandTimeout(f"the command did not end within {limit:g} s") from error
+            raise EngineTimeout(
+                f"the engine did not run a command within {limit:g} s: see whether it is "
+                "overloaded or stuck"
+            ) from error
 
     @asynccontextmanager
     async def _log(
@@ -83,14 +90,14 @@ class Inside:
     async def _exec(self, container_id: str, command: Sequence[str]) -> int:
         place = (container_id, *command)
         if place in self._begun and await self._runs(self._begun[place]):
-            raise EngineTimeout("the same command, begun earlier, has not ended: see why it hangs")
+            raise CommandTimeout("the same command, begun earlier, has not ended: see why it hangs")
         create = requests.exec_create(container_id, command)
-        made = await self._client.call(create, self._call_timeout)
+        made = await self._client.call(create, self._call_timeout, on_exec)
         with understood("a command"):
             exec_id = codec.identifier(made)
         self._remember(place, exec_id)
         start = requests.exec_start(exec_id)
-        async with self._client.stream(start, self._call_timeout) as output:
+        async with self._client.stream(start, self._call_timeout, on_exec) as output:
             async for _ in output:
                 pass
         self._begun.pop(place, None)

@@ -24,6 +24,7 @@ class EngineInfo:
     """Who the engine is. ``root`` is the folder where it keeps its data, on its own host.
 
     ``local``: it was reached by a socket of this host, so ``root`` is, as a rule, a folder here.
+    ``gateway`` is its address on its default bridge; empty where it has none or does not say.
     """
 
     name: str
@@ -32,6 +33,7 @@ class EngineInfo:
     root: str
     rootless: bool = False
     local: bool = False
+    gateway: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,5 +239,5 @@ class Engine(Protocol):
         """Run a command in it and return its exit code.
 
         Raises:
-            EngineTimeout: it did not end within ``limit`` seconds.
+            CommandTimeout: it did not end within ``limit`` seconds; it keeps running.
         """

@@ -211,8 +211,13 @@ class Controller:
         elif health.verdict is Verdict.UNHEALTHY:
             self._reporter.tell(Event.SANDBOX_UNHEALTHY, key, health.reason, failures=health.bad)
             # Perhaps it is dead, and its event is late or lost: an end is not taken for our own.
-            for container in self._cache.observed(key).containers:
-                self._cache.touch(key, container.id)
+            self.inspect_again(key)
+        self._enqueue(key, Priority.EVENT, 0.0)
+
+    def inspect_again(self, key: str) -> None:
+        """Have the key's containers inspected, and a pass over it."""
+        for container in self._cache.observed(key).containers:
+            self._cache.touch(key, container.id)
         self._enqueue(key, Priority.EVENT, 0.0)
 
     def on_pulled(self, key: str, image: str, error: EngineError | None) -> None:

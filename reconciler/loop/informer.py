@@ -35,7 +35,8 @@ class Informer:
 
     ``wanted`` names the keys that are looked at again with every list, though nothing bears them.
     ``on_removed`` is called when the engine has removed a container. ``connections`` counts the
-    full observations that followed a new connection.
+    full observations that followed a new connection. ``info`` is what the engine last said about
+    itself.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Informer:
         self.complete = False
         self.error = "not asked yet"
         self.connections = 0
+        self.info: EngineInfo | None = None
         self._reported: Event | None = None
         self._relist_asked = asyncio.Event()
         self._broken: set[str] = set()
@@ -94,6 +96,7 @@ class Informer:
 
     async def _sync(self) -> None:
         info = None if self._reported is Event.ENGINE_CONNECTED else await self._info()
+        self.info = info or self.info
         await self._list(everything=True)
         if not self.ever_synced:
             # What exists is adopted before anything is made. Later, each key's own pass inspects.

@@ -124,7 +124,9 @@ class Manager:
         self.prober = Prober(
             engine,
             on_verdict=self._on_verdict,
+            on_doubt=self._on_doubt,
             engine_answers=self.informer.synced.is_set,
+            engine_info=lambda: self.informer.info,
             reporter=reporter,
             clock=clock,
         )
@@ -288,6 +290,9 @@ class Manager:
 
     def _on_verdict(self, key: str, health: Health) -> None:
         self._controller.on_verdict(key, health)
+
+    def _on_doubt(self, key: str) -> None:
+        self._controller.inspect_again(key)
 
     def _images_in_use(self) -> set[str] | None:
         # A record that cannot be read may name any image.

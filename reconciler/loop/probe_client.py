@@ -113,6 +113,7 @@ async def ask_http(peer: Peer, question: Question) -> str | None:
     """None where the status is 200 to 399, else what is wrong.
 
     Raises:
+        ConnectionRefusedError: nothing listens.
         Unasked: this host cannot connect.
     """
     try:
@@ -131,20 +132,31 @@ async def ask_http(peer: Peer, question: Question) -> str | None:
     return f"HTTP {status} on {quote(question.path, safe=_IN_PATH)[:_LONGEST_SHOWN_PATH]}"
 
 
-async def ask_tcp(peer: Peer) -> str | None:
-    """None where the port accepts a connection, else what is wrong.
+async def ask_tcp(peer: Peer, settles: float) -> str | None:
+    """None where something listens on the port, else what is wrong.
+
+    An engine's proxy accepts every connection, and closes it at once where nothing listens in the
+    container. So a connection counts that gives a byte or stays open for ``settles`` seconds.
 
     Raises:
+        ConnectionRefusedError: nothing listens.
         Unasked: this host cannot connect.
     """
     try:
-        with await _connected(peer):
-            return None
+        with await _connected(peer) as wire:
+            try:
+                async with asyncio.timeout(settles):
+                    heard = await wire.receive() if settles else b"-"
+            except TimeoutError:
+                return None
     except OSError as error:
         return _reason(error, peer)
+    return None if heard else "the connection is closed at once: nothing listens in the container"
 
 
 def _reason(error: OSError, peer: Peer) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        raise error
     if error.errno in _OUR_TROUBLE:
         raise Unasked(_OUR_TROUBLE[error.errno].format(address=peer.address)) from error
     if error.errno is None:

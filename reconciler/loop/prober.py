@@ -1,48 +1,63 @@
-"""Health probes: one task a sandbox, so that one that hangs delays no other."""
+"""Health probes: one task for each sandbox, so that one that hangs delays no other."""
 
 from __future__ import annotations
 
 import asyncio
 import zlib
+from collections import defaultdict
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.errors import (
+    OUT_OF_FILES,
+    Busy,
+    CommandTimeout,
     EngineError,
     EngineTimeout,
     EngineUnavailable,
+    Forbidden,
+    NotFound,
+    Refused,
     is_out_of_files,
 )
 from reconciler.core.model import Health, Verdict
 from reconciler.core.policy import fold
 from reconciler.core.spec import HealthSpec, ProbeKind
+from reconciler.engine.reachability import LOOPBACK, why_unreachable
 from reconciler.loop.probe_client import Peer, Question, Unasked, ask_http, ask_tcp
 from reconciler.service.events import Event
+from reconciler.service.redact import redactor
+from reconciler.service.supervision import supervise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reconciler.core.model import Container, Desired
-    from reconciler.engine.protocol import Engine
+    from reconciler.engine.protocol import Engine, EngineInfo
     from reconciler.loop.reporter import Reporter
 
 _EAGER_FIRST: Final = 0.1
 _EAGER_FACTOR: Final = 1.3
 _JITTER: Final = 0.1
-_AFTER_DEFECT: Final = 5.0
+# Seconds. An engine's proxy takes under 1 ms to close a connection; a busy host may delay it.
+_SETTLES: Final = 1.0
 _REASON_LENGTH: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One run of a container, and how to ask it. ``port`` is on ``address``; 0 for exec probes."""
+    """One run of a container, and how to ask it. ``port`` is on ``address``; 0 for exec probes.
+
+    ``proxied``: the port is published, so the engine's proxy may be what accepts connections.
+    """
 
     container_id: str
     started_at: float
     spec: HealthSpec
     address: str
     port: int
+    proxied: bool = False
 
     @property
     def peer(self) -> Peer:
@@ -55,6 +70,11 @@ class Target:
         spec = self.spec
         return Question(spec.path, spec.headers, spec.host, tls=spec.scheme == "https")
 
+    @property
+    def settles(self) -> float:
+        """Seconds that a connection must stay open before it shows that something listens."""
+        return min(self.spec.timeout / 2, _SETTLES) if self.proxied else 0.0
+
 
 @dataclass(slots=True)
 class _Watched:
@@ -64,10 +84,12 @@ class _Watched:
 
 
 class Prober:
-    """Keeps the health of what it is told to watch; says which key's verdict changed.
+    """Keeps the health of what it watches, and reports each key whose verdict changed.
 
-    While ``engine_answers`` does not hold, a bad answer is no verdict: a command cannot be run and
-    published ports are gone, and the sandboxes may be as well as ever.
+    ``on_doubt`` gets a key whose container the engine says is not running: an event was lost.
+    A probe that cannot be made says nothing: the verdict stays, and the cause is in the health.
+    While ``engine_answers`` does not hold, a bad answer is no verdict either: published ports are
+    gone, and the sandboxes may be well. ``engine_info`` is what the engine last said of itself.
     """
 
     def __init__(
@@ -75,19 +97,24 @@ class Prober:
         engine: Engine,
         *,
         on_verdict: Callable[[str, Health], None],
+        on_doubt: Callable[[str], None],
         engine_answers: Callable[[], bool],
+        engine_info: Callable[[], EngineInfo | None],
         reporter: Reporter,
         clock: Callable[[], float],
     ) -> None:
         self._engine = engine
-        self._reporter = reporter
         self._on_verdict = on_verdict
+        self._on_doubt = on_doubt
         self._engine_answers = engine_answers
+        self._engine_info = engine_info
+        self._reporter = reporter
         self._clock = clock
         self._watched: dict[str, _Watched] = {}
+        self._obstacles = _Obstacles(reporter)
 
     def health(self, key: str) -> Health:
-        """What the probes say of the key's present run."""
+        """The probes' findings about the key's present run."""
         watched = self._watched.get(key)
         return watched.health if watched else Health()
 
@@ -98,10 +125,15 @@ class Prober:
             return
         if watched is not None:
             self._watched.pop(key).task.cancel()
+            self._obstacles.clear(key)
         if target is not None:
-            # In a context of its own: it outlives the pass that it is begun in.
+            # In a new context: the task outlives the pass that starts it.
             task = asyncio.create_task(
-                self._supervise(key, target),
+                supervise(
+                    f"probe {key}",
+                    lambda: self._probe_until_cancelled(key, target),
+                    self._reporter,
+                ),
                 name=f"probe {key}",
                 context=Context(),
             )
@@ -116,20 +148,6 @@ class Prober:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _supervise(self, key: str, target: Target) -> None:
-        """Probe until cancelled; a defect in the probing is logged and it starts again."""
-        while True:
-            try:
-                await self._probe_until_cancelled(key, target)
-            except Exception as error:  # noqa: BLE001 - a task that ends silently is the worst
-                self._reporter.complain(
-                    Event.TASK_FAILED,
-                    about=f"probe {key}",
-                    task=f"probe {key}",
-                    error=type(error).__name__,
-                )
-                await asyncio.sleep(_AFTER_DEFECT)
-
     async def _probe_until_cancelled(self, key: str, target: Target) -> None:
         share = zlib.crc32(key.encode()) / (1 << 32)
         eager = _EAGER_FIRST
@@ -142,57 +160,106 @@ class Prober:
                 await asyncio.sleep(eager * (1 - _JITTER * share))
 
     async def _probe_once(self, key: str, target: Target) -> Health:
+        bad, unasked, stopped = None, "", False
         try:
             bad = await self._probe(target)
-        except Unasked:
-            return self.health(key)
-        return self._learn(key, target, bad)
-
-    def _learn(self, key: str, target: Target, bad: str | None) -> Health:
+        except (Busy, NotFound):
+            stopped = True
+        except Unasked as error:
+            unasked = str(error)
         watched = self._watched.get(key)
         if watched is None or watched.target != target:
             return Health()
-        former = watched.health
-        if bad is not None and not self._engine_answers():
-            return former
-        watched.health = fold(former, target.spec, bad, self._clock())
-        if watched.health.verdict is not former.verdict:
-            self._on_verdict(key, watched.health)
+        if stopped:
+            self._on_doubt(key)
+        # That an engine is lost is reported elsewhere, once.
+        elif (bad is None and not unasked) or self._engine_answers():
+            self._learn(key, watched, bad, unasked)
         return watched.health
+
+    def _learn(self, key: str, watched: _Watched, bad: str | None, unasked: str) -> None:
+        former = watched.health
+        if unasked:
+            self._obstacles.meet(key, unasked)
+            watched.health = replace(former, unknown=unasked)
+            return
+        self._obstacles.clear(key)
+        health = fold(replace(former, unknown=""), watched.target.spec, bad, self._clock())
+        if health.verdict is not former.verdict:
+            self._on_verdict(key, health)
+        watched.health = health
 
     async def _probe(self, target: Target) -> str | None:
         """None where the sandbox is well, else what is wrong.
 
         Raises:
+            Busy, NotFound: the container is not running.
             Unasked: nothing is known.
         """
+        limit = target.spec.timeout
         try:
-            async with asyncio.timeout(target.spec.timeout):
-                return await self._ask(target)
+            if target.spec.kind is ProbeKind.EXEC:
+                return await self._ask_exec(target)
+            async with asyncio.timeout(limit):
+                if target.spec.kind is ProbeKind.TCP:
+                    return await ask_tcp(target.peer, target.settles)
+                return await ask_http(target.peer, target.question)
         except TimeoutError:
-            return f"no answer within {target.spec.timeout:g} s"
-        except EngineError as error:
-            if _says_nothing(error):
-                raise Unasked(str(error)) from error
-            return (str(error) or type(error).__name__)[:_REASON_LENGTH]
-        except Unasked:
+            return f"no answer within {limit:g} s"
+        except ConnectionRefusedError as error:
+            info = self._engine_info()
+            if info and (why := why_unreachable(info, target.address)):
+                raise Unasked(why) from error
+            return f"nothing listens on port {target.port}"
+        except (Unasked, Busy, NotFound):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a peer provokes is a bad answer
             return f"the answer cannot be understood ({type(error).__name__})"
 
-    async def _ask(self, target: Target) -> str | None:
-        match target.spec.kind:
-            case ProbeKind.HTTP:
-                return await ask_http(target.peer, target.question)
-            case ProbeKind.TCP:
-                return await ask_tcp(target.peer)
-            case ProbeKind.EXEC:
-                return await self._ask_exec(target)
-
     async def _ask_exec(self, target: Target) -> str | None:
         command, limit = target.spec.command, target.spec.timeout
-        code = await self._engine.run_in(target.container_id, command, limit)
+        try:
+            code = await self._engine.run_in(target.container_id, command, limit)
+        except (CommandTimeout, Refused) as error:
+            return redactor.clean(str(error), _REASON_LENGTH)
+        except (Busy, NotFound):
+            raise
+        except EngineError as error:
+            raise Unasked(_why_not_run(error)) from error
         return None if code == 0 else f"{command[0]} ended with exit code {code}"
+
+
+class _Obstacles:
+    """Why sandboxes cannot be probed. Each cause is logged once, however many it concerns."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._causes: dict[str, str] = {}
+        self._keys: defaultdict[str, set[str]] = defaultdict(set)
+
+    def meet(self, key: str, cause: str) -> None:
+        """The key cannot be probed now."""
+        if self._causes.get(key) == cause:
+            return
+        self.clear(key)
+        first = not self._keys[cause]
+        self._causes[key] = cause
+        self._keys[cause].add(key)
+        self._reporter.note(Event.PROBE_UNKNOWN, key, cause)
+        if first:
+            self._reporter.complain(Event.PROBE_UNKNOWN, about=cause, sandbox=key, cause=cause)
+
+    def clear(self, key: str) -> None:
+        """The key is probed again, or needs no probe any more."""
+        cause = self._causes.pop(key, None)
+        if cause is None:
+            return
+        self._reporter.note(Event.PROBE_KNOWN, key, cause)
+        self._keys[cause].discard(key)
+        if not self._keys[cause]:
+            del self._keys[cause]
+            self._reporter.resolve(Event.PROBE_UNKNOWN, about=cause)
+            self._reporter.log(Event.PROBE_KNOWN, sandbox=key, cause=cause)
 
 
 def target_of(desired: Desired, container: Container, address: str) -> Target | None:
@@ -209,13 +276,33 @@ def target_of(desired: Desired, container: Container, address: str) -> Target | 
         inside = named[health.port] if health.port else desired.spec.ports[0].container_port
         port = container.ports.get(inside, inside)
     host = address if container.ports else "127.0.0.1"
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - a lookup
-    return Target(container.id, container.started_at, health, reachable, port)
+    return Target(
+        container.id,
+        container.started_at,
+        health,
+        LOOPBACK.get(host, host),
+        port,
+        proxied=bool(container.ports),
+    )
 
 
-def _says_nothing(error: Exception) -> bool:
-    lost = isinstance(error, EngineUnavailable) and not isinstance(error, EngineTimeout)
-    return lost or is_out_of_files(error)
+def _why_not_run(error: EngineError) -> str:
+    """Why a command was not run: one text for one cause, in every sandbox."""
+    if is_out_of_files(error):
+        return OUT_OF_FILES
+    match error:
+        case EngineTimeout():
+            return "the engine does not run the probe's command in time: see whether it is stuck"
+        case EngineUnavailable():
+            return "the engine cannot be asked to run the probe's command"
+        case Forbidden():
+            return (
+                "commands in containers are forbidden here: allow them in the proxy before the "
+                "engine (POST=1, EXEC=1), or use an http or tcp probe"
+            )
+        case _:
+            cause = redactor.clean(str(error), _REASON_LENGTH)
+            return f"the engine does not run the probe's command: {cause}"
 
 
 def _until_turn(share: float, interval: float) -> float:

@@ -60,6 +60,21 @@ def test_a_status_for_each_verdict(verdict, expected):
 
 
 @pytest.mark.parametrize(
+    ("verdict", "expected"),
+    [
+        (Verdict.GOOD, (Status.RUNNING, "its health is unknown: no route")),
+        (Verdict.BAD, (Status.STARTING, "its health is unknown: no route")),
+        (Verdict.UNKNOWN, (Status.STARTING, "its health is unknown: no route")),
+        (Verdict.UNHEALTHY, (Status.ERROR, "unhealthy: refused")),
+    ],
+)
+def test_a_status_says_why_health_is_unknown(verdict, expected):
+    runs = container()
+    seen = health(verdict, runs, reason="refused", unknown="no route")
+    assert status_of(view(desired(health=HEALTH), runs, health=seen)) == expected
+
+
+@pytest.mark.parametrize(
     ("memory", "expected"),
     [
         (Memory(last_exit=NOW - 10), (Status.STARTING, "")),

@@ -10,8 +10,8 @@ from reconciler.core import naming
 from reconciler.core.blueprint import labels
 from reconciler.core.errors import (
     Busy,
+    CommandTimeout,
     EngineError,
-    EngineTimeout,
     ImageNotFound,
     NameTaken,
     NotFound,
@@ -529,20 +529,20 @@ async def test_a_command_ends_with_its_code(world: World) -> None:
 
 async def test_a_command_that_does_not_end(world: World) -> None:
     container = await run(world, "alice")
-    with pytest.raises(EngineTimeout, match="within"):
+    with pytest.raises(CommandTimeout, match="within"):
         await world.engine.run_in(container, ["sh", "-c", "sleep 30"], 0.5)
 
 
 async def test_a_command_that_has_not_ended_is_not_begun_again(world: World) -> None:
     container, hanging = await run(world, "alice"), ["sh", "-c", "sleep 30"]
-    with pytest.raises(EngineTimeout, match="within"):
+    with pytest.raises(CommandTimeout, match="within"):
         await world.engine.run_in(container, hanging, 0.5)
-    with pytest.raises(EngineTimeout, match="has not ended"):
+    with pytest.raises(CommandTimeout, match="has not ended"):
         await world.engine.run_in(container, hanging, 10)
     assert await world.engine.run_in(container, ["true"], 10) == 0
     await world.engine.stop(container, 0)
     await world.engine.start(container)
-    with pytest.raises(EngineTimeout, match="within"):
+    with pytest.raises(CommandTimeout, match="within"):
         await world.engine.run_in(container, hanging, 0.5)
 
 

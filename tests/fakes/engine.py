@@ -13,7 +13,7 @@ from reconciler.core import naming
 from reconciler.core.blueprint import Blueprint
 from reconciler.core.errors import (
     Busy,
-    EngineTimeout,
+    CommandTimeout,
     NameTaken,
     NotFound,
     PullFailed,
@@ -70,6 +70,7 @@ class FakeEngine:
         # Names of containers whose row and inspection cannot be read.
         self.unreadable: set[str] = set()
         self.root, self.local = ROOT, True
+        self.gateway = ""
         self._sleep = sleep
         self._faults: dict[str, deque[_Fault]] = defaultdict(deque)
         self._hung: dict[str, asyncio.Event] = {}
@@ -130,7 +131,9 @@ class FakeEngine:
 
     async def info(self) -> EngineInfo:
         async with self._doing("info"):
-            return EngineInfo("Fake", "1.0", "1.41", self.root, local=self.local)
+            return EngineInfo(
+                "Fake", "1.0", "1.41", self.root, local=self.local, gateway=self.gateway
+            )
 
     async def list(self) -> Listing:
         async with self._doing("list"):
@@ -311,9 +314,9 @@ class FakeEngine:
         # A command that does not end lasts as long as the run that it is in.
         place = (seen.id, seen.started_at, *command)
         if place in self._begun:
-            raise EngineTimeout("the same command, begun earlier, has not ended")
+            raise CommandTimeout("the same command, begun earlier, has not ended")
         self._begun.add(place)
-        raise EngineTimeout(f"the command did not end within {limit:g} s")
+        raise CommandTimeout(f"the command did not end within {limit:g} s")
 
     def _ours(self, box: Box) -> bool:
         return box.labels.get(naming.LABEL_INSTANCE) == self.instance

@@ -1,14 +1,28 @@
 import asyncio
+import socket
+import struct
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
+from reconciler.core.errors import (
+    Busy,
+    CommandTimeout,
+    EngineError,
+    EngineTimeout,
+    EngineUnavailable,
+    Forbidden,
+    NotFound,
+    Refused,
+)
 from reconciler.core.model import Health, Verdict
 from reconciler.core.spec import HealthSpec
+from reconciler.engine.protocol import EngineInfo
+from reconciler.engine.reachability import why_unreachable
 from reconciler.loop.prober import Prober, Target, target_of
 from reconciler.service.events import Event
 from tests.core import builders
@@ -30,15 +44,19 @@ class Ward:
     def __init__(self) -> None:
         self.engine = FakeEngine()
         self.told: list[tuple[str, Verdict]] = []
+        self.doubted: list[str] = []
         self.news = asyncio.Event()
         self.clock = WallClock()
         self.engine_answers = True
+        self.info: EngineInfo | None = None
         self.deaf = False
         self.notes = Notebook(asyncio.get_running_loop().time)
         self.prober = Prober(
             self.engine,
             on_verdict=self._hear,
+            on_doubt=self.doubted.append,
             engine_answers=lambda: self.engine_answers,
+            engine_info=lambda: self.info,
             reporter=self.notes,
             clock=self.clock,
         )
@@ -114,11 +132,38 @@ async def test_an_http_probe_goes_by_the_status(ward: Ward, status: str, verdict
 
 
 @real_time
-async def test_a_tcp_probe_asks_for_a_connection_alone(ward: Ward):
+@pytest.mark.parametrize("proxied", [False, True])
+async def test_a_tcp_probe_needs_a_connection_that_stays(ward: Ward, *, proxied: bool):
     async with listening(None) as port:
-        ward.prober.watch("alice", target({"kind": "tcp", **QUICK}, port, run=0.0))
+        tcp = replace(target({"kind": "tcp", **QUICK}, port, run=0.0), proxied=proxied)
+        ward.prober.watch("alice", tcp)
         await ward.until(("alice", Verdict.GOOD))
     await ward.until(("alice", Verdict.UNHEALTHY))
+
+
+@real_time
+@pytest.mark.parametrize(
+    ("chunks", "end", "verdict"),
+    [
+        ([], "close", Verdict.UNHEALTHY),
+        ([], "reset", Verdict.UNHEALTHY),
+        ([b"220 ready"], "close", Verdict.GOOD),
+    ],
+)
+async def test_a_tcp_probe_behind_a_proxy_needs_a_listener(
+    ward: Ward, chunks: list[bytes], end: str, verdict: Verdict
+):
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(chunks)
+        if end == "reset":
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async with serving(serve, asyncio.start_server, "127.0.0.1", 0) as server:
+        tcp = target({"kind": "tcp", **PATIENT}, server.sockets[0].getsockname()[1], run=0.0)
+        ward.prober.watch("alice", replace(tcp, proxied=True))
+        await ward.until(("alice", verdict))
+    assert ward.told[0] == ("alice", verdict if verdict is Verdict.GOOD else Verdict.BAD)
 
 
 @real_time
@@ -190,11 +235,10 @@ async def test_a_defect_outside_the_probe_is_logged_and_probing_starts_again(war
     ward.deaf = True
     ward.watch_exec()
     await asyncio.sleep(60)
-    assert ward.notes.said(Event.TASK_FAILED) == [{"task": "probe alice", "error": "RuntimeError"}]
+    assert ward.notes.said(Event.TASK_FAILED)[0]["task"] == "probe alice"
     ward.deaf = False
-    ward.answer(1)
     await asyncio.sleep(60)
-    assert ward.told == [("alice", Verdict.UNHEALTHY)]
+    assert ward.told == [("alice", Verdict.GOOD)]
 
 
 async def test_sandboxes_made_together_are_probed_apart(ward: Ward):
@@ -243,8 +287,8 @@ async def test_a_single_bad_answer_of_one_that_was_well_is_noise(ward: Ward):
     assert ward.told == [("alice", Verdict.GOOD)]
 
 
-@pytest.mark.parametrize("error", [EngineTimeout("hangs"), EngineError("no such program")])
-async def test_an_exec_that_cannot_be_asked_is_a_bad_answer(ward: Ward, error: Exception):
+@pytest.mark.parametrize("error", [CommandTimeout("it hangs"), Refused("no such program")])
+async def test_a_command_that_cannot_run_is_a_bad_answer(ward: Ward, error: Exception):
     ward.answer(error)
     ward.watch_exec(startup_grace="0s", failures=1)
     await asyncio.sleep(1)
@@ -252,12 +296,106 @@ async def test_an_exec_that_cannot_be_asked_is_a_bad_answer(ward: Ward, error: E
     assert str(error) in ward.prober.health("alice").reason
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (Forbidden("denied by rule 17"), "EXEC=1"),
+        (EngineTimeout("POST /containers/4f1 hangs"), "see whether it is stuck"),
+        (EngineUnavailable("gone"), "cannot be asked"),
+        (EngineUnavailable("x: may open no more files"), "cannot be asked"),
+        (EngineError("internal error"), "internal error"),
+    ],
+)
+async def test_what_cannot_be_asked_is_unknown(ward: Ward, error: Exception, words: str):
+    ward.answer(0)
+    for key in ("alice", "bob"):
+        ward.watch_exec(key, startup_grace="0s", failures=1)
+    ward.answer(error)
+    ward.watch_exec("carol", startup_grace="0s", failures=1)
+    ward.answer(0)
+    await asyncio.sleep(1)
+    ward.answer(error)
+    await asyncio.sleep(600)
+    assert sorted(ward.told) == [(key, Verdict.GOOD) for key in ("alice", "bob", "carol")]
+    assert words in ward.prober.health("alice").unknown
+    (said,) = ward.notes.said(Event.PROBE_UNKNOWN)
+    assert words in said["cause"]
+    ward.answer(0)
+    await asyncio.sleep(20)
+    assert ward.prober.health("alice").unknown == ""
+    assert len(ward.notes.said(Event.PROBE_KNOWN)) == 1
+    ward.answer(1)
+    await asyncio.sleep(20)
+    assert ("alice", Verdict.UNHEALTHY) in ward.told
+
+
+@pytest.mark.parametrize("error", [Busy("container 4f1 is paused"), NotFound("no container")])
+async def test_a_container_that_does_not_run_is_inspected_again(ward: Ward, error: Exception):
+    ward.answer(0)
+    ward.watch_exec(startup_grace="0s", failures=1)
+    await asyncio.sleep(1)
+    ward.answer(error)
+    await asyncio.sleep(60)
+    assert ward.told == [("alice", Verdict.GOOD)]
+    assert set(ward.doubted) == {"alice"}
+    assert not ward.notes.said(Event.PROBE_UNKNOWN)
+
+
+async def test_a_sandbox_that_goes_takes_its_unknown_health_along(ward: Ward):
+    ward.answer(Forbidden("denied"))
+    ward.watch_exec()
+    await asyncio.sleep(60)
+    ward.prober.watch("alice", None)
+    assert len(ward.notes.said(Event.PROBE_KNOWN)) == 1
+
+
+@real_time
+@pytest.mark.parametrize("kind", ["http", "tcp"])
+@pytest.mark.parametrize(
+    ("gateway", "rootless", "unknown"),
+    [
+        # An address for documentation: no host has it.
+        ("192.0.2.1", False, True),
+        ("2001:db8::1", False, True),
+        ("127.0.0.1", False, False),
+        ("192.0.2.1", True, False),
+        ("", False, False),
+        ("not an address", False, True),
+    ],
+)
+async def test_a_refusal_in_another_network_than_the_engines_is_unknown(
+    ward: Ward, kind: str, gateway: str, *, rootless: bool, unknown: bool
+):
+    ward.info = EngineInfo("Docker", "1", "1.41", "/", rootless=rootless, gateway=gateway)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        refusing = target({"kind": kind, **PATIENT}, bound.getsockname()[1], run=0.0)
+        ward.prober.watch("alice", refusing)
+        async with asyncio.timeout(60):
+            while not (health := ward.prober.health("alice")).unknown and health.bad < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert health.verdict is (Verdict.UNKNOWN if unknown else Verdict.UNHEALTHY)
+    assert ("--network host" in health.unknown) == unknown
+    assert health.reason == ("" if unknown else f"nothing listens on port {refusing.port}")
+
+
+def test_a_refusal_at_an_address_that_others_reach_is_real():
+    info = EngineInfo("Docker", "1", "1.41", "/", gateway="192.0.2.1")
+    assert why_unreachable(info, "0.0.0.0")
+    assert why_unreachable(info, "localhost")
+    assert not why_unreachable(info, "198.51.100.7")
+    assert not why_unreachable(info, "docker.example")
+
+
 async def test_an_engine_that_is_lost_says_nothing_of_the_sandbox(ward: Ward):
     ward.answer(0)
     ward.watch_exec(startup_grace="0s", failures=1)
     await asyncio.sleep(1)
     ward.answer(EngineUnavailable("gone"))
+    ward.engine_answers = False
     await asyncio.sleep(600)
+    assert not ward.notes.said(Event.PROBE_UNKNOWN)
+    ward.engine_answers = True
     assert ward.told == [("alice", Verdict.GOOD)]
     ward.answer(1)
     await asyncio.sleep(20)

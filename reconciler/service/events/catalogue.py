@@ -17,7 +17,7 @@ _Entry = tuple[str, Level, str, tuple[str, ...]]
 # What is about one sandbox names it, and says why it was done. ``reconcile_id`` is there where a
 # pass did it.
 _CONTEXT = ("sandbox", "reconcile_id?", "cause")
-_ABOUT_SANDBOX = frozenset({"record", "sandbox", "action", "port", "volume", "garbage"})
+_ABOUT_SANDBOX = frozenset({"record", "sandbox", "probe", "action", "port", "volume", "garbage"})
 
 
 def _of(name: str, level: Level, meaning: str, *fields: str) -> _Entry:
@@ -231,6 +231,16 @@ class Event(StrEnum):
         "sandbox.error", "error", "It cannot be brought to its desired state.", "error"
     )
     SANDBOX_RECOVERED = _of("sandbox.recovered", "info", "What was wrong with it is over.", "after")
+
+    PROBE_UNKNOWN = _of(
+        "probe.unknown",
+        "warning",
+        "This sandbox, and perhaps others, cannot be probed; its health stays as it was.",
+        "repeated?",
+    )
+    PROBE_KNOWN = _of(
+        "probe.known", "info", "No sandbox is kept from being probed by this cause any more."
+    )
 
     ACTION_FAILED = _of(
         "action.failed",
