@@ -41,6 +41,12 @@ def names() -> set[str]:
     return {name for _, name in socket.if_nameindex()}
 
 
+def set_up(name: str) -> None:
+    """Bring an interface up, such as the loopback of a new network namespace."""
+    with _control() as control:
+        _set_up(control, name, up=True)
+
+
 def remove(name: str) -> None:
     """Take the bridge down and away; one that is gone is fine."""
     with _control() as control, contextlib.suppress(OSError):

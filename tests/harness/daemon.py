@@ -35,7 +35,8 @@ class Daemon:
     """One daemon on one state directory. It may end and start again; its log goes on.
 
     `home` holds the state directory and the desired file; `host` is the engine's address where
-    it is not the instance's own, such as a proxy's. `module` is what Python runs as the program.
+    it is not the instance's own, such as a proxy's. `module` is what Python runs as the program,
+    `prefix` a command before it, such as one that changes a namespace and then runs the rest.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Daemon:
         arguments: tuple[str, ...] = (),
     ) -> None:
         self.module = "reconciler"
+        self.prefix: tuple[str, ...] = ()
         self.instance = instance
         self.state_dir = home / "state"
         self.desired = home / "desired.yaml"
@@ -87,7 +89,7 @@ class Daemon:
         assert not self.running, "the daemon runs already"
         self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", self.module, "run", *self.arguments],
+            [*self.prefix, sys.executable, "-m", self.module, "run", *self.arguments],
             cwd=self._home,
             env=self.env,
             stdin=subprocess.DEVNULL,
@@ -182,7 +184,7 @@ class Daemon:
     def cli(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run a command with the daemon's settings, in a process of its own."""
         return subprocess.run(
-            [sys.executable, "-m", "reconciler", *arguments],
+            [*self.prefix, sys.executable, "-m", "reconciler", *arguments],
             cwd=self._home,
             env=self.env,
             stdin=subprocess.DEVNULL,
