@@ -221,9 +221,7 @@ def _making_must_wait(world: _World) -> bool:
 def _blocked_until(world: _World) -> float:
     view, spec_hash = world.view, world.desired.spec_hash
     failed = [
-        policy.failure_due(f, view.now)
-        for f in view.memory.failures
-        if f.verb.makes and f.spec_hash == spec_hash
+        f.not_before for f in view.memory.failures if f.verb.makes and f.spec_hash == spec_hash
     ]
     return max([*failed, *(due for verb, due in view.hung.items() if verb.makes)], default=0.0)
 

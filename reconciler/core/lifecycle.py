@@ -29,22 +29,16 @@ def _start_new(_view: View, desired: Desired, current: Container) -> Decision:
 
 
 def _start_again(view: View, desired: Desired, current: Container) -> Decision:
-    memory, restart = view.memory, desired.spec.restart
-    if current.finished_at == memory.last_exit and memory.not_before == 0.0:
+    memory = view.memory
+    if policy.is_own_stop(memory, current):
         return step_on(Verb.START, current, f"{desired.state} is desired")
-    cause = _death_cause(view, current)
-    accounted = current.finished_at == memory.last_exit
-    due = memory.not_before if accounted else view.now
-    due = policy.in_reach(due, view.now, restart.max_backoff)
-    if due > view.now:
+    # A command that only looks may see an end that is not yet accounted for.
+    accounted = policy.is_accounted(memory, current)
+    death, due = (memory.death, memory.not_before) if accounted else (None, None)
+    cause = f"it ended: {death.reason if death else f'exit code {current.exit_code}'}"
+    if due is not None and due > view.now:
         return Decision(wait_until=due, waiting_for=f"its next restart: {cause}")
-    return step_on(Verb.START, current, cause, restart=True)
-
-
-def _death_cause(view: View, current: Container) -> str:
-    death = view.memory.death
-    known = death is not None and death.container_id == current.id
-    return f"it ended: {death.reason if known and death else f'exit code {current.exit_code}'}"
+    return step_on(Verb.START, current, cause, restart=death is None or not death.unseen)
 
 
 def _unpause(_view: View, desired: Desired, current: Container) -> Decision | None:
@@ -78,7 +72,6 @@ def verdict_of(view: View, container: Container) -> Verdict:
 def _restart_unhealthy(view: View, desired: Desired, current: Container) -> Decision:
     restart = desired.spec.restart
     due = policy.unhealthy_restart_due(view.health, view.memory, restart, view.key)
-    due = policy.in_reach(due, view.now, restart.max_backoff)
     cause = f"unhealthy: {view.health.reason}"
     if due > view.now:
         return Decision(wait_until=due, waiting_for=f"its next restart: {cause}")

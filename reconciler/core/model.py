@@ -1,6 +1,9 @@
 """The nouns of the loop: what is desired, what is observed, what is remembered, what is done.
 
-All are frozen values. Times are seconds since the epoch (UTC), durations are seconds.
+All are frozen values. Durations are in seconds. Times are in observed seconds: those that the
+daemon has run on its database, which no clock's jump changes. The dates that the engine gives
+(``created_at``, ``started_at``, ``finished_at``) are seconds since the epoch by the engine's clock:
+they are shown, and compared with each other for equality, and never compared with a time.
 """
 
 from __future__ import annotations
@@ -66,7 +69,6 @@ class Volume:
 
     name: str
     sandbox: str
-    created_at: float
     retain: str = ""
 
 
@@ -111,30 +113,75 @@ class Desired:
 
 
 @dataclass(frozen=True, slots=True)
-class Death:
-    """How a container ended. ``log_tail`` holds its last lines, secrets struck out."""
+class Run:
+    """One run of a container: its id and the start date that the engine gives, if any.
+
+    ``seen_at`` is when the daemon first saw it.
+    """
 
     container_id: str
-    finished_at: float
+    started_at: float | None
+    seen_at: float
+
+    def is_of(self, container: Container) -> bool:
+        """Whether the container is in this run, or ended it."""
+        return (self.container_id, self.started_at) == (container.id, container.started_at)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of one run, as the engine describes it: equal for the same end, else different."""
+
+    container_id: str
+    started_at: float | None
+    finished_at: float | None
+    exit_code: int
+
+    @classmethod
+    def of(cls, container: Container) -> End:
+        """The end of the run that the container was in last."""
+        return cls(container.id, container.started_at, container.finished_at, container.exit_code)
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """An end that nobody asked for. ``log_tail`` holds the last log lines, secrets struck out.
+
+    ``seen_at`` is when the daemon first saw it, ``finished_at`` the engine's date. ``unseen`` says
+    that it ended while the engine or the daemon was down, in a way that fits an engine that ended:
+    that is no crash.
+    """
+
+    container_id: str
+    seen_at: float
     exit_code: int
     oom_killed: bool
+    finished_at: float | None = None
+    unseen: bool = False
     error: str = ""
     log_tail: tuple[str, ...] = ()
 
     @property
     def reason(self) -> str:
         """For a person: ``exit code 137, out of memory``."""
+        if self.unseen and self.exit_code == UNKNOWN_EXIT:
+            return "its end was not seen: the engine or the host went down"
         parts = [f"exit code {self.exit_code}"]
         if self.oom_killed:
             parts.append("out of memory")
-        elif self.exit_code > _SIGNAL_BASE:
+        elif _SIGNAL_BASE < self.exit_code <= _SIGNAL_BASE + _LAST_SIGNAL:
             parts.append(f"signal {self.exit_code - _SIGNAL_BASE}")
         if self.error:
             parts.append(self.error)
+        if self.unseen:
+            parts.append("while the engine or the daemon was down")
         return ", ".join(parts)
 
 
 _SIGNAL_BASE = 128
+_LAST_SIGNAL = 64
+# What Docker says of a container that ended while the engine itself was down.
+UNKNOWN_EXIT = 255
 
 
 class Concern(NamedTuple):
@@ -177,15 +224,17 @@ class Memory:
     """What is remembered of a sandbox between passes, and over a daemon's restarts.
 
     ``restarts`` counts them all; ``streak`` counts those since the last stable time and sets the
-    backoff. ``last_exit`` is when the exit happened that was last taken into account, our own stops
-    among them, and ``not_before`` is when the start after it is due. ``failures`` is empty once the
+    backoff. ``run`` is the run that was seen last. ``ended`` is the end that was last taken into
+    account, our own stops among them, until the container runs again; ``not_before`` is when the
+    start after it is due, or None where we asked for that end. ``failures`` is empty once the
     sandbox is as desired.
     """
 
     restarts: int = 0
     streak: int = 0
-    last_exit: float = 0.0
-    not_before: float = 0.0
+    run: Run | None = None
+    ended: End | None = None
+    not_before: float | None = None
     death: Death | None = None
     failures: tuple[Failure, ...] = ()
 
@@ -218,13 +267,15 @@ class Verdict(StrEnum):
 class Health:
     """The folded probe results of one run of a container.
 
-    A run is a container's id and the time it started. ``since`` is when the verdict was reached;
-    ``good`` and ``bad`` count the last results of a kind in a row; ``reason`` is the last bad's.
-    ``unknown`` says why the sandbox cannot be asked now; empty where it can be.
+    A run is a container's id and the date it started. ``seen_at`` is when the daemon first saw the
+    run; ``since`` is when the verdict was reached; ``good`` and ``bad`` count the last results of a
+    kind in a row; ``reason`` is the last bad's. ``unknown`` says why the sandbox cannot be asked
+    now; empty where it can be.
     """
 
     container_id: str = ""
     started_at: float | None = None
+    seen_at: float = 0.0
     verdict: Verdict = Verdict.UNKNOWN
     since: float = 0.0
     good: int = 0
@@ -237,8 +288,8 @@ class Health:
 class Orphans:
     """Since when what belongs to no record has belonged to none.
 
-    ``containers`` maps ids, ``volumes`` maps names, to seconds since the epoch. ``retain`` maps
-    volume names to seconds, or None for ever. ``held`` names those (ids and volume names) whose
+    ``containers`` maps ids, ``volumes`` maps names, to observed seconds. ``retain`` maps volume
+    names to seconds, or None: kept indefinitely. ``held`` names those (ids and volume names) whose
     removal the mass-delete guard holds back until it is confirmed.
     """
 

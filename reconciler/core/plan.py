@@ -18,7 +18,7 @@ from reconciler.core.model import (
     Verdict,
     Volume,
 )
-from reconciler.core.policy import after_own_stop
+from reconciler.core.policy import after_own_stop, after_start
 from reconciler.core.roles import wanted_volume
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _pull(view: View, _action: Action) -> View:
 
 
 def _create_volume(view: View, action: Action) -> View:
-    made = Volume(action.target, view.key, view.now)
+    made = Volume(action.target, view.key)
     volumes = (*view.observed.volumes, made)
     return replace(view, observed=replace(view.observed, volumes=volumes))
 
@@ -82,13 +82,15 @@ def _create(view: View, action: Action) -> View:
 
 def _start(view: View, action: Action) -> View:
     started = _changed(view, action, phase=Phase.RUNNING, started_at=view.now)
-    well = Health(action.container_id, view.now, Verdict.GOOD, view.now)
-    return replace(started, health=well)
+    well = Health(action.container_id, view.now, view.now, Verdict.GOOD, view.now)
+    return replace(started, health=well, memory=after_start(view.memory))
 
 
 def _stop(view: View, action: Action) -> View:
     stopped = _changed(view, action, phase=Phase.EXITED, finished_at=view.now)
-    return replace(stopped, memory=after_own_stop(view.memory, view.now))
+    container = stopped.observed.container(action.container_id)
+    assert container is not None
+    return replace(stopped, memory=after_own_stop(view.memory, container))
 
 
 def _pause(view: View, action: Action) -> View:

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.model import Failure, Health, Memory, Verdict
+from reconciler.core.model import UNKNOWN_EXIT, End, Failure, Health, Memory, Run, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -22,6 +22,8 @@ _SWAP_MAX_BACKOFF: Final = 3600.0
 _MAX_EXPONENT: Final = 32
 _WRECKED_STARTS: Final = 3
 _LOOP: Final = 5
+# How containers end whose engine ends: unknown, or stopped by it (SIGTERM, then SIGKILL).
+_ENGINE_ENDS: Final = frozenset({UNKNOWN_EXIT, 0, 128 + 15, 128 + 9})
 
 
 def backoff(base: float, cap: float, streak: int, key: str) -> float:
@@ -41,6 +43,19 @@ def restart_delay(restart: RestartSpec, memory: Memory, key: str) -> float:
     return backoff(restart.backoff, restart.max_backoff, memory.streak, key)
 
 
+def after_look(memory: Memory, container: Container, now: float) -> Memory:
+    """The container was seen alive: where this is another run, it counts from now."""
+    same = memory.ended is None and memory.run is not None and memory.run.is_of(container)
+    if same:
+        return memory
+    return replace(memory, run=Run(container.id, container.started_at, now), ended=None)
+
+
+def after_start(memory: Memory) -> Memory:
+    """A container was started: an end like the last one is another end."""
+    return replace(memory, ended=None)
+
+
 def after_death(
     memory: Memory,
     container: Container,
@@ -48,16 +63,40 @@ def after_death(
     restart: RestartSpec,
     key: str,
 ) -> Memory:
-    """A container ended by itself: after a stable run the streak begins anew."""
-    ran = death.finished_at - (container.started_at or death.finished_at)
+    """Take a death into account. A stable run, as long as the daemon saw it, ends the streak."""
+    ran = death.seen_at - first_seen(memory, container, death.seen_at)
     settled = replace(memory, streak=0) if ran >= restart.reset_after else memory
-    due = death.finished_at + restart_delay(restart, settled, key)
-    return replace(settled, death=death, last_exit=death.finished_at, not_before=due)
+    due = death.seen_at + restart_delay(restart, settled, key)
+    return replace(settled, death=death, ended=End.of(container), not_before=due)
 
 
-def after_own_stop(memory: Memory, finished_at: float) -> Memory:
+def first_seen(memory: Memory, container: Container, now: float) -> float:
+    """When the daemon first saw the run that the container is in, or was in last; else now."""
+    run = memory.run
+    return run.seen_at if run is not None and run.is_of(container) else now
+
+
+def is_end_of_engine(container: Container, *, watched: bool) -> bool:
+    """Whether a container ended as those do whose engine or host goes down.
+
+    ``watched``: the end came while the engine answered and the daemon listened.
+    """
+    return not watched and not container.oom_killed and container.exit_code in _ENGINE_ENDS
+
+
+def after_own_stop(memory: Memory, container: Container) -> Memory:
     """A container ended because we stopped it: that is no death, and its start is due at once."""
-    return replace(memory, last_exit=finished_at, not_before=0.0)
+    return replace(memory, ended=End.of(container), not_before=None)
+
+
+def is_accounted(memory: Memory, container: Container) -> bool:
+    """Whether the end of the container was already taken into account."""
+    return memory.ended == End.of(container)
+
+
+def is_own_stop(memory: Memory, container: Container) -> bool:
+    """Whether the container ended because we stopped it."""
+    return is_accounted(memory, container) and memory.not_before is None
 
 
 def after_restart(memory: Memory) -> Memory:
@@ -77,13 +116,13 @@ def unhealthy_restart_due(
     restart: RestartSpec,
     key: str,
 ) -> float:
-    """When an unhealthy sandbox is restarted: seconds since the epoch."""
+    """When an unhealthy sandbox is restarted: observed seconds."""
     return health.since + restart_delay(restart, after_run(memory, health, restart), key)
 
 
 def after_run(memory: Memory, health: Health, restart: RestartSpec) -> Memory:
     """A run became unhealthy: after a stable one the streak begins anew."""
-    ran = health.since - (health.started_at or health.since)
+    ran = health.since - health.seen_at
     return replace(memory, streak=0) if ran >= restart.reset_after else memory
 
 
@@ -132,24 +171,6 @@ def is_beyond_repair(memory: Memory, container_id: str) -> bool:
     return any(f.wrecked == container_id and f.count >= _WRECKED_STARTS for f in memory.failures)
 
 
-def failure_due(failure: Failure, now: float) -> float:
-    """When the step is due again: at once where the clock was set back to before it failed."""
-    return failure.not_before if failure.at <= now else now
-
-
-def not_later_than(due: float, now: float, longest: float) -> float:
-    """``due``, or ``longest`` from now: after the clock was set back, a time to look again."""
-    return min(due, now + longest)
-
-
-def in_reach(due: float, now: float, longest: float) -> float:
-    """``due``, or now where no wait of ``longest`` leads there: the clock was set back since.
-
-    An engine's clock may be ahead of ours by as much again.
-    """
-    return due if due <= now + 2 * longest else now
-
-
 def fold(health: Health, spec: HealthSpec, bad_reason: str | None, now: float) -> Health:
     """One more probe result of the same run; ``bad_reason`` None is a good one."""
     if bad_reason is None:
@@ -166,8 +187,7 @@ def _fold_good(health: Health, spec: HealthSpec, now: float) -> Health:
 
 def _fold_bad(health: Health, spec: HealthSpec, reason: str, now: float) -> Health:
     counted = replace(health, good=0, reason=reason)
-    # Where it started long after now, the clock was set back since.
-    if -spec.startup_grace <= now - (health.started_at or 0.0) < spec.startup_grace:
+    if now - health.seen_at < spec.startup_grace:
         return _judged(counted, Verdict.BAD, now)
     counted = replace(counted, bad=health.bad + 1)
     if counted.bad >= spec.failures:

@@ -77,7 +77,10 @@ def size(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PulledImage:
-    """An image that this instance brought to the host. ``used_at`` is about when it last was."""
+    """An image that this instance brought to the host. ``used_at`` is about when it last was.
+
+    Both times are in observed seconds.
+    """
 
     reference: str
     pulled_at: float
@@ -98,13 +101,9 @@ def images_to_collect(
 def renewed(
     pulled: Mapping[str, PulledImage], in_use: Collection[str], now: float
 ) -> dict[str, PulledImage]:
-    """The notes that have to be made anew, since the images are in use now.
-
-    So are those from the future: the clock was set back, and their time begins anew.
-    """
+    """The notes that have to be renewed, since the images are in use now."""
     return {
         id_: replace(image, used_at=now)
         for id_, image in pulled.items()
-        if image.used_at > now + _RENEW_AFTER
-        or (id_ in in_use and now - image.used_at >= _RENEW_AFTER)
+        if id_ in in_use and now - image.used_at >= _RENEW_AFTER
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reconciler.core import policy
 from reconciler.core.lifecycle import verdict_of
 from reconciler.core.model import ImageState, Phase, Status, Verdict
 from reconciler.core.roles import roles_of
@@ -72,9 +73,9 @@ def _ended(view: View, current: Container) -> tuple[Status, str]:
     memory, death = view.memory, view.memory.death
     if _stopped_is_desired(view) and current.phase is Phase.EXITED:
         return Status.STOPPED, ""
-    if current.finished_at == memory.last_exit and memory.not_before == 0.0:
+    if policy.is_own_stop(memory, current):
         return Status.STARTING, ""
-    if death is not None and death.container_id == current.id:
+    if death is not None and policy.is_accounted(memory, current):
         tail = f": {death.log_tail[-1]}" if death.log_tail else ""
         return Status.ERROR, death.reason + tail
     return Status.ERROR, f"exit code {current.exit_code}"

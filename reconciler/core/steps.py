@@ -64,7 +64,7 @@ def blocked(view: View, about: Concern) -> Decision | None:
 def held_by(view: View, about: Concern) -> Failure | None:
     """The failure after which the step is not due yet."""
     failure = policy.failure_of(view.memory, about)
-    waits = failure is not None and policy.failure_due(failure, view.now) > view.now
+    waits = failure is not None and failure.not_before > view.now
     return failure if waits else None
 
 

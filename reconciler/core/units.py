@@ -1,8 +1,9 @@
-"""Durations (``500ms 30s 5m 1h 7d``) and sizes (``512m 4g``) as users write them."""
+"""Durations (``500ms 30s 5m 1h 7d``), sizes (``512m 4g``) and dates, as users see them."""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
@@ -17,6 +18,20 @@ _SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,3})?)([bkmgt])b?", re.IGNORECASE 
 DURATION_PATTERN: Final = r"^\d{1,12}(\.\d{1,3})?(ms|s|m|h|d)$"
 SIZE_PATTERN: Final = r"^\d{1,15}(\.\d{1,3})?[bkmgtBKMGT][bB]?$"
 FOREVER: Final = "forever"
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
+_FIRST_DATE: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH).total_seconds()
+_LAST_DATE: Final = float(int((datetime.max.replace(tzinfo=UTC) - _EPOCH).total_seconds()) - 1)
+
+
+def iso(at: float | None) -> str | None:
+    """A date such as ``2030-01-31T12:00:00.000Z`` from seconds since the epoch.
+
+    Times before the year 1 or after the year 9999 give the first or the last date.
+    """
+    if at is None:
+        return None
+    date = _EPOCH + timedelta(seconds=min(max(at, _FIRST_DATE), _LAST_DATE))
+    return date.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_duration(value: Any) -> float:

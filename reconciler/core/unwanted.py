@@ -35,7 +35,7 @@ def _removal_due(view: View, container: Container) -> float | None:
     since = view.orphans.containers.get(container.id)
     if since is None or not _may_collect(view, container.id):
         return None
-    return policy.not_later_than(since + view.gc_grace, view.now, view.gc_grace)
+    return since + view.gc_grace
 
 
 def _take_away(view: View, container: Container) -> Decision:
@@ -66,7 +66,7 @@ def _volume_due(view: View, name: str) -> float | None:
     retain = view.orphans.retain.get(name)
     if since is None or retain is None or not _may_collect(view, name):
         return None
-    return policy.not_later_than(since + retain, view.now, retain)
+    return since + retain
 
 
 def _may_collect(view: View, orphan: str) -> bool:

@@ -52,7 +52,6 @@ _PHASES: Final = {
     "stopping": Phase.RUNNING,
 }
 WORKSPACE_PREFIX: Final = naming.volume_name("", "")
-_NEVER: Final = "0001-01-01"
 _NAMELESS: Final = "<none>"
 _ANONYMOUS: Final = re.compile(r"[0-9a-f]{64}")
 _DEFAULT_STOP_TIMEOUT: Final = 10.0
@@ -64,15 +63,18 @@ _PORTS_END: Final = 1 << 16
 _ID: Final = re.compile(r"[\w.:-]{1,256}", re.ASCII)
 
 
-def epoch(date: str) -> float | None:
-    """Seconds since the epoch of one of Docker's dates; None for its date of what never was."""
-    if date.startswith(_NEVER):
+def epoch(date: Any) -> float | None:
+    """Seconds since the epoch of one of the engine's dates; None where there is none.
+
+    That is Docker's date of what never happened, and anything that is not a date: nothing is
+    decided by a date, so a broken one makes no answer unreadable.
+    """
+    try:
+        read = datetime.fromisoformat(date)
+    except (TypeError, ValueError):
         return None
-    read = datetime.fromisoformat(date)
     seconds = (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
-    if not 0 <= seconds <= _LAST_DATE:
-        raise ValueError("a date that is out of range")
-    return seconds
+    return seconds if 0 < seconds <= _LAST_DATE else None
 
 
 def identifier(answer: Mapping[str, Any]) -> str:
@@ -146,11 +148,9 @@ def volume(answer: Mapping[str, Any], instance: str) -> Volume | None:
 def listed_volume(row: Mapping[str, Any]) -> Volume:
     """One row of a volume list."""
     labels, name = _labels(row), text(row["Name"])
-    created = row.get("CreatedAt")
     return Volume(
         name=name,
         sandbox=_sandbox(labels, name),
-        created_at=(epoch(created) if created else None) or 0.0,
         retain=text(labels.get(naming.LABEL_RETAIN, "")),
     )
 
@@ -162,7 +162,6 @@ def container(answer: Mapping[str, Any], instance: str) -> Container | None:
     if labels.get(naming.LABEL_INSTANCE) != instance:
         return None
     name = text(answer["Name"]).removeprefix("/")
-    created = epoch(answer["Created"])
     return Container(
         id=identifier(answer),
         name=name,
@@ -170,9 +169,9 @@ def container(answer: Mapping[str, Any], instance: str) -> Container | None:
         spec=text(labels.get(naming.LABEL_SPEC, "")),
         spec_hash=text(labels.get(naming.LABEL_SPEC_HASH, "")),
         phase=_phase(state["Status"]),
-        created_at=created or 0.0,
-        started_at=epoch(state["StartedAt"]),
-        finished_at=epoch(state["FinishedAt"]),
+        created_at=epoch(answer.get("Created")) or 0.0,
+        started_at=epoch(state.get("StartedAt")),
+        finished_at=epoch(state.get("FinishedAt")),
         exit_code=exit_code(state["ExitCode"]),
         oom_killed=bool(state.get("OOMKilled")),
         error=cut(state.get("Error") or ""),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core.errors import EngineError, NotFound
+from reconciler.core.units import iso
 from reconciler.loop.intake import defaults_of
 from reconciler.loop.queue import Priority
-from reconciler.loop.survey import iso
 from reconciler.service.events import Event
 from reconciler.service.redact import MASK, is_secret_variable
 from reconciler.store.export import export
@@ -120,14 +120,15 @@ class Answers:
         return [*self._loop.survey.garbage(), *self._idle_images()]
 
     def _idle_images(self) -> list[dict[str, Any]]:
-        """Images that we pulled: never due by the clock alone."""
+        """Images that we pulled: never due by time alone."""
+        date = self._loop.store.clock.date
         return [
             {
                 "kind": "image",
                 "name": image.reference,
                 "sandbox": None,
-                "since": iso(image.used_at),
-                "remove_at": iso(remove_at),
+                "since": iso(date(image.used_at)),
+                "remove_at": iso(date(remove_at)),
                 "why": "pulled for a sandbox, and none has it: goes if the engine's disk fills up",
                 "held": False,
                 "due": False,

@@ -7,17 +7,16 @@ comes back never meets the removal of its own things.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from reconciler.core.model import Fate
 from reconciler.core.roles import surplus_volumes, wanted_volume
-from reconciler.core.units import FOREVER, parse_retain
+from reconciler.core.units import FOREVER, iso, parse_retain
 from reconciler.loop.guard import HINT
-from reconciler.loop.survey import iso
 from reconciler.service.events import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from reconciler.core.model import View, Volume
     from reconciler.loop.reporter import Reporter
@@ -25,13 +24,12 @@ if TYPE_CHECKING:
     from reconciler.store.store import Store
 
 
-# A clock is set right by seconds now and then; a note by more than this from the future is void.
-_CLOCK_SLACK: Final = 60.0
-
-
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """One orphan. ``remove_at`` None: it is kept. ``held``: until its removal is confirmed."""
+    """One orphan. Times are observed seconds; ``remove_at`` None: it is kept.
+
+    ``held``: until its removal is confirmed.
+    """
 
     kind: OrphanKind
     name: str
@@ -84,8 +82,7 @@ class Collector:
     def _note_containers(self, view: View) -> bool:
         if view.desired is not None or view.fate is Fate.DELETED:
             return False
-        known = _in_the_past(view.orphans.containers, view.now)
-        fresh = [c for c in view.observed.containers if c.id not in known]
+        fresh = [c for c in view.observed.containers if c.id not in view.orphans.containers]
         for container in fresh:
             self._note("container", container.id, view, None)
             self._reporter.tell(
@@ -99,14 +96,13 @@ class Collector:
         return bool(fresh)
 
     def _note_volumes(self, view: View) -> bool:
-        known = _in_the_past(view.orphans.volumes, view.now)
-        fresh = [v for v in surplus_volumes(view) if v.name not in known]
+        fresh = [v for v in surplus_volumes(view) if v.name not in view.orphans.volumes]
         for volume in fresh:
             retain = self._retain(view, volume)
             # An edit that passed the guard took the record or its workspace out.
             asked_for = view.desired is not None or view.fate is Fate.DELETED
             self._note("volume", volume.name, view, retain, confirmed=asked_for)
-            kept = None if retain is None else iso(view.now + retain)
+            kept = None if retain is None else iso(self._store.clock.date(view.now + retain))
             self._reporter.tell(
                 Event.VOLUME_ORPHANED,
                 view.key,
@@ -125,7 +121,6 @@ class Collector:
         *,
         confirmed: bool = False,
     ) -> None:
-        self._store.drop_orphan(kind, key)
         self._store.note_orphan(
             kind, key, sandbox=view.key, since=view.now, retain=retain, confirmed=confirmed
         )
@@ -194,8 +189,3 @@ class Collector:
 
 def _why(why: str, *, held: bool) -> str:
     return f"{why}; held by the mass-delete guard, confirm with `{HINT}`" if held else why
-
-
-def _in_the_past(notes: Mapping[str, float], now: float) -> set[str]:
-    """Those made before now. The clock was set back after any other: its time begins anew."""
-    return {key for key, since in notes.items() if since <= now + _CLOCK_SLACK}

@@ -41,7 +41,7 @@ from reconciler.service.events import Event
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reconciler.core.model import Action, Decision, Observed, View
+    from reconciler.core.model import Action, Container, Decision, Observed, View
     from reconciler.loop.cache import Cache
     from reconciler.loop.collector import Collector
     from reconciler.loop.executor import Executor
@@ -202,7 +202,8 @@ class Controller:
         if current is None or desired is None or not runs:
             self._prober.watch(view.key, None)
             return
-        self._prober.watch(view.key, target_of(desired, current, self._address))
+        seen_at = policy.first_seen(view.memory, current, view.now)
+        self._prober.watch(view.key, target_of(desired, current, self._address, seen_at))
 
     def on_verdict(self, key: str, health: Health) -> None:
         """The prober's verdict on a key changed."""
@@ -283,13 +284,15 @@ class Controller:
             self._moves.pop(view.key, None)
         ended = await self._end_of(view, action) if action.verb is Verb.STOP else None
         memory = self._store.memory(view.key)
+        if action.verb is Verb.START:
+            memory = policy.after_start(memory)
         if action.restart:
             if action.verb is Verb.STOP and view.desired is not None:
                 memory = policy.after_run(memory, view.health, view.desired.spec.restart)
             memory = policy.after_restart(memory)
         if ended:
             memory = policy.after_own_stop(memory, ended)
-        if action.restart or ended:
+        if memory is not self._store.memory(view.key):
             self._store.put_memory(view.key, memory)
         announce(self._reporter, view, action, seconds)
         if action.restart and policy.is_loop_told(memory.streak):
@@ -297,11 +300,11 @@ class Controller:
                 Event.SANDBOX_RESTART_LOOP, view.key, action.cause, in_a_row=memory.streak
             )
 
-    async def _end_of(self, view: View, action: Action) -> float | None:
-        """When the container ended that was just stopped."""
+    async def _end_of(self, view: View, action: Action) -> Container | None:
+        """The container that was just stopped, where the engine says that it has ended."""
         await self._cache.refresh(view.key)
         stopped = self._cache.observed(view.key).container(action.container_id)
-        return stopped.finished_at if stopped else None
+        return stopped if stopped and stopped.phase is Phase.EXITED else None
 
     def _move_ports(self, view: View, action: Action, error: PortTaken) -> None:
         try:

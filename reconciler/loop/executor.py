@@ -91,7 +91,7 @@ class Executor:
 
     async def _create_volume(self, view: View, action: Action) -> None:
         await self._engine.create_volume(action.target, self._volume_labels(view))
-        self._cache.put_volume(Volume(action.target, view.key, view.now))
+        self._cache.put_volume(Volume(action.target, view.key))
 
     def _volume_labels(self, view: View) -> dict[str, str]:
         owner = labels(self._around.instance, view.key)

@@ -1,4 +1,4 @@
-"""The ends of containers: those that we asked for, and deaths, with their last words."""
+"""Record runs and exits of containers: our own stops, and deaths with their last log lines."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from reconciler.service.events import Event
 from reconciler.service.redact import redactor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from reconciler.core.model import Container, View
     from reconciler.engine.protocol import Engine
     from reconciler.loop.reporter import Reporter
@@ -24,38 +26,67 @@ _START_SLACK: Final = 0.2
 
 
 class Exits:
-    """Notes each end of a container in the restart memory, and tells of the deaths."""
+    """Notes each run and each end of a container in the restart memory, and reports deaths.
 
-    def __init__(self, engine: Engine, *, store: Store, reporter: Reporter) -> None:
+    ``connections`` counts the connections to the engine, each of which began with a full list.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        store: Store,
+        reporter: Reporter,
+        connections: Callable[[], int],
+    ) -> None:
         self._engine = engine
         self._store = store
         self._reporter = reporter
+        self._connections = connections
+        self._inspected: dict[str, tuple[str, int]] = {}
 
     async def account_for(self, view: View, *, insist: bool) -> bool:
-        """Take the end of the current container into account, once; says whether there was one.
+        """Bring the memory in line with the current container; says whether it changed.
 
         Raises:
             EngineUnavailable: the engine is lost, and may itself be why the container ended. Only
                 where ``insist`` is set: else its log is done without.
         """
-        return self._own_up(view) or await self._learn_of_death(view, insist=insist)
+        current = roles_of(view).current
+        if view.desired is None or current is None:
+            self._inspected.pop(view.key, None)
+            return self._note_own_stop(view)
+        changed = (
+            self._note_run(view, current)
+            or self._note_own_stop(view)
+            or await self._note_death(view, current, insist=insist)
+        )
+        self._inspected[view.key] = (current.id, self._connections())
+        return changed
 
-    def _own_up(self, view: View) -> bool:
-        """Take an end into account that was asked for by a daemon which died before it noted it."""
-        container = _stopped_by_us(view)
-        if container is None or container.finished_at in {None, view.memory.last_exit}:
+    def _note_run(self, view: View, container: Container) -> bool:
+        if not container.live:
             return False
-        memory = policy.after_own_stop(view.memory, container.finished_at or view.now)
+        memory = policy.after_look(view.memory, container, view.now)
         self._store.put_memory(view.key, memory)
+        return memory is not view.memory
+
+    def _note_own_stop(self, view: View) -> bool:
+        """Account for an end that we asked for, where the daemon died before it noted that."""
+        container = _stopped_by_us(view)
+        if container is None or policy.is_accounted(view.memory, container):
+            return False
+        self._store.put_memory(view.key, policy.after_own_stop(view.memory, container))
         return True
 
-    async def _learn_of_death(self, view: View, *, insist: bool) -> bool:
-        """Take an exit that nobody here asked for into account, once."""
-        container = roles_of(view).current
-        if container is None or not _died(view, container):
+    async def _note_death(self, view: View, container: Container, *, insist: bool) -> bool:
+        """Account for an end that nobody here asked for, once."""
+        if not _died(view, container):
             return False
         assert view.desired is not None
-        death = await self._autopsy(view, container, insist=insist)
+        watched = self._inspected.get(view.key) == (container.id, self._connections())
+        unseen = policy.is_end_of_engine(container, watched=watched)
+        death = await self._autopsy(view, container, insist=insist, unseen=unseen)
         restart = view.desired.spec.restart
         memory = self._store.memory(view.key)  # a pull may have failed meanwhile
         memory = policy.after_death(memory, container, death, restart, view.key)
@@ -68,11 +99,13 @@ class Exits:
             oom_killed=death.oom_killed,
             last_lines=list(death.log_tail[-3:]),
             restarts=memory.restarts,
-            restart_in=round(max(memory.not_before - view.now, 0.0), 1),
+            restart_in=round(max((memory.not_before or 0.0) - view.now, 0.0), 1),
         )
         return True
 
-    async def _autopsy(self, view: View, container: Container, *, insist: bool) -> Death:
+    async def _autopsy(
+        self, view: View, container: Container, *, insist: bool, unseen: bool
+    ) -> Death:
         try:
             since = (container.started_at or 0.0) - _START_SLACK
             tail = await self._engine.log_tail(container.id, _TAIL_LINES, since=since)
@@ -85,9 +118,11 @@ class Exits:
             tail = (f"its log cannot be read: {error}",)
         return Death(
             container_id=container.id,
-            finished_at=container.finished_at or view.now,
+            seen_at=view.now,
             exit_code=container.exit_code,
             oom_killed=container.oom_killed,
+            finished_at=container.finished_at,
+            unseen=unseen,
             error=redactor.clean(container.error),
             log_tail=tuple(redactor.clean(line, 500) for line in tail),
         )
@@ -107,7 +142,9 @@ def _stopped_by_us(view: View) -> Container | None:
 
 
 def _died(view: View, container: Container) -> bool:
-    """It ended, it should not have, and nobody has taken it into account yet."""
+    """It ended, it should not have, and it is not yet accounted for."""
     wanted = view.desired is not None and view.desired.state is not DesiredState.STOPPED
-    ended = container.phase in {Phase.EXITED, Phase.DEAD} and container.started_at is not None
-    return wanted and ended and container.finished_at != view.memory.last_exit
+    # One that never started is called dead where its removal failed.
+    started = container.phase is Phase.DEAD and container.started_at is not None
+    ended = container.phase is Phase.EXITED or started
+    return wanted and ended and not policy.is_accounted(view.memory, container)

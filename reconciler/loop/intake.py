@@ -84,7 +84,6 @@ class Intake:
         secrets: Secrets,
         reporter: Reporter,
         enqueue: Callable[[str, Priority], None],
-        clock: Callable[[], float],
     ) -> None:
         self.path = path
         self._settings = settings
@@ -94,7 +93,6 @@ class Intake:
         self._secrets = secrets
         self._reporter = reporter
         self._enqueue = enqueue
-        self._clock = clock
         self._lock = asyncio.Lock()
         self._last = _Last()
 
@@ -194,9 +192,10 @@ class Intake:
         return tuple(gone) if loaded.empty or engages else ()
 
     def _records(self, loaded: Loaded) -> dict[str, Record]:
-        now = self._clock()
+        clock = self._store.clock
+        today = clock.date(clock())
         return {
-            name: Record(name, "declared", declared.spec_name, declared.state, declared.spec, now)
+            name: Record(name, "declared", declared.spec_name, declared.state, declared.spec, today)
             for name, declared in loaded.records.items()
         }
 
@@ -210,7 +209,7 @@ class Intake:
                 "volume",
                 volume,
                 sandbox=name,
-                since=self._clock(),
+                since=self._store.clock(),
                 retain=self._store.deleted[name].retain,
                 confirmed=True,
             )

@@ -62,7 +62,6 @@ class Manager:
         engine: Engine,
         store: Store,
         reporter: Reporter,
-        clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         measure: Measure | None = None,
     ) -> None:
@@ -70,7 +69,6 @@ class Manager:
         self.engine = engine
         self.store = store
         self.reporter = reporter
-        self._clock = clock
         self.queue = WorkQueue(monotonic)
         self._calls = BoundedCalls()
         self.env_files = EnvFiles(self._calls)
@@ -101,7 +99,7 @@ class Manager:
             pinned=settings.pinned_images,
             min_age=settings.image_min_age,
             reporter=reporter,
-            clock=clock,
+            clock=store.clock,
         )
         self.disk = DiskGuard(
             engine,
@@ -128,7 +126,7 @@ class Manager:
             engine_answers=self.informer.synced.is_set,
             engine_info=lambda: self.informer.info,
             reporter=reporter,
-            clock=clock,
+            clock=store.clock,
         )
         self.intake = Intake(
             settings.desired,
@@ -139,7 +137,6 @@ class Manager:
             secrets=self._secrets,
             reporter=reporter,
             enqueue=self.queue.add,
-            clock=clock,
         )
         self._identities = Identities(
             store,
@@ -204,7 +201,6 @@ class Manager:
             guard=self.guard,
             is_held=self.intake.is_held,
             hold=lambda: self.disk.hold,
-            clock=self._clock,
             gc_grace=self.settings.gc_grace,
         )
 
@@ -220,7 +216,12 @@ class Manager:
         )
         return Controller(
             store=self.store,
-            exits=Exits(self.engine, store=self.store, reporter=self.reporter),
+            exits=Exits(
+                self.engine,
+                store=self.store,
+                reporter=self.reporter,
+                connections=lambda: self.informer.connections,
+            ),
             views=self.views,
             cache=self.cache,
             executor=executor,
@@ -275,6 +276,7 @@ class Manager:
     async def _keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_EVERY)
+            self.store.save_time()
             self._secrets.renew()
             if self.informer.complete:
                 self._collector.sweep(*self.cache.ids())

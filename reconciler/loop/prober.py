@@ -49,11 +49,13 @@ _REASON_LENGTH: Final = 200
 class Target:
     """One run of a container, and how to ask it. ``port`` is on ``address``; 0 for exec probes.
 
-    ``proxied``: the port is published, so the engine's proxy may be what accepts connections.
+    ``seen_at`` is when the daemon first saw the run, in observed seconds. ``proxied``: the port is
+    published, so the engine's proxy may be what accepts connections.
     """
 
     container_id: str
-    started_at: float
+    started_at: float | None
+    seen_at: float
     spec: HealthSpec
     address: str
     port: int
@@ -137,7 +139,7 @@ class Prober:
                 name=f"probe {key}",
                 context=Context(),
             )
-            fresh = Health(target.container_id, target.started_at)
+            fresh = Health(target.container_id, target.started_at, target.seen_at)
             self._watched[key] = _Watched(target, fresh, task)
 
     async def close(self) -> None:
@@ -262,13 +264,15 @@ class _Obstacles:
             self._reporter.log(Event.PROBE_KNOWN, sandbox=key, cause=cause)
 
 
-def target_of(desired: Desired, container: Container, address: str) -> Target | None:
+def target_of(
+    desired: Desired, container: Container, address: str, seen_at: float
+) -> Target | None:
     """How a running container is asked; None where it is not to be asked.
 
-    ``address`` is where host ports are published.
+    ``address`` is where host ports are published; ``seen_at`` is when the daemon first saw the run.
     """
     health = desired.spec.health
-    if health is None or container.started_at is None:
+    if health is None:
         return None
     port = 0
     if health.kind is not ProbeKind.EXEC:
@@ -279,6 +283,7 @@ def target_of(desired: Desired, container: Container, address: str) -> Target | 
     return Target(
         container.id,
         container.started_at,
+        seen_at,
         health,
         LOOPBACK.get(host, host),
         port,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from reconciler.core.decide import decide
@@ -13,9 +12,10 @@ from reconciler.core.plan import plan
 from reconciler.core.roles import names_of, roles_of
 from reconciler.core.spec import DesiredState
 from reconciler.core.status import status_of
+from reconciler.core.units import iso
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Action, Container, Death, Memory, View
+    from reconciler.core.model import Action, Container, Death, View
     from reconciler.loop.collector import Collector, Garbage
     from reconciler.loop.views import Views
     from reconciler.settings import Settings
@@ -75,11 +75,22 @@ class Survey:
             "container_id": current.id if current else None,
             "restarts": view.memory.restarts,
             "volumes": _volumes(view),
-            "last_exit": _death(view.memory),
+            "last_exit": self._death(view.memory.death),
         }
         if secrets:
             row["session_api_key"] = _key(view, current)
         return row
+
+    def _death(self, death: Death | None) -> dict[str, Any] | None:
+        if death is None:
+            return None
+        return {
+            "at": iso(death.finished_at or self._store.clock.date(death.seen_at)),
+            "reason": death.reason,
+            "exit_code": death.exit_code,
+            "oom_killed": death.oom_killed,
+            "log_tail": list(death.log_tail),
+        }
 
     def _urls(self, view: View) -> list[dict[str, Any]]:
         desired = view.desired
@@ -114,7 +125,17 @@ class Survey:
     def garbage(self) -> list[dict[str, Any]]:
         """What nothing asks for, and when it goes."""
         views = [self._views.view(key) for key in sorted(self._views.keys())]
-        return [_garbage(one, view.now) for view in views for one in self._collector.report(view)]
+        return [
+            self._garbage(one, view.now) for view in views for one in self._collector.report(view)
+        ]
+
+    def _garbage(self, one: Garbage, now: float) -> dict[str, Any]:
+        date, remove_at = self._store.clock.date, one.remove_at
+        row = asdict(one)
+        row["since"] = iso(date(one.since))
+        row["remove_at"] = None if remove_at is None else iso(date(remove_at))
+        row["due"] = remove_at is not None and remove_at <= now
+        return row
 
     def convergence(self) -> dict[str, Any]:
         """Whether the host agrees with the records. ``hopeless``: what is left keeps failing."""
@@ -157,19 +178,6 @@ def _key(view: View, current: Container | None) -> str | None:
     return current.session_key if current else None
 
 
-def _death(memory: Memory) -> dict[str, Any] | None:
-    death: Death | None = memory.death
-    if death is None:
-        return None
-    return {
-        "at": iso(death.finished_at),
-        "reason": death.reason,
-        "exit_code": death.exit_code,
-        "oom_killed": death.oom_killed,
-        "log_tail": list(death.log_tail),
-    }
-
-
 def _action(action: Action) -> dict[str, Any]:
     return {
         "verb": str(action.verb),
@@ -177,17 +185,3 @@ def _action(action: Action) -> dict[str, Any]:
         "new_name": action.new_name,
         "cause": action.cause,
     }
-
-
-def _garbage(one: Garbage, now: float) -> dict[str, Any]:
-    row = asdict(one)
-    row["since"], row["remove_at"] = iso(one.since), iso(one.remove_at)
-    row["due"] = one.remove_at is not None and one.remove_at <= now
-    return row
-
-
-def iso(at: float | None) -> str | None:
-    """A time as people and programs read it: ``2030-01-31T12:00:00.000Z``."""
-    if at is None:
-        return None
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

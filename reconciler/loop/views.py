@@ -44,7 +44,6 @@ class Sources:
     guard: Guard
     is_held: Callable[[str], bool]
     hold: Callable[[], str]
-    clock: Callable[[], float]
     gc_grace: float
 
 
@@ -57,8 +56,8 @@ class Views:
 
     @property
     def now(self) -> float:
-        """Seconds since the epoch."""
-        return self._from.clock()
+        """Observed seconds."""
+        return self._from.store.clock()
 
     def keys(self) -> set[str]:
         """Every key that there is something to say of."""

@@ -39,16 +39,22 @@ class Thread:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """All that is not yet durable."""
+    """All that is not yet durable.
+
+    ``put_time`` notes the observed time, so that it is in every batch: no time that is in the
+    database is ever ahead of it.
+    """
 
     shelves: Sequence[Shelf[Any]]
     ledger: Pending
+    put_time: Callable[[], None]
 
     def __len__(self) -> int:
         return sum(shelf.dirty() for shelf in self.shelves) + len(self.ledger)
 
     def take(self) -> tuple[list[Change], tuple[LedgerEntry, ...]]:
         """One moment of the memory. Ledger entries stay here until they are ``written``."""
+        self.put_time()
         return [change for shelf in self.shelves for change in shelf.take()], self.ledger.all()
 
     def put_back(self, changes: Sequence[Change]) -> None:

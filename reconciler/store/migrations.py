@@ -1,7 +1,8 @@
 """The database's shape, as the steps that lead to it. A released step is never changed.
 
-Times are seconds since the epoch. A NULL ``retain`` is for ever. Ports stand in rows of their own,
-so that the database itself refuses to lease one twice.
+Times are observed seconds (``observed.py``), except ``record.created_at`` and ``ledger.at``, which
+are for display: seconds since the epoch. A NULL ``retain`` means indefinitely. Ports have rows of
+their own, so that the database itself refuses to lease one twice.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             BEGIN DELETE FROM spec WHERE id = old.spec_id; END""",
         """CREATE TABLE tombstone (
             name TEXT PRIMARY KEY NOT NULL,
-            deleted_at REAL NOT NULL,
             retain REAL
         ) WITHOUT ROWID""",
         """CREATE TABLE identity (

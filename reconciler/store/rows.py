@@ -27,7 +27,10 @@ DEFAULT_RETAIN: Final = float(WorkspaceSpec(path="/").retain)
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One sandbox as last accepted. ``created_at`` is when it was first accepted."""
+    """One sandbox as last accepted.
+
+    ``created_at`` is when it was first accepted, in seconds since the epoch, for display.
+    """
 
     name: str
     origin: Origin
@@ -52,16 +55,15 @@ class Tombstone:
     """A record that was taken out and is not yet gone. ``retain``: seconds, None: for ever."""
 
     name: str
-    deleted_at: float
     retain: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """An object without a record, and when that was first seen.
+    """An object without a record, and when that was first seen, in observed seconds.
 
-    ``retain``: seconds, None: forever. ``confirmed``: an accepted edit, or a person, asked for its
-    removal; the mass-delete guard no longer holds it back.
+    ``retain``: seconds, None: kept indefinitely. ``confirmed``: an accepted edit, or a person,
+    asked for its removal; the mass-delete guard no longer holds it back.
     """
 
     sandbox: str
@@ -194,11 +196,9 @@ RECORDS: Final[Table[Record]] = Table(
 )
 TOMBSTONES: Final[Table[Tombstone]] = Table(
     name="tombstone",
-    select="SELECT name, deleted_at, retain FROM tombstone",
+    select="SELECT name, retain FROM tombstone",
     delete="DELETE FROM tombstone WHERE name = ?",
-    insert=(
-        "INSERT INTO tombstone (name, deleted_at, retain) VALUES (:name, :deleted_at, :retain)",
-    ),
+    insert=("INSERT INTO tombstone (name, retain) VALUES (:name, :retain)",),
     encode=_encode_tombstone,
     decode=Tombstone,
 )

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from reconciler.core.pressure import PulledImage
     from reconciler.store.disk import Rows
     from reconciler.store.ledger import LedgerEntry, Pending
+    from reconciler.store.observed import ObservedClock
 
 _DESIRED_KNOWN: Final = "desired-known"
+_OBSERVED: Final = "observed-seconds"
+# Observed seconds after the last write that are worth a write: while there are orphans, and while
+# there are none, when an idle daemon should not wake the disk.
+_SAVE_EVERY: Final = 10.0
+_SAVE_IDLE_EVERY: Final = 60.0
 _NO_MEMORY: Final = Memory()
 
 
@@ -30,9 +36,10 @@ class State:
         content: What was loaded, by table name.
         ledger: Where entries wait until they are durable.
         touched: Called after every change.
-        clock: Seconds since the epoch.
+        make_clock: Gives the clock that continues from the observed seconds that were saved last.
 
     Attributes:
+        clock: Observed seconds; all times here are by this clock.
         records: Those that should exist, by name.
         deleted: Those that were taken out and are not yet gone, by name.
         held: Names whose record this release cannot read, and why. Their sandboxes are wanted,
@@ -49,9 +56,9 @@ class State:
         content: Mapping[str, Rows],
         ledger: Pending,
         touched: Callable[[], None],
-        clock: Callable[[], float],
+        make_clock: Callable[[float], ObservedClock],
     ) -> None:
-        self._ledger, self._touched, self._clock = ledger, touched, clock
+        self._ledger, self._touched = ledger, touched
         self._shelves: dict[str, Shelf[Any]] = {
             table.name: Shelf(table, content[table.name], touched) for table in rows.TABLES
         }
@@ -65,6 +72,8 @@ class State:
             "container": self._shelves[rows.ORPHAN_CONTAINERS.name],
             "volume": self._shelves[rows.ORPHAN_VOLUMES.name],
         }
+        self._saved = float(self._facts.values.get(_OBSERVED, "0"))
+        self.clock = make_clock(self._saved)
         self._leased = _ports_by_owner(self._identities.values)
         self.records = self._records.values
         self.deleted = self._tombstones.values
@@ -136,7 +145,7 @@ class State:
         record = self.records.get(name)
         retain = record.retain if record else rows.DEFAULT_RETAIN
         self._records.drop(name)
-        self._tombstones.put(name, Tombstone(name, self._clock(), retain))
+        self._tombstones.put(name, Tombstone(name, retain))
 
     def forget(self, name: str) -> None:
         """Ends a deletion: drops tombstone, leases and memory. A record that came back stays whole.
@@ -244,6 +253,16 @@ class State:
             self._facts.drop(name)
         else:
             self._facts.put(name, value)
+
+    def save_time(self) -> None:
+        """Make the observed time durable, where a kill would lose too much of it."""
+        waits = any(self.orphans.values())
+        if self.clock() - self._saved >= (_SAVE_EVERY if waits else _SAVE_IDLE_EVERY):
+            self._put_time()
+
+    def _put_time(self) -> None:
+        self._saved = self.clock()
+        self._facts.put(_OBSERVED, repr(self._saved))
 
     def append(
         self, event: str, sandbox: str | None, cause: str, data: Mapping[str, Any]

@@ -15,6 +15,7 @@ from reconciler.core.errors import StoreError
 from reconciler.store.disk import Disk, Rows
 from reconciler.store.flusher import Backlog, Flusher, Thread
 from reconciler.store.ledger import LedgerEntry, Pending, Query
+from reconciler.store.observed import ObservedClock
 from reconciler.store.rows import Changes, Orphan, OrphanKind, Record, Tombstone
 from reconciler.store.state import State
 
@@ -43,15 +44,21 @@ class Store(State):
         *,
         on_trouble: Callable[[StoreError], None],
         on_recovered: Callable[[], None],
-        clock: Callable[[], float],
+        wall: Callable[[], float],
+        monotonic: Callable[[], float],
         retry: float,
         readonly: bool,
     ) -> None:
         content, last_id = loaded
-        pending = Pending(last_id, clock)
-        super().__init__(content, pending, self._wake, clock)
+        pending = Pending(last_id, wall)
+        super().__init__(
+            content,
+            pending,
+            self._wake,
+            lambda saved: ObservedClock(saved, monotonic=monotonic, wall=wall),
+        )
         self._disk, self._thread, self._readonly, self._closed = disk, thread, readonly, False
-        self._backlog = Backlog(tuple(self._shelves.values()), pending)
+        self._backlog = Backlog(tuple(self._shelves.values()), pending, self._put_time)
         self._flusher = Flusher(
             disk,
             thread,
@@ -69,7 +76,8 @@ class Store(State):
         on_trouble: Callable[[StoreError], None],
         on_recovered: Callable[[], None],
         ledger_rows: int = LEDGER_ROWS,
-        clock: Callable[[], float] = time.time,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         retry: float = RETRY_SECONDS,
     ) -> Self:
         """The store of a state directory, whose lock the caller holds.
@@ -79,7 +87,8 @@ class Store(State):
             on_trouble: Told once when writing begins to fail.
             on_recovered: Told once when it works again.
             ledger_rows: How many entries the ledger keeps, about.
-            clock: Seconds since the epoch.
+            wall: Seconds since the epoch, for display.
+            monotonic: Seconds that pass while this process runs.
             retry: Seconds between two tries while writing fails.
 
         Raises:
@@ -90,14 +99,19 @@ class Store(State):
             Disk(state_dir, ledger_rows, readonly=False),
             on_trouble=on_trouble,
             on_recovered=on_recovered,
-            clock=clock,
+            wall=wall,
+            monotonic=monotonic,
             retry=retry,
             readonly=False,
         )
 
     @classmethod
     async def open_readonly(
-        cls, state_dir: Path, *, clock: Callable[[], float] = time.time
+        cls,
+        state_dir: Path,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> Self:
         """The store as it is now, also beside a running daemon; empty where there is none yet.
 
@@ -110,7 +124,8 @@ class Store(State):
             Disk(state_dir, LEDGER_ROWS, readonly=True),
             on_trouble=lambda _: None,
             on_recovered=lambda: None,
-            clock=clock,
+            wall=wall,
+            monotonic=monotonic,
             retry=RETRY_SECONDS,
             readonly=True,
         )
@@ -146,6 +161,7 @@ class Store(State):
             return
         self._closed = True
         await self._flusher.stop()
+        self._put_time()
         with suppress(StoreError):
             await self.flush()
         await self._thread.run(self._disk.close)

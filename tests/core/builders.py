@@ -10,6 +10,7 @@ from reconciler.core.decide import decide
 from reconciler.core.model import (
     Container,
     Desired,
+    End,
     Failure,
     Health,
     Identity,
@@ -92,7 +93,7 @@ def container(
 
 
 def volume(name: str = VOLUME, **changes: Any) -> Volume:
-    return replace(Volume(name, KEY, NOW - 200), **changes)
+    return replace(Volume(name, KEY), **changes)
 
 
 def view(
@@ -125,7 +126,12 @@ def failing(
 
 
 def health(verdict: Verdict, of: Container, **changes: Any) -> Health:
-    return replace(Health(of.id, of.started_at, verdict, since=NOW), **changes)
+    return replace(Health(of.id, of.started_at, NOW - 100, verdict, since=NOW), **changes)
+
+
+def ended(of: Container, due: float | None = None, **changes: Any) -> Memory:
+    """The end of the container is accounted for: a death with a due time, or else our own stop."""
+    return Memory(ended=End.of(of), not_before=due, **changes)
 
 
 def short(text: str) -> str:

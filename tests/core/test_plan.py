@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reconciler.core.model import Fate, ImageState, Memory, Orphans, Phase, Plan
+from reconciler.core.model import Fate, ImageState, Orphans, Phase, Plan
 from reconciler.core.plan import MAX_STEPS, plan
 from tests.core.builders import (
     HEALTH,
@@ -15,6 +15,7 @@ from tests.core.builders import (
     VOLUME,
     container,
     desired,
+    ended,
     short,
     view,
 )
@@ -99,11 +100,8 @@ def test_the_main_scenarios(seen, expected):
 def test_a_plan_ends_where_something_is_waited_for():
     pulling = plan(view(desired(), image=ImageState.PULLING))
     assert pulling == Plan(KEY, (), "pulling demo:1")
-    backoff = view(
-        desired(),
-        container(NAME, Phase.EXITED),
-        memory=Memory(last_exit=NOW - 10, not_before=NOW + 9),
-    )
+    exited = container(NAME, Phase.EXITED)
+    backoff = view(desired(), exited, memory=ended(exited, NOW + 9))
     assert plan(backoff).waiting_for == "its next restart: it ended: exit code 0"
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from reconciler.core.decide import decide
 from reconciler.core.model import (
     Decision,
+    End,
     Failure,
     Fate,
     Health,
@@ -95,7 +96,7 @@ failures = st.builds(
     st.sampled_from(Verb),
     st.sampled_from([HASH, OLD, ""]),
     st.integers(1, 40),
-    st.sampled_from([NOW - 5000, NOW - 1, NOW + 90000]),
+    st.sampled_from([NOW - 5000, NOW - 1, NOW]),
     st.sampled_from([0.5, 60.0, 3600.0]),
     st.sampled_from([container(name).id for name in (NAME, NEXT, PREV, "renamed")] + [VOLUME]),
 )
@@ -103,8 +104,7 @@ memories = st.builds(
     Memory,
     restarts=st.integers(0, 3),
     streak=st.integers(0, 40),
-    last_exit=MOMENTS,
-    not_before=st.sampled_from([0.0, NOW - 1, NOW + 50, NOW + 90000]),
+    not_before=st.sampled_from([None, NOW - 1, NOW + 50]),
     failures=st.lists(failures, max_size=3, unique_by=lambda f: (f.verb, f.spec_hash)).map(tuple),
 )
 
@@ -114,12 +114,14 @@ def views(draw, wanted):
     crowd = draw(crowds())
     of = draw(st.sampled_from(crowd)) if crowd else None
     verdict = draw(st.sampled_from(Verdict))
-    health = Health(of.id, of.started_at, verdict, draw(MOMENTS)) if of else Health()
+    seen_at = draw(st.sampled_from([NOW - 5000, NOW - 10, NOW]))
+    health = Health(of.id, of.started_at, seen_at, verdict, NOW) if of else Health()
+    ended = draw(st.none() | st.just(End.of(of))) if of else None
     return view(
         draw(wanted),
         *crowd,
         volumes=draw(st.sampled_from([(), (volume(),), (volume(), volume(OTHER_VOLUME))])),
-        memory=draw(memories),
+        memory=replace(draw(memories), ended=ended),
         health=health,
         image=draw(st.sampled_from(ImageState)),
         fate=draw(st.sampled_from(Fate)),

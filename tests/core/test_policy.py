@@ -7,7 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reconciler.core import policy
-from reconciler.core.model import Death, Failure, Health, Memory, Phase, Verb, Verdict
+from reconciler.core.model import (
+    Container,
+    Death,
+    End,
+    Failure,
+    Health,
+    Memory,
+    Phase,
+    Run,
+    Verb,
+    Verdict,
+)
 from reconciler.core.spec import HealthSpec, RestartSpec
 from tests.core.builders import HASH, NAME, NOW, OLD, container
 
@@ -29,15 +40,19 @@ def test_the_first_try_is_at_once_and_keys_differ():
     assert policy.backoff(1.0, 60.0, 5, "a") == policy.backoff(1.0, 60.0, 5, "a")
 
 
-def died(after: float, memory: Memory) -> Memory:
-    ended = container(NAME, Phase.EXITED, started_at=NOW - after, finished_at=NOW)
+EXITED = container(NAME, Phase.EXITED)
+
+
+def died(after: float, memory: Memory, ended: Container = EXITED) -> Memory:
+    """The daemon saw it run for so many seconds, whatever the engine's dates say."""
+    run = Run(ended.id, ended.started_at, NOW - after)
     death = Death(ended.id, NOW, 1, oom_killed=False)
-    return policy.after_death(memory, ended, death, RESTART, "alice")
+    return policy.after_death(replace(memory, run=run), ended, death, RESTART, "alice")
 
 
 def test_a_first_death_is_restarted_at_once_and_the_next_ones_wait():
     first = died(5, Memory())
-    assert (first.last_exit, first.not_before) == (NOW, NOW)
+    assert (first.ended, first.not_before) == (End.of(EXITED), NOW)
     second = died(5, policy.after_restart(first))
     assert (second.restarts, second.streak) == (1, 1)
     assert 0.9 <= second.not_before - NOW <= 1.0
@@ -48,30 +63,96 @@ def test_a_stable_run_ends_the_streak():
     assert died(599, Memory(restarts=9, streak=9)).streak == 9
 
 
-def test_a_container_that_never_started_has_no_stable_run():
-    ended = container(NAME, Phase.DEAD, started_at=None)
+@pytest.mark.parametrize("started_at", [None, 0.0, NOW - 1e9, NOW + 1e9])
+def test_a_run_that_the_daemon_did_not_see_was_not_stable(started_at):
+    ended = container(NAME, Phase.EXITED, started_at=started_at)
     death = Death(ended.id, NOW, 1, oom_killed=False)
     memory = policy.after_death(Memory(streak=2), ended, death, RESTART, "alice")
     assert memory.streak == 2
 
 
+def test_a_run_counts_from_when_it_was_first_seen():
+    runs = container(started_at=12.0)
+    first = policy.after_look(Memory(), runs, NOW)
+    assert first.run == Run(runs.id, 12.0, NOW)
+    assert policy.after_look(first, runs, NOW + 5) is first
+    another = replace(runs, started_at=13.0)
+    assert policy.after_look(first, another, NOW + 5).run == Run(runs.id, 13.0, NOW + 5)
+
+
+def test_without_dates_a_run_after_an_end_is_another_run():
+    ended = container(NAME, Phase.EXITED, started_at=None, finished_at=None)
+    memory = died(700, Memory(), ended)
+    assert policy.is_accounted(memory, ended)
+    runs = replace(ended, phase=Phase.RUNNING)
+    again = policy.after_look(memory, runs, NOW + 1)
+    assert (again.run.seen_at, again.ended) == (NOW + 1, None)
+
+
+def test_an_end_like_the_one_before_counts_once_the_container_was_started():
+    memory = died(5, Memory())
+    assert policy.is_accounted(memory, EXITED)
+    assert not policy.is_accounted(policy.after_start(memory), EXITED)
+
+
+@pytest.mark.parametrize("change", [{"exit_code": 9}, {"finished_at": None}, {"started_at": 1.0}])
+def test_ends_that_differ_in_anything_are_different_ends(change):
+    assert not policy.is_accounted(died(5, Memory()), replace(EXITED, **change))
+
+
 def test_our_own_stop_is_no_death():
-    memory = policy.after_own_stop(Memory(streak=3, not_before=NOW + 9), NOW)
-    assert memory == Memory(streak=3, last_exit=NOW, not_before=0.0)
+    memory = policy.after_own_stop(Memory(streak=3, not_before=NOW + 9), EXITED)
+    assert memory == Memory(streak=3, ended=End.of(EXITED), not_before=None)
+    assert policy.is_own_stop(memory, EXITED)
+    assert not policy.is_own_stop(died(5, memory), EXITED)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "oom", "watched", "expected"),
+    [
+        (255, False, False, True),
+        (255, False, True, False),
+        (143, False, False, True),
+        (137, False, False, True),
+        (0, False, False, True),
+        (137, True, False, False),
+        (1, False, False, False),
+        (139, False, False, False),
+    ],
+)
+def test_which_ends_are_the_end_of_the_engine(exit_code, oom, watched, expected):
+    ended = replace(EXITED, exit_code=exit_code, oom_killed=oom)
+    assert policy.is_end_of_engine(ended, watched=watched) is expected
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "unseen", "reason"),
+    [
+        (255, True, "its end was not seen: the engine or the host went down"),
+        (143, True, "exit code 143, signal 15, while the engine or the daemon was down"),
+        (255, False, "exit code 255"),
+        (143, False, "exit code 143, signal 15"),
+        (192, False, "exit code 192, signal 64"),
+        (193, False, "exit code 193"),
+        (128, False, "exit code 128"),
+    ],
+)
+def test_how_an_end_is_worded(exit_code, unseen, reason):
+    assert Death("id", NOW, exit_code, oom_killed=False, unseen=unseen).reason == reason
 
 
 def test_an_unhealthy_sandbox_waits_as_long_as_its_streak_says():
-    health = Health("id", NOW - 100, Verdict.UNHEALTHY, since=NOW)
+    health = Health("id", 7.0, NOW - 100, Verdict.UNHEALTHY, since=NOW)
     due = policy.unhealthy_restart_due(health, Memory(streak=3), RESTART, "alice")
     assert 3.6 <= due - NOW <= 4.0
-    long_well = replace(health, started_at=NOW - 600)
+    long_well = replace(health, seen_at=NOW - 600)
     assert policy.unhealthy_restart_due(long_well, Memory(streak=3), RESTART, "alice") == NOW
 
 
 def test_a_stable_run_that_ends_unhealthy_begins_the_streak_anew():
-    health = Health("id", NOW - 599, Verdict.UNHEALTHY, since=NOW)
+    health = Health("id", 7.0, NOW - 599, Verdict.UNHEALTHY, since=NOW)
     assert policy.after_run(Memory(streak=3), health, RESTART).streak == 3
-    stable = replace(health, started_at=NOW - 600)
+    stable = replace(health, seen_at=NOW - 600)
     assert policy.after_run(Memory(streak=3), stable, RESTART).streak == 0
 
 
@@ -122,16 +203,8 @@ def test_success_forgets_failures_and_nothing_else():
     assert policy.after_success(Memory(streak=1)) == Memory(streak=1)
 
 
-@pytest.mark.parametrize(
-    ("due", "expected"),
-    [(NOW - 1, NOW - 1), (NOW + 60, NOW + 60), (NOW + 120, NOW + 120), (NOW + 121, NOW)],
-)
-def test_a_time_out_of_reach_is_due_now(due, expected):
-    assert policy.in_reach(due, NOW, 60.0) == expected
-
-
 def folded(*probes: tuple[float, str | None], spec: HealthSpec = PROBE) -> list[Verdict]:
-    health, verdicts = Health("id", NOW), []
+    health, verdicts = Health("id", 7.0, NOW), []
     for after, reason in probes:
         health = policy.fold(health, spec, reason, NOW + after)
         verdicts.append(health.verdict)
@@ -144,11 +217,6 @@ GOOD, BAD, SICK = Verdict.GOOD, Verdict.BAD, Verdict.UNHEALTHY
 def test_a_bad_probe_within_grace_counts_for_nothing():
     assert folded(*[(9.0 * n, "refused") for n in range(6)]) == [BAD] * 6
     assert folded((59.0, "refused"), (60.0, "refused"), (70.0, "refused")) == [BAD] * 3
-
-
-def test_a_clock_set_back_to_before_the_start_gives_no_grace_for_ever():
-    assert folded(*[(-7200.0 + n, "refused") for n in range(3)]) == [BAD, BAD, SICK]
-    assert folded(*[(-5.0 + n, "refused") for n in range(3)]) == [BAD] * 3
 
 
 def test_failures_in_a_row_after_grace_make_it_unhealthy():
@@ -171,7 +239,7 @@ def test_as_many_good_probes_as_asked_make_it_well():
 
 
 def test_a_verdict_dates_from_when_it_was_reached():
-    health = policy.fold(Health("id", NOW), PROBE, None, NOW + 1)
+    health = policy.fold(Health("id", 7.0, NOW), PROBE, None, NOW + 1)
     assert policy.fold(health, PROBE, None, NOW + 9).since == NOW + 1
     bad = policy.fold(health, PROBE, "refused", NOW + 99)
     assert (bad.reason, bad.good, bad.bad) == ("refused", 0, 1)

@@ -221,5 +221,5 @@ def test_a_hash_of_another_version_is_left_as_it_is():
 
 def test_a_dropped_workspace_is_kept_while_the_old_container_uses_it():
     old = container(spec_hash=OLD)
-    kept = view(desired(workspace=None, on_change="ignore"), old, volumes=(Volume("v", "a", 0),))
+    kept = view(desired(workspace=None, on_change="ignore"), old, volumes=(Volume("v", "a"),))
     assert step(kept) == "nothing"

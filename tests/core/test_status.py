@@ -13,6 +13,7 @@ from tests.core.builders import (
     PORTS,
     container,
     desired,
+    ended,
     failing,
     health,
     view,
@@ -21,7 +22,6 @@ from tests.core.builders import (
 ENDED = container(NAME, Phase.EXITED, exit_code=3)
 DEATH = Death(ENDED.id, NOW - 10, 137, oom_killed=True)
 LAST_WORDS = Death(ENDED.id, NOW - 10, 1, oom_killed=False, log_tail=("first", "last"))
-OF_ANOTHER = Death("another", NOW - 10, 1, oom_killed=False)
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,13 @@ def test_a_status_says_why_health_is_unknown(verdict, expected):
 @pytest.mark.parametrize(
     ("memory", "expected"),
     [
-        (Memory(last_exit=NOW - 10), (Status.STARTING, "")),
-        (Memory(death=DEATH), (Status.ERROR, "exit code 137, out of memory")),
-        (Memory(death=LAST_WORDS), (Status.ERROR, "exit code 1: last")),
-        (Memory(death=OF_ANOTHER), (Status.ERROR, "exit code 3")),
+        (ended(ENDED), (Status.STARTING, "")),
+        (ended(ENDED, NOW, death=DEATH), (Status.ERROR, "exit code 137, out of memory")),
+        (ended(ENDED, NOW, death=LAST_WORDS), (Status.ERROR, "exit code 1: last")),
+        (Memory(death=DEATH), (Status.ERROR, "exit code 3")),
+        (ended(container("of another"), NOW, death=DEATH), (Status.ERROR, "exit code 3")),
     ],
-    ids=["we stopped it", "out of memory", "last words", "nothing known"],
+    ids=["we stopped it", "out of memory", "last words", "an earlier end", "another's end"],
 )
 def test_why_a_sandbox_ended(memory, expected):
     assert status_of(view(desired(), ENDED, memory=memory)) == expected

@@ -1,4 +1,4 @@
-"""What cannot be done now holds back nothing else, and no clock makes anybody wait for ever."""
+"""What cannot be done now holds back nothing else."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.core.builders import (
     PREV,
     container,
     desired,
+    ended,
     failing,
     step,
     steps,
@@ -21,7 +22,6 @@ from tests.core.builders import (
 )
 
 CREATED = Phase.CREATED
-DAY = 86400.0
 
 
 def stuck(leftover: Container) -> Memory:
@@ -93,8 +93,9 @@ def test_a_successor_that_nobody_needs_holds_back_no_edit():
 
 def test_the_earlier_of_two_waits_counts():
     leftover = container(PREV, Phase.EXITED, OLD)
-    memory = Memory(last_exit=NOW - 10, not_before=NOW + 5, failures=stuck(leftover).failures)
-    dead = view(desired(), leftover, container(NAME, Phase.EXITED), memory=memory)
+    exited = container(NAME, Phase.EXITED)
+    memory = ended(exited, NOW + 5, failures=stuck(leftover).failures)
+    dead = view(desired(), leftover, exited, memory=memory)
     assert step(dead) == "wait until +5: its next restart: it ended: exit code 0"
 
 
@@ -128,19 +129,6 @@ def test_a_deletion_waits_for_the_last_one():
     leftover = container(PREV, Phase.DEAD, OLD)
     deleted = view(None, leftover, memory=stuck(leftover), fate=Fate.DELETED)
     assert step(deleted) == "wait until +30: device busy"
-
-
-def test_a_clock_set_back_delays_no_restart():
-    dead = container(NAME, Phase.EXITED, finished_at=NOW + DAY)
-    memory = Memory(streak=3, last_exit=NOW + DAY, not_before=NOW + DAY + 4)
-    assert step(view(desired(), dead, memory=memory)).startswith("start alice")
-
-
-def test_a_clock_set_back_delays_no_second_try():
-    failed = Failure(Verb.CREATE, HASH, "no", 1, NOW + DAY, NOW + DAY + 1)
-    memory = Memory(failures=(failed,))
-    assert step(view(desired(), memory=memory)) == "create alice (it does not exist)"
-    assert step(view(desired(), container(spec_hash=OLD), memory=memory)).startswith("create next")
 
 
 def remains(of: Container, starts: int = 3) -> Memory:

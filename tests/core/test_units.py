@@ -10,6 +10,7 @@ from reconciler.core.units import (
     FOREVER,
     format_duration,
     format_retain,
+    iso,
     parse_duration,
     parse_retain,
     parse_size,
@@ -111,3 +112,17 @@ def test_how_long_a_volume_is_kept(text, kept):
 def test_what_is_no_time_to_keep_a_volume(text):
     with pytest.raises(ValueError, match="must be a duration such as 7d, 0 or forever"):
         parse_retain(text)
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (None, None),
+        (0.0, "1970-01-01T00:00:00.000Z"),
+        (1_896_091_200.25, "2030-01-31T12:00:00.250Z"),
+        (-1e18, "0001-01-01T00:00:00.000Z"),
+        (1e18, "9999-12-31T23:59:59.000Z"),
+    ],
+)
+def test_a_date_is_written_whatever_the_time(at, expected):
+    assert iso(at) == expected

@@ -61,12 +61,16 @@ class World:
 
     def _learn_of_death(self) -> None:
         view, current = self.view, roles_of(self.view).current
-        if current is None or view.desired is None or current.started_at is None:
+        if current is None or view.desired is None:
+            return
+        if current.live:
+            memory = policy.after_look(view.memory, current, view.now)
+            self.view = replace(view, memory=memory)
             return
         ended = current.phase in {Phase.EXITED, Phase.DEAD}
         wanted = view.desired.state is not DesiredState.STOPPED
-        if ended and wanted and current.finished_at != view.memory.last_exit:
-            death = Death(current.id, current.finished_at or view.now, 1, oom_killed=False)
+        if ended and wanted and not policy.is_accounted(view.memory, current):
+            death = Death(current.id, view.now, 1, oom_killed=False)
             restart = view.desired.spec.restart
             memory = policy.after_death(view.memory, current, death, restart, view.key)
             self.view = replace(view, memory=memory)
@@ -112,7 +116,8 @@ class World:
                 self._change(container, phase=Phase.RUNNING, started_at=view.now)
                 return True
         if current is not None and self._answers_soon(current):
-            well = Health(current.id, current.started_at, Verdict.GOOD, view.now, good=1)
+            run = (current.id, current.started_at, view.now)
+            well = Health(*run, Verdict.GOOD, view.now, good=1)
             self.view = replace(view, health=well)
             return True
         if decision.wait_until is None:
@@ -155,10 +160,12 @@ class World:
         if not heard:
             return
         memory = self.view.memory
+        if action.verb is Verb.START:
+            memory = policy.after_start(memory)
         if action.restart:
             memory = policy.after_restart(memory)
         if action.verb is Verb.STOP:
-            memory = policy.after_own_stop(memory, self._get(action).finished_at or 0.0)
+            memory = policy.after_own_stop(memory, self._get(action))
         self.view = replace(self.view, memory=memory)
 
     def _get(self, action: Action) -> Container:
@@ -186,7 +193,7 @@ class World:
         self.view = replace(self.view, image=ImageState.PULLING)
 
     def _create_volume(self, action: Action) -> None:
-        made = Volume(action.target, self.view.key, self.view.now)
+        made = Volume(action.target, self.view.key)
         volumes = (*self.view.observed.volumes, made)
         self.view = replace(self.view, observed=Observed(self.view.observed.containers, volumes))
 

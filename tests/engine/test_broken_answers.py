@@ -176,7 +176,7 @@ async def test_a_row_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> No
         None,
         {**ROW, "Labels": [1]},
     ]
-    volumes = [{**VOLUME, "Name": "other", "CreatedAt": "never"}, VOLUME]
+    volumes = [{**VOLUME, "Name": "other", "Labels": [1]}, VOLUME]
     answers = {
         OF_LIST: Answer(json.dumps(rows).encode()),
         "/volumes": Answer(json.dumps({"Volumes": volumes}).encode()),

@@ -463,3 +463,12 @@ def header(mode: int, target: str) -> str:
 def test_what_is_no_archive(archive: bytes) -> None:
     with pytest.raises(ValueError, match="archive"):
         owners.head(archive)
+
+
+@pytest.mark.parametrize(
+    "date", ["0001-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "", "never", None, 7, [], "9" * 5000]
+)
+def test_what_is_no_date_makes_no_container_unreadable(date):
+    state = {**inspected()["State"], "StartedAt": date, "FinishedAt": date}
+    seen = codec.container({**inspected(), "State": state, "Created": date}, "mine")
+    assert (seen.created_at, seen.started_at, seen.finished_at) == (0.0, None, None)

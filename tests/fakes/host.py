@@ -137,6 +137,16 @@ class FakeHost:
         self.down = True
         self.end_streams()
 
+    def crash_engine(self) -> None:
+        """The engine and its containers end with no event; it knows of no exit code later."""
+        for box in self.boxes.values():
+            if box.seen.live:
+                box.seen = replace(
+                    box.seen, phase=Phase.EXITED, finished_at=self.now(), exit_code=255
+                )
+        self.down = True
+        self.end_streams()
+
     def start_engine(self) -> None:
         self.down = False
 
@@ -250,7 +260,7 @@ class FakeHost:
             if volume.labels.get(naming.LABEL_INSTANCE) == instance:
                 sandbox = volume.labels.get(naming.LABEL_SANDBOX) or naming.garbage_key(name)
                 retain = volume.labels.get(naming.LABEL_RETAIN, "")
-                yield Volume(name, sandbox, volume.created_at, retain)
+                yield Volume(name, sandbox, retain)
 
     def image_ids(self) -> set[str]:
         return {id_of(image) for image in self.images}

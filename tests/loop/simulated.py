@@ -65,12 +65,12 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._jumping.in_threads -= 1
 
 
-class WallClock:
-    """Seconds since the epoch, as they pass in the loop, plus jumps on request."""
+class SimulatedClock:
+    """Seconds from an origin, as they pass in the loop, plus jumps on request."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        self._loop = loop or asyncio.get_running_loop()
-        self._ahead = EPOCH
+    def __init__(self, origin: float = EPOCH) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ahead = origin
 
     def __call__(self) -> float:
         return self._ahead + self._loop.time()

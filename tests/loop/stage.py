@@ -20,7 +20,7 @@ from reconciler.store.store import Store
 from tests.fakes.engine import ROOT as ENGINE_ROOT
 from tests.fakes.engine import FakeEngine
 from tests.fakes.host import IMAGE, FakeHost
-from tests.loop.simulated import WallClock
+from tests.loop.simulated import EPOCH, SimulatedClock
 
 GIB = 1 << 30
 PREFIX = "oh-agent-server-"
@@ -73,11 +73,17 @@ class Disks:
 
 
 class Stage(AbstractAsyncContextManager["Stage"]):
-    """``host`` outlives every manager, and so does the state directory."""
+    """``host`` outlives every manager, and so does the state directory.
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        self.clock = WallClock()
-        self.host = FakeHost(self.clock)
+    Three clocks, and each can jump alone: ``wall`` and ``monotonic`` are the daemon's,
+    ``engine_clock`` gives the engine's dates.
+    """
+
+    def __init__(self, folder: Path, *, skew: float = 0.0, **settings: Any) -> None:
+        self.wall = SimulatedClock()
+        self.monotonic = SimulatedClock(1000.0)
+        self.engine_clock = SimulatedClock(EPOCH + skew)
+        self.host = FakeHost(self.engine_clock)
         self.engine = FakeEngine(self.host)
         self.file = folder / "desired.yaml"
         options = {"port_range": (20000, 20099), "state_dir": folder / "state", **settings}
@@ -105,7 +111,6 @@ class Stage(AbstractAsyncContextManager["Stage"]):
             engine=self.engine,
             store=self.store,
             reporter=self.notes,
-            clock=self.clock,
             monotonic=asyncio.get_running_loop().time,
             measure=self.disks,
         )
@@ -119,7 +124,8 @@ class Stage(AbstractAsyncContextManager["Stage"]):
             self.settings.state_dir,
             on_trouble=lambda error: self.notes.log(Event.STORE_WRITE_FAILED, error=str(error)),
             on_recovered=lambda: self.notes.log(Event.STORE_RECOVERED),
-            clock=self.clock,
+            wall=self.wall,
+            monotonic=self.monotonic,
         )
 
     async def stop(self) -> None:
@@ -190,8 +196,8 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         await asyncio.sleep(seconds)
 
     async def days(self, count: float) -> None:
-        """The clock goes on by days, and the loop by as long as it takes to notice."""
-        self.clock.jump(count * DAY)
+        """Days pass that the daemon observes; the loop runs for as long as it takes to notice."""
+        self.monotonic.jump(count * DAY)
         await asyncio.sleep(130)
 
     async def quiet(self, within: float = 600.0) -> None:

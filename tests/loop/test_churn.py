@@ -77,8 +77,8 @@ class Churn:
         seldom += [self.take_port, self.drop_volume, self.spoil, self.fail]
         seldom += [self.end_streams, self.restart_engine]
         doings = [*often, *often, *seldom]
-        end = self.stage.clock() + hours * HOUR
-        while self.stage.clock() < end:
+        end = self.stage.monotonic() + hours * HOUR
+        while self.stage.monotonic() < end:
             doing = self.dice.choice(doings)
             self.happened[doing.__name__] += 1
             with suppress(EngineError):

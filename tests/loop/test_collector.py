@@ -74,7 +74,7 @@ async def test_a_volume_that_no_record_knows_is_kept_as_long_as_it_says(
     if days:
         (line,) = stage.notes.said(Event.VOLUME_ORPHANED)
         kept_until = datetime.fromisoformat(line["kept_until"]).timestamp()
-        assert kept_until == pytest.approx(stage.clock() + days * DAY, abs=120)
+        assert kept_until == pytest.approx(stage.wall() + days * DAY, abs=120)
         await stage.days(days - 0.1)
         assert VOLUME in stage.host.volumes
     await stage.days(0.1)
@@ -108,17 +108,3 @@ async def test_a_volume_that_a_container_uses_stays_whatever_its_time(stage: Sta
     await stage.days(30)
     assert VOLUME in stage.host.volumes
     assert stage.phases()["alice"] == "running"
-
-
-async def test_the_clock_set_back_delays_the_collection_by_no_more_than_its_time(stage: Stage):
-    await stage.converge({"alice": "running", "bob": "running"})
-    await stage.converge({"bob": "running"})
-    stage.host.add_container("stray", labels("default", "nobody"))
-    await stage.after(60)
-    stage.clock.jump(-365 * DAY)
-    await stage.after(300 + 2 * 61)
-    assert "stray" not in stage.phases()
-    await stage.days(6.9)
-    assert VOLUME in stage.host.volumes
-    await stage.days(0.1)
-    assert VOLUME not in stage.host.volumes

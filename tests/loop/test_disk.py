@@ -288,7 +288,7 @@ async def test_a_use_is_remembered_as_long_as_it_lasts(stage: Stage):
     stage.disks.engine = 0
     await stage.after(61)
     assert not collected(stage)
-    assert stage.clock() - stage.store.images[id_of(OLD)].used_at < DAY
+    assert stage.store.clock() - stage.store.images[id_of(OLD)].used_at < DAY
     await stage.days(1)
     assert collected(stage) == [OLD]
 

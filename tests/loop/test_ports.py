@@ -10,7 +10,7 @@ from reconciler.loop.ports import Identities, can_bind
 from reconciler.service.events import Event
 from reconciler.store.store import Store
 from tests.harness.descriptors import none_left
-from tests.loop.simulated import WallClock
+from tests.loop.simulated import SimulatedClock
 from tests.loop.stage import Notebook, Stage
 
 FIRST, LAST = 21000, 21009
@@ -38,7 +38,7 @@ def container(key: str | None, ports: dict[int, int], *, made: float = 0.0) -> C
 class Desk:
     """Identities over a store in memory."""
 
-    def __init__(self, store: Store, clock: WallClock) -> None:
+    def __init__(self, store: Store, clock: SimulatedClock) -> None:
         self.store, self.clock = store, clock
         self.notes = Notebook(clock)
         self.identities = Identities(
@@ -54,7 +54,7 @@ class Desk:
 @pytest.fixture
 async def desk(tmp_path: Path):
     async with await Store.open_readonly(tmp_path) as store:
-        yield Desk(store, WallClock())
+        yield Desk(store, SimulatedClock())
 
 
 async def test_an_identity_stays_what_it_is(desk: Desk):
@@ -159,9 +159,9 @@ async def test_a_port_that_another_leased_is_not_adopted(desk: Desk):
 async def test_leases_outlive_the_store(tmp_path: Path):
     options = {"on_trouble": lambda _: None, "on_recovered": lambda: None}
     async with await Store.open(tmp_path, **options) as store:
-        first = Desk(store, WallClock()).ensure("alice", spec(80))
+        first = Desk(store, SimulatedClock()).ensure("alice", spec(80))
     async with await Store.open(tmp_path, **options) as store:
-        desk = Desk(store, WallClock())
+        desk = Desk(store, SimulatedClock())
         assert desk.ensure("bob", spec(80)).ports[80] != first.ports[80]
         assert desk.ensure("alice", spec(80)) == first
 

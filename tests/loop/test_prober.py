@@ -29,7 +29,7 @@ from tests.core import builders
 from tests.fakes.engine import FakeEngine
 from tests.harness.descriptors import none_left
 from tests.harness.serving import say_nothing, serving
-from tests.loop.simulated import EPOCH, WallClock
+from tests.loop.simulated import EPOCH, SimulatedClock
 from tests.loop.stage import Notebook
 
 real_time = pytest.mark.asyncio(loop_factories=["real"])
@@ -46,7 +46,7 @@ class Ward:
         self.told: list[tuple[str, Verdict]] = []
         self.doubted: list[str] = []
         self.news = asyncio.Event()
-        self.clock = WallClock()
+        self.clock = SimulatedClock()
         self.engine_answers = True
         self.info: EngineInfo | None = None
         self.deaf = False
@@ -86,7 +86,7 @@ class Ward:
 
 
 def target(spec: dict[str, Any], port: int = 0, run: float = EPOCH) -> Target:
-    return Target("id", run, HealthSpec.model_validate(spec), "127.0.0.1", port)
+    return Target("id", run, EPOCH, HealthSpec.model_validate(spec), "127.0.0.1", port)
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ async def test_ports_published_on_every_ipv6_address_are_asked_on_the_loopback(
         port = server.sockets[0].getsockname()[1]
         desired = builders.desired(health={"kind": kind, **QUICK})
         container = builders.container(ports={8000: port}, started_at=0.0)
-        ward.prober.watch("alice", target_of(desired, container, "::"))
+        ward.prober.watch("alice", target_of(desired, container, "::", EPOCH))
         await ward.until(("alice", Verdict.GOOD))
 
 
@@ -445,6 +445,6 @@ async def test_another_run_is_judged_anew(ward: Ward):
     await asyncio.sleep(1)
     again = target({"kind": "exec", "command": ["check"]}, run=EPOCH + 1)
     ward.prober.watch("alice", again)
-    assert ward.prober.health("alice") == Health("id", EPOCH + 1)
+    assert ward.prober.health("alice") == Health("id", EPOCH + 1, EPOCH)
     await asyncio.sleep(1)
     assert ward.told == [("alice", Verdict.GOOD)] * 2

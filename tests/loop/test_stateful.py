@@ -97,13 +97,15 @@ class Theatre(Stage):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, brake_count=100)
-        self.host = WatchedHost(self.clock)
+        self.host = WatchedHost(self.engine_clock)
         self.engine = FakeEngine(self.host)
         self.engine.latency = dict.fromkeys(VERBS, 0.01)
         self._kept: Store | None = None
 
     async def _opened_store(self) -> Store:
-        self._kept = self._kept or await Store.open_readonly(self.file.parent, clock=self.clock)
+        self._kept = self._kept or await Store.open_readonly(
+            self.file.parent, wall=self.wall, monotonic=self.monotonic
+        )
         return self._kept
 
     async def crash(self) -> None:
@@ -179,7 +181,7 @@ class LoopMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def take_out(self, name: str) -> None:
         if self.wanted.pop(name, None):
-            self.gone_since[name] = self.theatre.clock()
+            self.gone_since[name] = self.theatre.monotonic()
             self._save()
             self._forget_key_without_volume(name)
 
@@ -254,7 +256,7 @@ class LoopMachine(RuleBasedStateMachine):
 
     @rule(hours=st.sampled_from([-2.0, -0.1, 0.1, 2.0]))
     def jump(self, hours: float) -> None:
-        self.theatre.clock.jump(hours * 3600)
+        self.theatre.wall.jump(hours * 3600)
 
     @rule(seconds=st.sampled_from([0.005, 0.03, 0.2, 1.0, 20.0, 70.0]))
     def wait(self, seconds: float) -> None:
@@ -262,8 +264,7 @@ class LoopMachine(RuleBasedStateMachine):
 
     @rule(days=st.integers(1, 8))
     def wait_days(self, days: int) -> None:
-        self.theatre.clock.jump(days * DAY)
-        self.run(asyncio.sleep(130))
+        self.run(self.theatre.days(days))
 
     # --- what must be
 
@@ -356,7 +357,7 @@ class LoopMachine(RuleBasedStateMachine):
         spec, _ = self.wanted.get(sandbox, ("", ""))
         assert spec in {"", "homeless"}, f"the workspace of {sandbox} is wanted"
         if not spec:
-            kept = self.theatre.clock() - self.gone_since[sandbox]
+            kept = self.theatre.monotonic() - self.gone_since[sandbox]
             assert kept >= RETAIN - 1, f"the workspace of {sandbox} was kept for {kept} s only"
             self.keys.pop(sandbox, None)
 

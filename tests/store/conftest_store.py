@@ -34,7 +34,7 @@ class Listener:
 
 async def opened(state_dir: Path, listener: Listener | None = None, **options: Any) -> Store:
     listener = listener or Listener()
-    defaults = {"clock": lambda: NOW, "retry": 0.01}
+    defaults = {"wall": lambda: NOW, "retry": 0.01}
     return await Store.open(
         state_dir,
         on_trouble=listener.trouble,

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from reconciler.core.model import Death, Identity, Memory
+from reconciler.core.model import Death, End, Identity, Memory, Run
 from reconciler.core.pressure import PulledImage
 from reconciler.store.store import Orphan, Record, Store
 from tests.store.conftest_store import opened, record
@@ -22,9 +22,11 @@ times = st.floats(0, 1e10)
 deaths = st.builds(
     Death,
     container_id=st.text(max_size=3),
-    finished_at=times,
+    seen_at=times,
     exit_code=st.integers(0, 255),
     oom_killed=st.booleans(),
+    finished_at=st.none() | times,
+    unseen=st.booleans(),
     error=st.text(max_size=5),
     log_tail=st.lists(st.text(max_size=5), max_size=3).map(tuple),
 )
@@ -32,7 +34,10 @@ memories = st.builds(
     Memory,
     restarts=st.integers(0, 2**40),
     streak=st.integers(0, 9),
-    not_before=times,
+    run=st.none() | st.builds(Run, st.text(max_size=3), st.none() | times, times),
+    ended=st.none()
+    | st.builds(End, st.text(max_size=3), st.none() | times, st.none() | times, st.integers()),
+    not_before=st.none() | times,
     death=st.none() | deaths,
 )
 

@@ -1,0 +1,37 @@
+"""Observed time: the seconds that a daemon has run on this database. Everything is decided by it.
+
+It continues over restarts from what was made durable last, and stands still while no daemon runs.
+Neither the wall clock nor a suspend moves it, so no wait is ever shorter than it was meant to be.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class ObservedClock:
+    """Observed seconds, which never jump and never go back.
+
+    Args:
+        saved: Observed seconds at the last write to the database; 0 for a new one.
+        monotonic: Seconds that pass while this process runs, from any origin.
+        wall: Seconds since the epoch, for display only.
+    """
+
+    def __init__(
+        self, saved: float, *, monotonic: Callable[[], float], wall: Callable[[], float]
+    ) -> None:
+        self._monotonic = monotonic
+        self._wall = wall
+        self._origin = monotonic() - saved
+
+    def __call__(self) -> float:
+        """Observed seconds now."""
+        return self._monotonic() - self._origin
+
+    def date(self, at: float) -> float:
+        """Seconds since the epoch, by the wall clock as it is set now, of an observed time."""
+        return self._wall() + (at - self())
