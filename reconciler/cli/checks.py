@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from reconciler.cli.client import Client
+from reconciler.cli.exposure import weaknesses
 from reconciler.cli.reach import webhook_reach
 from reconciler.core.errors import EngineError, EngineTimeout, ReconcilerError, SettingsError
 from reconciler.core.pressure import Usage, judge, size
 from reconciler.daemon import make_engine
+from reconciler.engine.docker_host import resolve
 from reconciler.loop.disk import space_of
 from reconciler.loop.intake import defaults_of, validate
 from reconciler.loop.ports import can_bind
@@ -56,6 +58,7 @@ async def examine(settings: Settings) -> list[Finding]:
     """Every check, in the order in which one would mend things."""
     findings = [await _desired(settings), await _state(settings), _ports(settings)]
     findings.append(await _disk("state disk", settings.state_dir, settings))
+    findings += await _exposure(settings)
     engine = make_engine(settings)
     try:
         info = await engine.info()
@@ -65,6 +68,21 @@ async def examine(settings: Settings) -> list[Finding]:
         return [_engine(info), *findings, *await _through_engine(settings, engine, info)]
     finally:
         await engine.close()
+
+
+async def _exposure(settings: Settings) -> list[Finding]:
+    check = "exposure"
+    try:
+        endpoint = resolve(settings.docker_host, os.environ)
+    except SettingsError:
+        endpoint = None  # the engine's own check says it
+    try:
+        found = await BoundedCalls().run(check, lambda: weaknesses(settings, endpoint))
+    except OSError as error:
+        return [Finding(check, "WARN", str(error), "see that the paths can be reached")]
+    return [Finding(check, "WARN", what, mend) for what, mend in found] or [
+        Finding(check, "OK", "the engine, the state and the desired file are closed to others")
+    ]
 
 
 def _no_engine(error: ReconcilerError) -> Finding:

@@ -1,0 +1,79 @@
+"""``doctor`` warns where the host weakens the promises of SECURITY.md."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from reconciler.cli.exposure import weaknesses
+from reconciler.engine.docker_host import Endpoint
+from reconciler.settings import Settings
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A host where nothing is weak."""
+    folder = tmp_path / "etc"
+    folder.mkdir(mode=0o755)
+    (folder / "desired.yaml").touch(0o640)
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "docker.sock").touch(0o660)
+    return tmp_path
+
+
+def found(home: Path, endpoint: Endpoint | None = None, **more: str) -> list[str]:
+    settings = Settings(
+        desired=home / "etc/desired.yaml", state_dir=home / "state", **{"docker_host": None, **more}
+    )
+    known = endpoint or Endpoint("unix://localhost", str(home / "docker.sock"))
+    return [what.replace(f"{home}/", "") for what, _ in weaknesses(settings, known)]
+
+
+def test_a_host_that_is_set_up_well_has_no_weakness(home: Path) -> None:
+    assert found(home) == []
+
+
+def test_paths_that_do_not_exist_say_nothing(tmp_path: Path) -> None:
+    assert found(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "said"),
+    [
+        ("etc/desired.yaml", 0o666, "everybody may write etc/desired.yaml"),
+        ("etc", 0o777, "everybody may write etc"),
+        ("state", 0o755, "other users may enter state"),
+        ("docker.sock", 0o666, "every local user is root through docker.sock"),
+    ],
+)
+def test_a_mode_that_is_too_open_is_found(home: Path, path: str, mode: int, said: str) -> None:
+    (home / path).chmod(mode)
+    assert found(home) == [said]
+
+
+def test_a_sticky_folder_protects_its_files(home: Path) -> None:
+    (home / "etc").chmod(0o1777)
+    assert found(home) == []
+
+
+def test_a_state_directory_of_another_user_is_found(home: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.fail("this test changes owners: run it as root")
+    os.chown(home / "state", 65534, 65534)
+    assert found(home) == ["state belongs to uid 65534"]
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1"])
+def test_ports_that_others_can_reach_are_found(home: Path, address: str) -> None:
+    (what,) = found(home, publish_address=address)
+    assert address in what
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_ports_of_this_host_alone_are_fine(home: Path, address: str) -> None:
+    assert found(home, publish_address=address) == []
+
+
+def test_an_engine_over_plain_tcp_is_found(home: Path) -> None:
+    (what,) = found(home, Endpoint("tcp://192.0.2.1:2375"))
+    assert what == "tcp://192.0.2.1:2375 is used without TLS"
