@@ -104,8 +104,10 @@ def test_a_crash_inside_is_told_and_mended(world: World) -> None:
 def test_a_container_and_its_volume_that_were_removed_are_made_again(world: World) -> None:
     world.start(alice=box(user="agent"))
     former = str(world.id("alice"))
-    world.docker.rm(world.name("alice"), volumes=True)
-    world.docker.rm_volume(world.instance.volume("alice"), force=True)
+    # Else the daemon may make the container again before the volume is gone, which then is in use.
+    with world.daemon.frozen():
+        world.docker.rm(world.name("alice"), volumes=True)
+        world.docker.rm_volume(world.instance.volume("alice"))
     world.wait_replaced("alice", former)
     assert world.volumes() == {"alice"}
     assert world.run_in("alice", "touch /workspace/file; stat -c %U /workspace") == "agent"

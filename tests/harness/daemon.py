@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -118,6 +119,18 @@ class Daemon:
     def send(self, number: signal.Signals) -> None:
         assert self.process is not None
         self.process.send_signal(number)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop the process, with all its threads, until the block ends."""
+        assert self.process is not None
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        self.send(signal.SIGSTOP)
+        try:
+            wait_until(lambda: all(_is_stopped(task) for task in tasks.iterdir()))
+            yield
+        finally:
+            self.send(signal.SIGCONT)
 
     def wait_exit(self, timeout: float = 30) -> int:
         """Wait until it ends by itself; return its exit code."""
@@ -234,6 +247,10 @@ class Daemon:
             self.raw.append(text)
             self.logs.append(_parse(text))
             self._spoke.notify_all()
+
+
+def _is_stopped(task: Path) -> bool:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def _parse(text: str) -> dict[str, Any]:
