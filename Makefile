@@ -15,7 +15,7 @@ VENV := .venv/complete
 # Each worker drives a real engine; more than two do not make it faster on two cores.
 WORKERS ?= 2
 
-.PHONY: schema demo demo-clean test core bench torture lint types layers venv rootfs clean
+.PHONY: schema demo demo-clean test core bench torture fresh lint types layers venv rootfs clean
 # Prerequisites are made in order: packages first.
 .NOTPARALLEL:
 
@@ -47,6 +47,12 @@ torture: needs-test venv
 	RECONCILER_TORTURE_ROUNDS=$(ROUNDS) RECONCILER_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest \
 		tests/e2e/test_crash_points.py tests/e2e/test_faults.py \
 		tests/e2e/test_store_kills.py tests/e2e/test_engine_restarts.py -n $(WORKERS) -rP
+	@$(PYTHON) -m scripts.fresh $(SUITES)
+
+# Both commands on a bare root of each Debian; SUITES="trixie sid" tries these alone.
+SUITES ?= bookworm trixie sid
+fresh:
+	@$(PYTHON) -m scripts.fresh $(SUITES)
 
 lint: venv
 	$(BIN)/ruff check .

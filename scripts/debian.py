@@ -110,8 +110,8 @@ def _install(packages: Sequence[str]) -> None:
     if os.geteuid() != 0 or not _program("apt-get")():
         raise RuntimeError(f"missing; install as root first: apt-get install {names}")
     say(f"installing {names} with apt-get")
-    _apt("update", "-q")
-    _apt("install", "-q", "-y", "--no-install-recommends", *missing)
+    _apt("update", "-qq")
+    _apt("install", "-qq", "-y", "--option=Dpkg::Use-Pty=0", "--no-install-recommends", *missing)
 
 
 def _apt(*arguments: str) -> None:

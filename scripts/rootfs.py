@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from scripts import debian
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 _ROOT = Path(__file__).parent.parent
 _STORE = _ROOT / "build" / "systemd"
@@ -30,7 +31,11 @@ _UNREAD = ("doc", "man", "locale")
 
 def rootfs() -> Path:
     """Return a tar of a Debian with systemd and Python; about 25 s where there is none yet."""
-    return _made(f"{_digest(_SUITE, *_PACKAGES, *_UNREAD)}.tar", _bootstrap)
+    excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in _UNREAD]
+    return _made(
+        f"{_digest(_SUITE, *_PACKAGES, *_UNREAD)}.tar",
+        lambda tar: bootstrap(_SUITE, tar, _PACKAGES, excluded),
+    )
 
 
 def wheels() -> Path:
@@ -57,27 +62,38 @@ def _locked() -> Iterator[None]:
         yield
 
 
-def _bootstrap(tar: Path) -> None:
-    debian.say(f"making a root file system of Debian {_SUITE}")
-    excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in _UNREAD]
-    sources = _sources()
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(_PACKAGES)}"]
+def bootstrap(
+    suite: str, target: Path, packages: Sequence[str], options: Sequence[str] = ()
+) -> None:
+    """Make a minimal Debian with these packages, in a folder or a tar, by its name's end."""
+    debian.say(f"making a root file system of Debian {suite}")
+    listed = _sources(suite)
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
+    command += [f"--aptopt={line}" for line in _apt_options()]
     # Without sources it takes Debian's own.
-    command += [*excluded, _SUITE, str(tar), *(["-"] if sources else [])]
-    subprocess.run(command, input=sources, text=True, check=True)
+    command += [*options, suite, str(target), *(["-"] if listed else [])]
+    subprocess.run(command, input=listed, text=True, check=True)
 
 
-def _sources() -> str:
-    """List where this machine gets the same Debian from, if it is one: a mirror near by, say."""
+def _apt_options() -> list[str]:
+    """Read how this machine's apt reaches its mirror and judges the mirror's dates."""
+    command = ["apt-config", "dump"]
+    dump = subprocess.run(command, capture_output=True, text=True)  # noqa: PLW1510
+    kept = re.compile(r'Acquire::(Check-|Max-ValidTime|https?::|Retries).* "[^"]+";')
+    return [line for line in dump.stdout.splitlines() if kept.match(line)]
+
+
+def _sources(suite: str) -> str:
+    """List where this machine gets that Debian from, or else its own: a mirror near by, say."""
     form = "deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
     command = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
-    listed = subprocess.run([*command, "Origin: Debian"], capture_output=True, text=True)  # noqa: PLW1510
-    lines = {line for line in listed.stdout.splitlines() if f" {_SUITE}" in line}
-    return "".join(f"{line}\n" for line in sorted(lines)) if _has_main(lines) else ""
-
-
-def _has_main(lines: set[str]) -> bool:
-    return any(line.split()[2:] == [_SUITE, "main"] for line in lines)
+    asked = subprocess.run([*command, "Origin: Debian"], capture_output=True, text=True)  # noqa: PLW1510
+    lines = sorted({line for line in asked.stdout.splitlines() if line.endswith(" main")})
+    own = [line for line in lines if line.split()[2].partition("-")[0] == suite]
+    # Updates and security fixes of another release are not looked for.
+    plain = [line for line in lines if "-" not in line.split()[2]]
+    other = [f"deb {line.split()[1]} {suite} main" for line in plain[:1]]
+    return "".join(f"{line}\n" for line in own or other)
 
 
 def _download(folder: Path) -> None:

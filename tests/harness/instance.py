@@ -1,14 +1,10 @@
 """What one test has for itself on an engine that it shares: a name, a prefix, a range of ports."""
 
-import fcntl
-import os
 import secrets
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from tests.harness.docker import Docker
 
@@ -58,26 +54,25 @@ def instance_on(docker: Docker) -> Iterator[Instance]:
 
 @contextmanager
 def claim_ports() -> Iterator[range]:
-    """Hold a block of free host ports, against every other test on this machine."""
-    folder = Path(tempfile.gettempdir()) / "rcl-ports"
-    folder.mkdir(exist_ok=True)
+    """Hold a block of free host ports, against every other test on this machine.
+
+    The claim is an abstract socket: it has no file that anybody could put something else in the
+    place of, ends with its process, and counts for all who share the network with us.
+    """
     blocks = range(_FIRST, _END, _SIZE)
     start = secrets.randbelow(len(blocks))
     for block in (*blocks[start:], *blocks[:start]):
         ports = range(block, block + _SIZE)
-        descriptor = os.open(folder / str(block), os.O_CREAT | os.O_RDWR)
-        try:
-            if _lock(descriptor) and all(map(_is_free, ports)):
+        with socket.socket(socket.AF_UNIX) as claim:
+            if _bind(claim, f"\0reconciler-test-ports-{block}") and all(map(_is_free, ports)):
                 yield ports
                 return
-        finally:
-            os.close(descriptor)
     raise RuntimeError(f"no {_SIZE} free ports in a row between {_FIRST} and {_END}")
 
 
-def _lock(descriptor: int) -> bool:
+def _bind(claim: socket.socket, address: str) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        claim.bind(address)
     except OSError:
         return False
     return True
