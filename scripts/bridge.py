@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import ipaddress
+import re
 import socket
 import struct
 from pathlib import Path
@@ -17,6 +18,7 @@ _SIOCBRADDBR, _SIOCBRDELBR = 0x89A0, 0x89A1
 _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8916, 0x891C
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _PREFIX = "rclbr"
+_NAME = re.compile(rf"{_PREFIX}\d{{1,4}}")
 _SUBNETS = ipaddress.IPv4Network("10.190.0.0/16")
 _BLOCK = 21
 
@@ -34,6 +36,11 @@ def claim() -> str:
             continue
         return name
     raise RuntimeError(f"no free subnet in {_SUBNETS} for another engine")
+
+
+def is_name(text: str) -> bool:
+    """Tell whether `claim` may have made a bridge of that name."""
+    return _NAME.fullmatch(text) is not None
 
 
 def names() -> set[str]:

@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from http.client import HTTPException
@@ -22,7 +21,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from scripts import demo_clean, processes
+from scripts import demo_clean, private, processes
 from scripts.debian import say
 from scripts.engine import ensure
 from scripts.image import DEMO_IMAGE, ensure_image
@@ -41,8 +40,10 @@ def main() -> int:
     if sys.argv[1:] == ["clean"]:
         demo_clean.clean(HOME)
         return 0
-    HOME.mkdir(parents=True, exist_ok=True)
-    environment = _environment(_short_directory())
+    private.make_folder(HOME)
+    # Sockets' paths must be short; the same folder serves each run while it is ours.
+    short = private.remembered_folder(HOME / demo_clean.DIRECTORY, "reconciler-demo-")
+    environment = _environment(short)
     ensure_image(environment["DOCKER_HOST"], DEMO_IMAGE)
     daemon = _start(environment)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -54,19 +55,11 @@ def main() -> int:
         _end(daemon)
 
 
-def _short_directory() -> Path:
-    """Return the folder for sockets, whose paths must be short; the same for each run."""
-    record = HOME / demo_clean.DIRECTORY
-    if not record.exists():
-        record.write_text(tempfile.mkdtemp(prefix="reconciler-demo-"))
-    return Path(record.read_text())
-
-
 def _environment(short: Path) -> dict[str, str]:
     host = ensure(short / "engine")
-    (HOME / demo_clean.HOST).write_text(host)
+    private.write(HOME / demo_clean.HOST, host)
     runtime = short / "run"
-    runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.make_folder(runtime)
     return {
         **os.environ,
         "DOCKER_HOST": host,
@@ -81,7 +74,7 @@ def _environment(short: Path) -> dict[str, str]:
 
 def _start(environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start the daemon out of the reach of the terminal's Ctrl-C, which is for us."""
-    (HOME / "state").mkdir(mode=0o700, exist_ok=True)
+    private.make_folder(HOME / "state")
     with LOG.open("wb") as log:
         daemon = subprocess.Popen(
             [*_COMMAND, "run"],
@@ -91,7 +84,7 @@ def _start(environment: dict[str, str]) -> subprocess.Popen[bytes]:
             stderr=log,
             start_new_session=True,
         )
-    (HOME / demo_clean.PID).write_text(str(daemon.pid))
+    private.write(HOME / demo_clean.PID, str(daemon.pid))
     return daemon
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from urllib.parse import quote
 
-from scripts import processes
+from scripts import private, processes
 from scripts.debian import say
 from scripts.engine import PrivateEngine
 from scripts.image import DEMO_IMAGE
@@ -21,11 +22,16 @@ _LABEL = f"io.sandbox-reconciler.instance={INSTANCE}"
 
 def clean(home: Path) -> None:
     """Remove the sandboxes, their volumes, the image, the private engine and the state."""
+    if os.path.lexists(home):
+        private.make_folder(home)
     _end_daemon(home)
-    host = _note(home, HOST)
-    directory = _note(home, DIRECTORY)
-    if directory and host == PrivateEngine(Path(directory) / "engine").host:
-        PrivateEngine(Path(directory) / "engine").destroy()
+    host = private.read(home / HOST)
+    recorded = private.read(home / DIRECTORY)
+    directory = private.recorded_folder(home / DIRECTORY)
+    if recorded and host == PrivateEngine(Path(recorded) / "engine").host:
+        # Where the folder is gone or another user's, the engine went with it.
+        if directory:
+            PrivateEngine(directory / "engine").destroy()
     elif host and answers(host):
         _purge(host)
     elif host:
@@ -37,7 +43,7 @@ def clean(home: Path) -> None:
 
 
 def _end_daemon(home: Path) -> None:
-    text = _note(home, PID)
+    text = private.read(home / PID)
     if text.isdigit() and "reconciler" in processes.command_line(int(text)):
         processes.end(int(text), 30)
 
@@ -51,10 +57,3 @@ def _purge(host: str) -> None:
     for network in request(host, "GET", f"/networks?filters={own}").json():
         request(host, "DELETE", f"/networks/{network['Id']}")
     request(host, "DELETE", f"/images/{quote(DEMO_IMAGE)}")
-
-
-def _note(home: Path, name: str) -> str:
-    try:
-        return (home / name).read_text()
-    except OSError:
-        return ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts import bridge, debian, processes
+from scripts import bridge, debian, private, processes
 from scripts.image import ensure_image
 from scripts.unixhttp import DEFAULT_HOST, answers
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 _LONGEST_DIRECTORY = 90
 _MNT_DETACH = 2
 _DEFAULT_SOCKET = Path(DEFAULT_HOST.removeprefix("unix://"))
+_PID = re.compile(r"[1-9]\d{0,9}")
+# Where containerd puts the sockets of its shims.
+_SHIM_SOCKET = re.compile(r"/run/containerd/s/[0-9a-f]{64}")
 # A network's bridge is named by this much of its id.
 _ID = 12
 _CONTAINERD_TOML = """\
@@ -69,7 +73,7 @@ class PrivateEngine:
         """Start what does not run, and return when the engine answers."""
         if len(str(self.directory)) > _LONGEST_DIRECTORY:
             raise ValueError(f"{self.directory} is too long for a unix socket below it")
-        self.directory.mkdir(parents=True, exist_ok=True)
+        private.make_folder(self.directory)
         if self._pid("containerd") is None:
             self._start_containerd()
         if self.pid is None:
@@ -95,7 +99,13 @@ class PrivateEngine:
         self.start()
 
     def destroy(self) -> None:
-        """End everything, whatever state it is in, and leave no trace."""
+        """End everything, whatever state it is in, and leave no trace.
+
+        RuntimeError where the directory is not our own: what it holds names processes to kill.
+        """
+        if not os.path.lexists(self.directory):
+            return
+        private.make_folder(self.directory)
         own = self._read_bridge()
         if own:
             processes.empty_cgroup(own)
@@ -123,13 +133,13 @@ class PrivateEngine:
 
     def _start_containerd(self) -> None:
         config = self.directory / "containerd.toml"
-        config.write_text(_CONTAINERD_TOML.format(self.directory))
+        private.write(config, _CONTAINERD_TOML.format(self.directory))
         self._spawn("containerd", "--config", str(config))
 
     def _start_dockerd(self) -> None:
         at = self.directory
         own = self._read_bridge() or self._claim_bridge()
-        (at / "daemon.json").write_text("{}")
+        private.write(at / "daemon.json", "{}")
         # No --default-address-pool: with it, every restart deletes the host's docker0, whoever's.
         # A pid file left by SIGKILL keeps dockerd from starting once its number is used again.
         (at / "docker.pid").unlink(missing_ok=True)
@@ -154,16 +164,17 @@ class PrivateEngine:
     def _end_shims(self) -> None:
         """End what runs on after a SIGKILL of dockerd, and the sockets outside our directory."""
         # containerd forgets the addresses as soon as it notices a dead shim.
-        addresses = [file.read_text() for file in self.directory.glob("containerd/*/*/*/address")]
+        files = self.directory.glob("containerd/*/*/*/address")
+        sockets = [private.read(file).strip().removeprefix("unix://") for file in files]
         for pid in processes.find("containerd-shim", self.directory):
             processes.kill(pid)
-        for address in addresses:
-            Path(address.removeprefix("unix://")).unlink(missing_ok=True)
+        for socket in filter(_SHIM_SOCKET.fullmatch, sockets):
+            Path(socket).unlink(missing_ok=True)
 
     def _spawn(self, program: str, *arguments: str) -> None:
         pid = processes.spawn(program, *arguments, log=self.directory / f"{program}.log")
         self._children.add(pid)
-        (self.directory / f"{program}.pid").write_text(str(pid))
+        private.write(self.directory / f"{program}.pid", str(pid))
 
     def _wait(self, timeout: float) -> None:
         def settled() -> bool:
@@ -175,10 +186,10 @@ class PrivateEngine:
     def _pid(self, program: str) -> int | None:
         """Find the process, also one that another process of ours started."""
         self._reap()
-        try:
-            pid = int((self.directory / f"{program}.pid").read_text())
-        except (OSError, ValueError):
+        text = private.read(self.directory / f"{program}.pid")
+        if not _PID.fullmatch(text):
             return None
+        pid = int(text)
         # A child's command line is empty for a moment after its exec; others may reuse a number.
         ours = pid in self._children or f"{self.directory}/" in processes.command_line(pid)
         return pid if ours and processes.alive(pid) else None
@@ -188,14 +199,12 @@ class PrivateEngine:
 
     def _claim_bridge(self) -> str:
         own = bridge.claim()
-        (self.directory / "bridge").write_text(own)
+        private.write(self.directory / "bridge", own)
         return own
 
     def _read_bridge(self) -> str | None:
-        try:
-            return (self.directory / "bridge").read_text()
-        except OSError:
-            return None
+        own = private.read(self.directory / "bridge")
+        return own if bridge.is_name(own) else None
 
     def _networks(self) -> list[str]:
         """List the bridges of our networks, which are named by ids that only our store holds."""

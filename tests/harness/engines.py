@@ -2,37 +2,44 @@
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts import processes
+from scripts import private, processes
 from scripts.engine import PrivateEngine
 from scripts.image import TEST_IMAGE, ensure_image
 from scripts.unixhttp import answers
 from tests.harness.docker import Docker
 
 GIVEN = "RECONCILER_TEST_DOCKER_HOST"
-# Set by the process that runs the session, and inherited by its workers.
-OWNER = "RECONCILER_TEST_OWNER"
+# The session's folder: made by the process that runs it, and inherited by its workers.
+FOLDER = "RECONCILER_TEST_FOLDER"
 # Unix sockets' paths are short: not below pytest's own folders.
-_ROOT = Path(tempfile.gettempdir())
+_TMP = Path(tempfile.gettempdir())
 
 
 def begin_session() -> None:
-    """Name this process the owner of all private engines, and end those of dead owners."""
-    os.environ[OWNER] = str(os.getpid())
-    for directory in _ROOT.glob("rcl-*-*"):
-        owner = directory.name.split("-")[1]
-        if owner.isdigit() and not processes.alive(int(owner)):
-            PrivateEngine(directory).destroy()
+    """Make the folder of all private engines, and destroy the engines of dead sessions."""
+    for folder in _TMP.glob("rcl-*-*"):
+        owner = folder.name.split("-")[1]
+        if owner.isdigit() and not processes.alive(int(owner)) and private.is_own(folder):
+            _destroy_all(folder)
+    os.environ[FOLDER] = tempfile.mkdtemp(prefix=f"rcl-{os.getpid()}-")
 
 
 def end_session() -> None:
     """Destroy every private engine of the session, whichever worker started it."""
-    for directory in _ROOT.glob(f"rcl-{os.environ[OWNER]}-*"):
-        PrivateEngine(directory).destroy()
+    _destroy_all(Path(os.environ[FOLDER]))
+
+
+def _destroy_all(folder: Path) -> None:
+    for directory in folder.iterdir() if folder.exists() else ():
+        if private.is_own(directory):
+            PrivateEngine(directory).destroy()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def shared_engine() -> Docker:
@@ -40,16 +47,15 @@ def shared_engine() -> Docker:
     host = os.environ.get(GIVEN)
     if host and not answers(host):
         raise RuntimeError(f"{GIVEN}={host} does not answer")
-    directory = _ROOT / f"rcl-{os.environ[OWNER]}-shared"
-    directory.mkdir(exist_ok=True)
-    with (directory / "lock").open("w") as lock:
+    directory = directory_of("shared")
+    with directory.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return _prepare(host or _start(PrivateEngine(directory)).host)
 
 
 def directory_of(name: str) -> Path:
     """Where a private engine has all that is its own."""
-    return _ROOT / f"rcl-{os.environ[OWNER]}-{name}"
+    return Path(os.environ[FOLDER]) / name
 
 
 @contextmanager

@@ -22,6 +22,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         engines.private_engine(name, arguments=group) as engine,
         machine(home, engine.directory) as own,
     ):
+        # The daemon's user on the machine reaches the socket in it.
+        engine.directory.chmod(0o711)
         ensure_image(engine.host, DEMO_IMAGE)
         # Every test has ports of its own; nothing else differs from what is shipped.
         with (home / "project/config/reconciler.yaml").open("a") as settings:
