@@ -113,7 +113,14 @@ def blueprint(
 
 
 def published(spec: SandboxSpec, identity: Identity) -> dict[int, int]:
-    """Container ports that are published, and the host ports leased for them."""
+    """Return the published container ports, and the host ports that are leased for them."""
     if spec.network.mode in {"host", "none"}:
         return {}
-    return {p.container_port: identity.ports[p.container_port] for p in spec.ports}
+    inside = [port.container_port for port in spec.ports]
+    return {port: identity.ports[port] for port in inside if port in identity.ports}
+
+
+def is_leased(spec: SandboxSpec, identity: Identity | None) -> bool:
+    """Whether the identity has a host port for each port that the spec names."""
+    wanted = {port.container_port for port in spec.ports}
+    return identity is not None and wanted <= identity.ports.keys()

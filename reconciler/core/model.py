@@ -10,12 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reconciler.core.spec import DesiredState, SandboxSpec
+
+
+# What is waited for a moment after the start, or after an edit; it is no fault.
+UNMEASURED: Final = "the disks are not measured yet"
+UNREAD: Final = "its env_file is not read yet"
+AWAITED: Final = frozenset({UNMEASURED, UNREAD})
 
 
 class Phase(StrEnum):
@@ -101,6 +107,7 @@ class Desired:
 
     ``spec_hash`` is None while it cannot be known (``problem`` says why, for instance an env file
     that cannot be read); then nothing is made or replaced. ``identity`` is None until it is leased.
+    ``changes`` says what has changed since a former ``spec_hash``, as far as this process saw it.
     """
 
     name: str
@@ -110,6 +117,12 @@ class Desired:
     spec_hash: str | None
     identity: Identity | None
     problem: str | None = None
+    changes: Mapping[str, str] = field(default_factory=dict)
+
+    def change_since(self, spec_hash: str) -> str:
+        """Return what has changed since a container was made with that hash."""
+        unknown = "its spec or its env_file changed" if self.spec.env_file else "the spec changed"
+        return self.changes.get(spec_hash, unknown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +233,18 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with a sandbox, as it was reported; ``source`` is that of core/faults.py.
+
+    ``logged``: it is in the log, and not in the ledger alone.
+    """
+
+    source: str
+    error: str
+    logged: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What is remembered of a sandbox between passes, and over a daemon's restarts.
 
@@ -227,7 +252,7 @@ class Memory:
     backoff. ``run`` is the run that was seen last. ``ended`` is the end that was last taken into
     account, our own stops among them, until the container runs again; ``not_before`` is when the
     start after it is due, or None where we asked for that end. ``failures`` is empty once the
-    sandbox is as desired.
+    sandbox is as desired. ``faults`` are those that were reported and are not over.
     """
 
     restarts: int = 0
@@ -237,6 +262,7 @@ class Memory:
     not_before: float | None = None
     death: Death | None = None
     failures: tuple[Failure, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
     @property
     def failure(self) -> Failure | None:
@@ -311,7 +337,10 @@ class View:
     """All that a decision about one key is made from. ``desired`` None: should not exist.
 
     ``hung`` maps the steps at which the engine hangs, for everybody, to when one is tried next.
-    ``hold`` says why nothing new may be made now, such as a disk that is full; what exists goes on.
+    ``hold`` says why nothing new may be made now, such as a disk that is full; what exists stays.
+    ``held`` says why the desired file's record cannot be used, ``unseen`` why what is under the key
+    could not be inspected, ``blind`` why the engine cannot be asked at all; each is empty where all
+    is well.
     """
 
     key: str
@@ -328,12 +357,15 @@ class View:
     may_collect: bool = True
     hung: Mapping[Verb, float] = field(default_factory=dict)
     hold: str = ""
+    held: str = ""
+    unseen: str = ""
+    blind: str = ""
 
     @property
     def hindrance(self) -> str:
         """Why nothing may be made for the record; empty where it may."""
         problem = self.desired.problem if self.desired else None
-        return problem or self.hold
+        return self.unseen or problem or self.hold
 
 
 class Verb(StrEnum):
@@ -404,3 +436,4 @@ class Status(StrEnum):
     STOPPED = "STOPPED"
     ERROR = "ERROR"
     MISSING = "MISSING"
+    UNKNOWN = "UNKNOWN"

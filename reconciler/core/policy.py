@@ -140,7 +140,7 @@ def after_failure(
     ``relevant`` holds the spec hashes, ids and volume names that are still there; what failed for
     another edit, or on what is gone, is forgotten.
     """
-    others = [f for f in memory.failures if _matters(f, relevant) and f.about != failed.about]
+    others = [f for f in memory.failures if matters(f, relevant) and f.about != failed.about]
     count = 1 + sum(f.count for f in memory.failures if f.about == failed.about)
     base, cap = (
         (_SWAP_BACKOFF, _SWAP_MAX_BACKOFF) if swap else (restart.backoff, restart.max_backoff)
@@ -149,7 +149,8 @@ def after_failure(
     return replace(memory, failures=(*others, replace(failed, count=count, not_before=due)))
 
 
-def _matters(failure: Failure, relevant: Collection[str]) -> bool:
+def matters(failure: Failure, relevant: Collection[str]) -> bool:
+    """Whether a failure is about what is still there; ``relevant`` as in ``after_failure``."""
     return failure.spec_hash in relevant and (not failure.target or failure.target in relevant)
 
 

@@ -93,10 +93,10 @@ def replace_cause(view: View, desired: Desired, container: Container) -> str:
 
 
 def spec_drift(desired: Desired, container: Container) -> str:
-    """``the spec changed``, where it did."""
+    """Return what changed since the container was made; empty where nothing did."""
     known = desired.spec_hash is not None
     changed = known and not same_spec(container.spec_hash, desired.spec_hash or "")
-    return "the spec changed" if changed else ""
+    return desired.change_since(container.spec_hash) if changed else ""
 
 
 def _host_drift(view: View, desired: Desired, container: Container) -> str:

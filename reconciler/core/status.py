@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
 from reconciler.core.lifecycle import verdict_of
-from reconciler.core.model import ImageState, Phase, Status, Verdict
+from reconciler.core.model import AWAITED, ImageState, Phase, Status, Verdict
 from reconciler.core.roles import roles_of
 from reconciler.core.spec import DesiredState
+from reconciler.core.steps import latest_failure
 
 if TYPE_CHECKING:
     from reconciler.core.model import Container, View
 
+_GOAL: Final = {
+    DesiredState.RUNNING: Status.RUNNING,
+    DesiredState.PAUSED: Status.PAUSED,
+    DesiredState.STOPPED: Status.STOPPED,
+}
 
-def status_of(view: View) -> tuple[Status, str]:  # noqa: PLR0911 - a table, one row a return
-    """The status of the key's sandbox, and a reason that is empty where none is needed."""
-    failure = view.memory.failure
+
+def is_at_goal(view: View) -> bool:
+    """Whether the sandbox has the status that its record asks for."""
+    return view.desired is not None and status_of(view)[0] is _GOAL[view.desired.state]
+
+
+def status_of(view: View) -> tuple[Status, str]:
+    """The status of the key's sandbox, and a reason that is empty where none is needed.
+
+    What is as desired keeps its status whatever is wrong beside it: a broken env file, or an edit
+    that cannot be carried out, is its reason. What cannot be inspected, or is on an engine that
+    cannot be asked, keeps its last known status, and is UNKNOWN where it has none.
+    """
     current = roles_of(view).current
-    if failure is not None:
+    status, reason = _observed(view, current)
+    if view.blind or view.unseen:
+        why = f"the engine cannot be asked: {view.blind}" if view.blind else view.unseen
+        return (Status.UNKNOWN, why) if current is None else (status, f"last known; {why}")
+    failure = latest_failure(view)
+    at_goal = view.desired is not None and status is _GOAL[view.desired.state]
+    if failure is not None and not at_goal:
         return Status.ERROR, failure.cause
+    if view.held and view.desired is None:
+        return Status.ERROR, view.held
+    return status, reason or (failure.cause if failure else _beside(view))
+
+
+def _beside(view: View) -> str:
+    """What is wrong, though it does not determine the status."""
+    problem = view.desired.problem if view.desired else None
+    return problem or view.held
+
+
+def _observed(view: View, current: Container | None) -> tuple[Status, str]:
     if current is None:
         return _absent(view)
     match current.phase:
@@ -36,8 +70,9 @@ def status_of(view: View) -> tuple[Status, str]:  # noqa: PLR0911 - a table, one
 
 
 def _absent(view: View) -> tuple[Status, str]:
-    if view.desired is not None and view.desired.problem is not None:
-        return Status.ERROR, view.desired.problem
+    problem = view.desired.problem if view.desired else None
+    if problem is not None:
+        return Status.MISSING if problem in AWAITED else Status.ERROR, problem
     if view.desired is not None and view.hold:
         return Status.MISSING, view.hold
     if view.desired is not None and view.image is ImageState.PULLING:
@@ -46,8 +81,6 @@ def _absent(view: View) -> tuple[Status, str]:
 
 
 def _running(view: View, current: Container) -> tuple[Status, str]:
-    if view.desired is not None and view.desired.problem is not None:
-        return Status.ERROR, view.desired.problem
     if view.desired is None or view.desired.spec.health is None:
         return Status.RUNNING, ""
     health = view.health

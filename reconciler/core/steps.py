@@ -82,6 +82,21 @@ def concern_of(verb: Verb, container: Container) -> Concern:
     return Concern(verb, container.spec_hash, "" if verb.makes else container.id)
 
 
+def relevant_failures(view: View) -> tuple[Failure, ...]:
+    """Return the failed steps that are about the present edit, or about what still exists.
+
+    A step that the engine is still at is none.
+    """
+    relevant = still_there(view)
+    failed = (failure for failure in view.memory.failures if not failure.progress)
+    return tuple(failure for failure in failed if policy.matters(failure, relevant))
+
+
+def latest_failure(view: View) -> Failure | None:
+    """Return the latest of the relevant failures."""
+    return max(relevant_failures(view), key=lambda failure: failure.at, default=None)
+
+
 def still_there(view: View) -> set[str]:
     """The spec hashes, container ids and volume names that a failure may still be about."""
     containers, volumes = view.observed.containers, view.observed.volumes

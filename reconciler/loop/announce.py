@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.model import Fate, Verb
+from reconciler.core import policy
+from reconciler.core.model import Concern, Fate, Verb
 from reconciler.core.roles import names_of, roles_of
 from reconciler.service.events import Event
 
@@ -32,6 +33,24 @@ def announce(reporter: Reporter, view: View, action: Action, seconds: float) -> 
         return
     report = reporter.note if _is_a_detail(view, action) else reporter.tell
     report(event, view.key, action.cause, **_fields(event, view, action, seconds))
+    error = _undone(view, action)
+    if error:
+        reporter.tell(
+            Event.SANDBOX_ROLLED_BACK,
+            view.key,
+            "the container that should replace it could not be started",
+            container=action.target,
+            error=error,
+        )
+
+
+def _undone(view: View, action: Action) -> str:
+    """Why the replacement of the container that was started now had been given up."""
+    container, desired = view.observed.container(action.container_id), view.desired
+    if action.verb is not Verb.START or action.restart or container is None or desired is None:
+        return ""
+    failed = policy.failure_of(view.memory, Concern(Verb.START, desired.spec_hash or "", ""))
+    return failed.cause if failed and container.spec_hash != desired.spec_hash else ""
 
 
 def _special_event(view: View, action: Action) -> Event | None:
@@ -46,13 +65,12 @@ def _special_event(view: View, action: Action) -> Event | None:
 
 
 def _is_a_detail(view: View, action: Action) -> bool:
-    """For the ledger alone: the log has told, or will tell, what it is a part of."""
+    """Whether it is a part of a replacement, which the log reports as a whole."""
     roles = roles_of(view)
-    follows_a_death = action.verb is Verb.START and action.restart
     parts = {c.id for c in (roles.successor, roles.predecessor) if c is not None}
     makes_way = action.verb is Verb.RENAME and action.new_name != names_of(view).current
     within = action.verb is Verb.RENAME and action.container_id in parts
-    return follows_a_death or makes_way or within
+    return makes_way or within
 
 
 def _fields(event: Event, view: View, action: Action, seconds: float) -> dict[str, object]:

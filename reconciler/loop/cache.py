@@ -11,7 +11,7 @@ import asyncio
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from reconciler.core.errors import EngineError, Unreadable
+from reconciler.core.errors import EngineError, EngineUnavailable
 from reconciler.core.model import Observed
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Cache:
         self._dirty_volumes: defaultdict[str, set[str]] = defaultdict(set)
         self._unsure: set[str] = set()
         self._touched: dict[str, float] = {}
-        self._unreadable: dict[str, str] = {}
+        self._unseen: dict[str, str] = {}
         self._broken_ids: set[str] = set()
         self._broken_volumes: set[str] = set()
         self.listed_at = 0.0
@@ -66,9 +66,13 @@ class Cache:
         """Whether something bears the key, or may bear it."""
         return any(key in keys for keys in (self._by_key, self._dirty, self._dirty_volumes))
 
-    def unreadable(self, key: str) -> str | None:
-        """Why what is under the key cannot be known, where the engine's answers make no sense."""
-        return self._unreadable.get(key)
+    def unseen(self, key: str) -> str:
+        """Return why what is under the key could not be inspected; empty where it could be."""
+        return self._unseen.get(key, "")
+
+    def mark_unseen(self, key: str, why: str) -> None:
+        """Note why what is under the key cannot be inspected, until an inspection succeeds."""
+        self._unseen[key] = why
 
     def changed(self) -> set[str]:
         """Every key under which something is to be inspected."""
@@ -136,10 +140,12 @@ class Cache:
             await _inspect_each(
                 self._dirty_volumes, key, self._engine.inspect_volume, self._replace_volume
             )
-        except Unreadable as error:
-            self._unreadable[key] = str(error)
+        except EngineUnavailable:
             raise
-        self._unreadable.pop(key, None)
+        except EngineError as error:
+            self._unseen[key] = str(error)
+            raise
+        self._unseen.pop(key, None)
 
     async def listing(self) -> Listing:
         """What there is, by the engine's word now.

@@ -124,19 +124,14 @@ class Controller:
                 # Nothing is known, so nothing is concluded. The informer reports a lost engine.
                 if is_out_of_files(error):
                     self._reporter.complain(Event.DAEMON_OUT_OF_FILES, error=str(error))
+                if self._is_enough(self._blind[key]):
+                    self._cache.mark_unseen(key, str(error))
+                    self._failures.review(self._views.view(key))
                 self._enqueue(key, Priority.TIMER, self._until_next_pass(key))
-            except EngineError as error:
-                delay = self._until_next_pass(key)
-                self._reporter.complain(
-                    Event.ACTION_FAILED,
-                    about=key,
-                    sandbox=key,
-                    cause="its containers are inspected before each step",
-                    action="inspect",
-                    error=str(error),
-                    retry_in=round(delay, 1),
-                )
-                self._enqueue(key, Priority.TIMER, delay)
+            except EngineError:
+                # What is under the key could not be inspected; the view says why.
+                self._failures.review(self._views.view(key))
+                self._enqueue(key, Priority.TIMER, self._until_next_pass(key))
 
     def _until_next_pass(self, key: str) -> float:
         """Seconds, more after each pass that failed; a new connection wakes every key at once."""
@@ -147,6 +142,7 @@ class Controller:
         done: tuple[Action, Observed] | None = None
         for _ in range(_MAX_STEPS):
             view = await self._look(key)
+            self._failures.review(view)
             decision = decide(view)
             self._watch_health(view)
             if decision.action is not None:
@@ -172,6 +168,9 @@ class Controller:
         self._blind[key] += 1
         await self._refresh(key)
         self._lanes.review()
+        record = self._store.records.get(key)
+        if record is not None:
+            self._identities.lease(key, record.spec, self._cache.observed(key))
         view = self._views.view(key)
         noted = self._collector.note(view)
         learned = await self._exits.account_for(view, insist=not self._is_enough(self._blind[key]))
@@ -342,11 +341,12 @@ class Controller:
             delay = max(decision.wait_until - view.now, _SHORTEST_WAIT)
             self._enqueue(view.key, Priority.TIMER, delay)
         if not decision.waiting_for:
-            self._failures.forget(view)
+            self._failures.forget(view.key)
         # What is known of an image is for the container that is to be made now, and for no later.
         awaited = view.desired.spec.image if view.desired and decision.waiting_for else None
         self._puller.release(view.key, awaited)
-        if view.desired is None and not view.observed.containers and not decision.waiting_for:
+        gone = view.desired is None and not view.observed.containers
+        if gone and not decision.waiting_for and not view.held:
             self._store.forget(view.key)
             for counts in (self._blind, self._unanswered, self._moves):
                 counts.pop(view.key, None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from reconciler.core.errors import EngineError
+from reconciler.core.model import UNMEASURED
 from reconciler.core.pressure import Usage, judge
 from reconciler.service.events import Event
 from reconciler.threads import BoundedCalls
@@ -32,7 +33,6 @@ _COLLECT_EVERY: Final = 60.0
 _ASK_EVERY: Final = 300.0
 _LIMIT: Final = 5.0
 _FACT: Final = "disk-pressure"
-_UNMEASURED: Final = "the disks are not measured yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class DiskGuard:
     def hold(self) -> str:
         """Why nothing new may be made now; empty where it may."""
         if self._reasons is None:
-            return _UNMEASURED
+            return UNMEASURED
         return "; ".join(self._reasons.values())
 
     def facts(self) -> dict[str, Any]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reconciler.core.errors import ManifestError, ReconcilerError
+from reconciler.core.model import UNREAD
 from reconciler.store import env_file
+from reconciler.store.env_file import EnvFile
 from reconciler.store.reading import Unread, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from reconciler.store.env_file import EnvFile
     from reconciler.threads import BoundedCalls
 
 
@@ -35,13 +36,22 @@ class EnvFiles:
 
     def get(self, path: str) -> EnvFile | ReconcilerError:
         """The file, or why it is unavailable."""
-        return self._files.get(path) or ReconcilerError(f"env_file {path}: not read yet")
+        return self._files.get(path) or ReconcilerError(UNREAD)
 
-    async def refresh(self, paths: Iterable[Path]) -> set[str]:
-        """Read these files, forget all others, and return those that are not what they were."""
+    async def refresh(self, paths: Iterable[Path]) -> dict[str, bool]:
+        """Read these files and forget all others.
+
+        Returns:
+            The paths of those that are not what they were, new ones among them; True where a file
+            that could be read holds something else now.
+        """
         fresh = await read_env_files(self._calls, paths)
         former, self._files = self._files, fresh
-        return {path for path in fresh if _mark(fresh[path]) != _mark(former.get(path))}
+        return {
+            path: _is_edited(former.get(path), file)
+            for path, file in fresh.items()
+            if _mark(file) != _mark(former.get(path))
+        }
 
 
 async def read_env_files(
@@ -60,6 +70,10 @@ def _read(path: Path) -> EnvFile | ManifestError:
         return env_file.read(path)
     except ManifestError as error:
         return error
+
+
+def _is_edited(former: EnvFile | ManifestError | None, now: EnvFile | ManifestError) -> bool:
+    return isinstance(former, EnvFile) and isinstance(now, EnvFile) and former.digest != now.digest
 
 
 def _mark(file: EnvFile | ManifestError | None) -> str | None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from reconciler.core import naming
-from reconciler.core.blueprint import Surroundings, blueprint, labels
+from reconciler.core.blueprint import Surroundings, blueprint, is_leased, labels
 from reconciler.core.errors import (
     EngineError,
     EngineUnavailable,
@@ -148,7 +148,7 @@ class Executor:
 
     def _blueprint(self, view: View, name: str) -> Blueprint:
         assert view.desired is not None
-        if view.desired.identity is None:
+        if not is_leased(view.desired.spec, view.desired.identity):
             raise Refused(view.desired.problem or "it has no port and no key yet: wait for them")
         return blueprint(view.desired, name, self._around, self._env(view.desired.spec.env_file))
 

@@ -1,14 +1,17 @@
-"""What could not be done: remembered with when it is due again, and said once."""
+"""What is wrong with each sandbox: remembered, and reported when it begins and when it is over."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core import policy
+from reconciler.core import faults, policy
 from reconciler.core.errors import Removing, Wrecked
-from reconciler.core.model import Concern, Failure, Fate, Verb
+from reconciler.core.faults import faults_of
+from reconciler.core.model import Concern, Failure, Fate, Fault, Verb
 from reconciler.core.roles import roles_of
 from reconciler.core.spec import RestartSpec
+from reconciler.core.status import is_at_goal, status_of
 from reconciler.core.steps import concern, still_there
 from reconciler.service.events import Event
 from reconciler.service.redact import redactor
@@ -24,7 +27,12 @@ _DEFAULT_RESTART: Final = RestartSpec()
 
 
 class Failures:
-    """The failures of every key, in the store's memory of it."""
+    """The failures and faults of every key, in the store's memory of it.
+
+    A failure is a step that could not be done; it sets when the step is due again. A fault is what
+    is reported: ``sandbox.error`` when it begins and ``sandbox.recovered`` when it is over,
+    whatever its source. A step that fails again is reported as ``action.failed``.
+    """
 
     def __init__(self, *, store: Store, views: Views, lanes: Lanes, reporter: Reporter) -> None:
         self._store = store
@@ -33,39 +41,89 @@ class Failures:
         self._reporter = reporter
 
     def note(self, view: View, action: Action, error: Exception, event: Event) -> None:
-        """Remember that the step failed, and report it unless the engine is only slow at it."""
+        """Remember that a step failed, and report it unless the engine is only slow at it.
+
+        ``event`` is for the step's repetitions.
+        """
         swap = action.verb is Verb.START and roles_of(view).predecessor is not None
         wrecked = action.container_id if isinstance(error, Wrecked) else ""
         failure = self._remember(view, concern(view, action), error, swap=swap, wrecked=wrecked)
         if failure.progress:
             return
-        told = Event.SANDBOX_ROLLED_BACK if swap else Event.SANDBOX_ERROR
-        if action.verb in self._lanes.hung():
-            # Said of the engine, once; the sandbox's own story has it all the same.
-            self._reporter.note(told, view.key, action.cause, error=str(error))
-            return
-        what = {"action": str(action.verb)}
+        retry_in = round(failure.not_before - failure.at, 1)
         if view.desired is None and view.fate is Fate.UNKNOWN:
-            event = Event.GARBAGE_FAILED
-            kind = "volume" if action.verb is Verb.REMOVE_VOLUME else "container"
-            what = {"kind": kind, "name": action.target}
+            self._report_garbage(view.key, action, failure.cause, retry_in)
+            return
+        source = str(action.verb)
+        if source not in self._open(view.key):
+            # A step at which the engine hangs for everybody is logged once, of the engine.
+            logged = action.verb not in self._lanes.hung()
+            self._begin(view.key, Fault(source, failure.cause, logged), action.cause)
+        elif action.verb not in self._lanes.hung():
+            self._reporter.complain(
+                event,
+                about=f"{view.key} {source}",
+                sandbox=view.key,
+                cause=action.cause,
+                action=source,
+                error=failure.cause,
+                retry_in=retry_in,
+            )
+
+    def _report_garbage(self, key: str, action: Action, error: str, retry_in: float) -> None:
         self._reporter.complain(
-            event,
-            about=f"{view.key} {action.verb} {error}",
-            sandbox=view.key,
+            Event.GARBAGE_FAILED,
+            about=f"{key} {action.target}",
+            sandbox=key,
             cause=action.cause,
-            **what,
-            error=str(error),
-            retry_in=round(failure.not_before - failure.at, 1),
+            kind="volume" if action.verb is Verb.REMOVE_VOLUME else "container",
+            name=action.target,
+            error=error,
+            retry_in=retry_in,
         )
-        if failure.count == 1:
-            self._reporter.tell(told, view.key, action.cause, error=str(error))
 
     def note_pull(self, key: str, error: Exception) -> None:
-        """The image that the key waits for could not be had; the puller has said so."""
+        """Remember that the image which the key waits for could not be pulled."""
         view = self._views.view(key)
         spec_hash = view.desired.spec_hash if view.desired else None
         self._remember(view, Concern(Verb.PULL, spec_hash or "", ""), error)
+        self.review(self._views.view(key))
+
+    def review(self, view: View) -> None:
+        """Report what went wrong since the last review, and what is over."""
+        now, open_ = faults_of(view), self._open(view.key)
+        for source, error in now.items():
+            if source not in open_:
+                fault = Fault(source, redactor.clean(error))
+                self._begin(view.key, fault, faults.BEGUN.get(source, "it is not as desired"))
+        for source, fault in open_.items():
+            step_is_over = source not in faults.STEPS or is_at_goal(view) or view.desired is None
+            if source not in now and step_is_over:
+                self._end(view, fault)
+
+    def _begin(self, key: str, fault: Fault, cause: str) -> None:
+        memory = self._store.memory(key)
+        self._store.put_memory(key, replace(memory, faults=(*memory.faults, fault)))
+        report = self._reporter.tell if fault.logged else self._reporter.note
+        report(Event.SANDBOX_ERROR, key, cause, error=fault.error, source=fault.source)
+
+    def _end(self, view: View, fault: Fault) -> None:
+        memory = self._store.memory(view.key)
+        left = tuple(other for other in memory.faults if other.source != fault.source)
+        self._store.put_memory(view.key, replace(memory, faults=left))
+        for event in (Event.ACTION_FAILED, Event.ACTION_TIMED_OUT):
+            self._reporter.resolve(event, about=f"{view.key} {fault.source}")
+        if view.desired is None and view.fate is Fate.DELETED:
+            # That its record was taken out is logged, and is no recovery.
+            return
+        report = self._reporter.tell if fault.logged else self._reporter.note
+        cause = faults.OVER.get(fault.source, f"it is {status_of(view)[0]}")
+        if view.desired is None:
+            cause = "it is no longer declared"
+        report(Event.SANDBOX_RECOVERED, view.key, cause, after=fault.error, source=fault.source)
+
+    def _open(self, key: str) -> dict[str, Fault]:
+        return {fault.source: fault for fault in self._store.memory(key).faults}
 
     def _remember(
         self, view: View, about: Concern, error: Exception, *, swap: bool = False, wrecked: str = ""
@@ -94,11 +152,6 @@ class Failures:
         self._store.put_memory(view.key, memory)
         return memory.failures[-1]
 
-    def forget(self, view: View) -> None:
-        """The key is as desired: what failed on the way is over."""
-        failure = view.memory.failure
-        self._store.put_memory(view.key, policy.after_success(view.memory))
-        if failure is not None:
-            self._reporter.tell(
-                Event.SANDBOX_RECOVERED, view.key, "it is as desired", after=failure.cause
-            )
+    def forget(self, key: str) -> None:
+        """Forget the failed steps: nothing is left to do for the key."""
+        self._store.put_memory(key, policy.after_success(self._store.memory(key)))

@@ -95,6 +95,7 @@ class Intake:
         self._enqueue = enqueue
         self._lock = asyncio.Lock()
         self._last = _Last()
+        self._was_read = False
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
@@ -115,6 +116,24 @@ class Intake:
         """Whether the file names the sandbox in a way that cannot be read."""
         return self._last.loaded.fatal or self._last.loaded.is_held(key)
 
+    def held_because(self, key: str) -> str:
+        """Return why the file's record of that sandbox cannot be used; empty where it can be.
+
+        A file that cannot be read at all holds back every record, and is no fault of a sandbox.
+        """
+        if unreadable := self._store.held.get(key):
+            return f"its stored record cannot be read by this release: {unreadable}"
+        if self._last.loaded.fatal:
+            return ""
+        return "; ".join(map(str, self._last.loaded.held_because(key)))
+
+    def held_names(self) -> set[str]:
+        """Return the names of held records that stand for no sandbox in force."""
+        known = {*self._store.records, *self._store.deleted}
+        replicated = {name.rpartition("-")[0] for name in known}
+        held = set() if self._last.loaded.fatal else set(self._last.loaded.held) - replicated
+        return {*held, *self._store.held} - known
+
     def env_paths(self) -> set[Path]:
         """Every env file that a record in force names."""
         named = (record.spec.env_file for record in self._store.records.values())
@@ -127,12 +146,15 @@ class Intake:
             reading = self._take_in(loaded, allow_mass_delete=allow_mass_delete)
             self._secrets.renew()
             # In the same turn: a kill leaves both in the database, or neither.
-            self._say_changes(reading)
+            in_force = not loaded.fatal and (allow_mass_delete or not loaded.empty)
+            self._report_changes(reading, confirmed=allow_mass_delete, in_force=in_force)
             former, self._last = self._last, _Last(loaded, reading.braked)
+            self._was_read = True
             await self._refresh_env_files()
             self._last.complaint = loaded.diagnostics + self._env_file_errors(loaded)
             reading = replace(reading, diagnostics=self._last.complaint)
             self._say(loaded, reading, former)
+            self._enqueue_held(former.loaded, loaded)
             return reading
 
     async def follow(self) -> None:
@@ -223,6 +245,12 @@ class Intake:
         for record in self._store.records.values():
             if record.spec.env_file in changed:
                 self._enqueue(record.name, Priority.USER)
+                if changed[record.spec.env_file]:
+                    self._report_record(
+                        Event.RECORD_CHANGED,
+                        record.name,
+                        f"its env_file {record.spec.env_file} changed",
+                    )
 
     # --- what is said -------------------------------------------------------------------------
 
@@ -234,18 +262,30 @@ class Intake:
         if reading.braked != former.braked:
             self._say_brake(reading, former.braked)
 
-    def _say_changes(self, reading: Reading) -> None:
+    def _report_changes(self, reading: Reading, *, confirmed: bool, in_force: bool) -> None:
+        why = f"{self.path} was edited" if self._was_read else f"{self.path} was read at the start"
+        why_deleted = "the deletions were confirmed" if confirmed and self._last.braked else why
         for names, event in (
             (reading.added, Event.RECORD_ADDED),
             (reading.changed, Event.RECORD_CHANGED),
-            (reading.removed, Event.RECORD_DELETED),
         ):
             for name in sorted(names):
-                record = self._store.records.get(name)
-                shown = {"spec": record.spec_name, "desired": str(record.state)} if record else {}
-                self._reporter.tell(event, name, f"{self.path} was edited", **shown)
-        if reading.changes:
+                self._report_record(event, name, why)
+        for name in sorted(reading.removed):
+            self._reporter.tell(Event.RECORD_DELETED, name, why_deleted)
+        if reading.changes or (not self._was_read and in_force):
             self._say_loaded()
+
+    def _report_record(self, event: Event, name: str, cause: str) -> None:
+        record = self._store.records[name]
+        self._reporter.tell(event, name, cause, spec=record.spec_name, desired=str(record.state))
+
+    def _enqueue_held(self, former: Loaded, now: Loaded) -> None:
+        """Have every sandbox looked at that is held back now and was not before, or no longer."""
+        names = {*self._store.records, *former.held, *now.held}
+        for name in names:
+            if former.is_held(name) != now.is_held(name):
+                self._enqueue(name, Priority.USER)
 
     def _say_diagnostics(self, reading: Reading, *, fatal: bool) -> None:
         event = Event.MANIFEST_REJECTED if fatal else Event.MANIFEST_HELD

@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from reconciler.core.errors import EngineError
-    from reconciler.core.model import Health, Identity
-    from reconciler.core.spec import SandboxSpec
+    from reconciler.core.model import Health
     from reconciler.engine.protocol import Engine
     from reconciler.loop.disk import Measure
     from reconciler.loop.intake import Reading
@@ -174,6 +173,7 @@ class Manager:
             store=store,
             views=self.views,
             collector=self._collector,
+            held_names=self.intake.held_names,
         )
         self.answers = Answers(self)
         self._controller = self._make_controller()
@@ -197,10 +197,12 @@ class Manager:
             lanes=self.lanes,
             env_files=self.env_files,
             around=self.around,
-            lease=self._lease,
             guard=self.guard,
+            no_ports=self._identities.problem,
             is_held=self.intake.is_held,
+            held_because=self.intake.held_because,
             hold=lambda: self.disk.hold,
+            blind=lambda: "" if self.informer.synced.is_set() else self.informer.error,
             gc_grace=self.settings.gc_grace,
         )
 
@@ -302,20 +304,12 @@ class Manager:
         return self.cache.image_ids() if certain else None
 
     def _wanted(self) -> set[str]:
-        return {*self.store.records, *self.store.deleted}
+        return {*self.store.records, *self.store.deleted, *self.intake.held_names()}
 
     def _adopt(self) -> None:
         # Before anything new is leased, what exists keeps what it has.
         for key in self.cache.keys() & set(self.store.records):
             self._identities.adopt(key, self.cache.observed(key))
-
-    def _lease(self, name: str, spec: SandboxSpec) -> Identity | None:
-        known = self.store.identity(name)
-        if not self.informer.ever_synced or (known is None and not self.cache.knows(name)):
-            # A container that was not looked at yet may have one already.
-            return known
-        self._identities.adopt(name, self.cache.observed(name))
-        return self._identities.ensure(name, spec)
 
 
 def _removals(limit: int) -> dict[Verb, int]:

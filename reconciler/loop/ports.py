@@ -49,6 +49,23 @@ class Identities:
         self._next = self._first
         self._quarantine: dict[int, float] = {}
         self._hidden: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
+        for key, identity in store.identities.items():
+            self._hide(key, identity.session_key)
+
+    def problem(self, key: str) -> str:
+        """Return why the sandbox could not be leased its host ports; empty where it could."""
+        return self._problems.get(key, "")
+
+    def lease(self, key: str, spec: SandboxSpec, observed: Observed) -> None:
+        """Give the sandbox what ``ensure`` gives it, or note why that cannot be."""
+        self.adopt(key, observed)
+        try:
+            self.ensure(key, spec)
+        except ReconcilerError as error:
+            self._problems[key] = str(error)
+        else:
+            self._problems.pop(key, None)
 
     def adopt(self, key: str, observed: Observed) -> None:
         """Take over what containers were made with, where the books know nothing of it."""
@@ -95,6 +112,8 @@ class Identities:
         self._quarantine = {port: end for port, end in self._quarantine.items() if end > now}
         for key in [key for key in self._hidden if self._store.identity(key) is None]:
             redactor.forget(self._hidden.pop(key))
+        for key in self._problems.keys() - self._store.records.keys():
+            del self._problems[key]
 
     def replace(self, key: str, taken: int | None) -> bool:
         """Lease others in place of the port that something else took; None: of all of them.

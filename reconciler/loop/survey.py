@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core.decide import decide
-from reconciler.core.model import Fate, Status
+from reconciler.core.faults import RECORD, faults_of
+from reconciler.core.model import Fate
 from reconciler.core.naming import container_name
 from reconciler.core.plan import plan
 from reconciler.core.roles import names_of, roles_of
-from reconciler.core.spec import DesiredState
-from reconciler.core.status import status_of
+from reconciler.core.status import is_at_goal, status_of
+from reconciler.core.steps import latest_failure
 from reconciler.core.units import iso
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from reconciler.core.model import Action, Container, Death, View
     from reconciler.loop.collector import Collector, Garbage
     from reconciler.loop.views import Views
     from reconciler.settings import Settings
     from reconciler.store.store import Store
 
-_GOAL = {
-    DesiredState.RUNNING: Status.RUNNING,
-    DesiredState.PAUSED: Status.PAUSED,
-    DesiredState.STOPPED: Status.STOPPED,
-}
-_HOPELESS = 3
+_HOPELESS: Final = 3
 
 
 class Survey:
@@ -39,15 +37,17 @@ class Survey:
         store: Store,
         views: Views,
         collector: Collector,
+        held_names: Callable[[], set[str]],
     ) -> None:
         self._settings = settings
         self._store = store
         self._views = views
         self._collector = collector
+        self._held_names = held_names
 
     def names(self) -> list[str]:
-        """Sandboxes that should exist, and those that should no longer and still do."""
-        return sorted({*self._store.records, *self._store.deleted})
+        """Return the sandboxes that are declared, being deleted, or held back."""
+        return sorted({*self._store.records, *self._store.deleted, *self._held_names()})
 
     def sandboxes(self, name: str | None = None, *, secrets: bool = False) -> list[dict[str, Any]]:
         """One object a sandbox, by name; ``name`` may be a container's name, too."""
@@ -65,7 +65,7 @@ class Survey:
             "name": view.key,
             "spec": record.spec_name if record else None,
             "image": record.spec.image if record else None,
-            "desired": str(record.state) if record else "deleted",
+            "desired": _desired(view),
             "status": str(status),
             "reason": reason,
             "next": decide(view).waiting_for,
@@ -96,30 +96,33 @@ class Survey:
         desired = view.desired
         if desired is None or desired.identity is None or desired.spec.network.mode == "none":
             return []
-        leased = {} if desired.spec.network.mode == "host" else desired.identity.ports
+        on_host = desired.spec.network.mode == "host"
         urls = []
         for port in desired.spec.ports:
-            number = leased.get(port.container_port, port.container_port)
+            inside = port.container_port
+            number = inside if on_host else desired.identity.ports.get(inside)
+            if number is None:
+                continue
             url = self._settings.container_url_pattern.format(port=number)
             urls.append({"name": port.name, "url": url, "port": number})
         return urls
 
     def plan(self) -> dict[str, Any]:
-        """What would be done now: ``changes`` by sandbox, each with its ordered actions.
+        """Return what would be done now: ``changes`` by sandbox, each with its ordered actions.
 
-        A sandbox that nothing may be made for now is among them, with what it waits for.
+        A sandbox for which nothing can be done now, though it is not as desired, is among them with
+        what it waits for.
         """
-        views = [self._views.view(key) for key in sorted(self._views.keys())]
-        changes = [
-            {
-                "sandbox": one.key,
-                "actions": [_action(action) for action in one.actions],
-                "waiting_for": one.waiting_for,
-            }
-            for view in views
-            for one in [plan(view)]
-            if one.actions or _is_held(one.waiting_for, view)
-        ]
+        views = [self._views.view(key) for key in {*self._views.keys(), *self._held_names()}]
+        changes = []
+        for view in sorted(views, key=lambda view: view.key):
+            planned = plan(view)
+            waiting_for = planned.waiting_for or "; ".join(faults_of(view).values())
+            if planned.actions or (waiting_for and _is_ours(view)):
+                actions = [_action(action) for action in planned.actions]
+                changes.append(
+                    {"sandbox": view.key, "actions": actions, "waiting_for": waiting_for}
+                )
         return {"in_sync": not changes, "changes": changes}
 
     def garbage(self) -> list[dict[str, Any]]:
@@ -149,23 +152,31 @@ class Survey:
         }
 
 
-def _is_held(waiting_for: str, view: View) -> bool:
-    return bool(view.hold) and waiting_for == view.hold
+def _desired(view: View) -> str:
+    if view.desired is not None:
+        return str(view.desired.state)
+    return "deleted" if view.fate is Fate.DELETED else "held"
+
+
+def _is_ours(view: View) -> bool:
+    """Whether it is a sandbox; what belongs to none waits for its grace, which ``gc`` shows."""
+    return view.desired is not None or view.fate is Fate.DELETED or bool(view.held)
 
 
 def _is_converged(view: View) -> bool:
+    if faults_of(view):
+        return False
     if view.desired is None:
         return not view.observed.containers and view.fate is not Fate.DELETED
     settled = decide(view)
-    at_goal = status_of(view)[0] is _GOAL[view.desired.state]
-    return at_goal and settled.action is None and not settled.waiting_for
+    return is_at_goal(view) and settled.action is None and not settled.waiting_for
 
 
 def _is_hopeless(view: View) -> bool:
-    failure = view.memory.failure
+    failure = latest_failure(view)
     tries = max(failure.count if failure else 0, view.memory.streak)
     problem = view.desired is not None and view.desired.problem is not None
-    return problem or tries >= _HOPELESS
+    return problem or RECORD in faults_of(view) or tries >= _HOPELESS
 
 
 def _volumes(view: View) -> list[str]:

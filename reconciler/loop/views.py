@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from reconciler.core.blueprint import Surroundings, spec_hash
 from reconciler.core.errors import ReconcilerError
-from reconciler.core.model import Desired, Fate, Identity, ImageState, Orphans, View
+from reconciler.core.model import Desired, Fate, ImageState, Orphans, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from reconciler.store.rows import Orphan, OrphanKind, Record
     from reconciler.store.store import Store
 
+# Former specs and env files of a record that are told apart.
+_REMEMBERED: Final = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the parts of a view come from. ``lease`` gives a sandbox its identity, or None.
+    """Where the parts of a view come from; none of them has a side effect.
 
-    ``hold`` says why nothing new may be made now, or nothing.
+    ``hold`` says why nothing new may be made now, ``no_ports`` why a sandbox has no host port,
+    ``held_because`` why the desired file's record cannot be used, ``blind`` why the engine cannot
+    be asked; each is empty where all is well.
     """
 
     store: Store
@@ -40,11 +45,22 @@ class Sources:
     lanes: Lanes
     env_files: EnvFiles
     around: Surroundings
-    lease: Callable[[str, SandboxSpec], Identity | None]
     guard: Guard
+    no_ports: Callable[[str], str]
     is_held: Callable[[str], bool]
+    held_because: Callable[[str], str]
     hold: Callable[[], str]
+    blind: Callable[[], str]
     gc_grace: float
+
+
+@dataclass(frozen=True, slots=True)
+class _MadeFrom:
+    """What a hash stands for. ``digest`` is that of the env file, None where there is none."""
+
+    spec_hash: str
+    spec: SandboxSpec
+    digest: str | None
 
 
 class Views:
@@ -52,7 +68,7 @@ class Views:
 
     def __init__(self, sources: Sources) -> None:
         self._from = sources
-        self._hashes: dict[str, tuple[Record, str | None, str]] = {}
+        self._made_from: dict[str, dict[str, _MadeFrom]] = {}
 
     @property
     def now(self) -> float:
@@ -69,7 +85,7 @@ class Views:
         sources = self._from
         record = sources.store.records.get(key)
         if record is None:
-            self._hashes.pop(key, None)
+            self._made_from.pop(key, None)
         observed = sources.cache.observed(key)
         now = self.now
         return View(
@@ -87,6 +103,9 @@ class Views:
             may_collect=self.may_collect(key),
             hung={verb: now + seconds for verb, seconds in sources.lanes.hung().items()},
             hold=sources.hold(),
+            held=sources.held_because(key),
+            unseen=sources.cache.unseen(key),
+            blind=sources.blind(),
         )
 
     def may_collect(self, key: str) -> bool:
@@ -103,36 +122,43 @@ class Views:
         return self._from.puller.state(key, record.spec.image) if record else ImageState.UNKNOWN
 
     def _desired(self, record: Record) -> Desired:
-        hashed, env_problem = self._hash(record)
-        identity, lease_problem = self._identity(record)
+        made_from, env_problem = self._hash(record)
         return Desired(
             name=record.name,
             state=record.state,
             spec_name=record.spec_name,
             spec=record.spec,
-            spec_hash=hashed,
-            identity=identity,
-            problem=self._from.cache.unreadable(record.name) or env_problem or lease_problem,
+            spec_hash=made_from.spec_hash if made_from else None,
+            identity=self._from.store.identity(record.name),
+            problem=env_problem or self._from.no_ports(record.name) or None,
+            changes=self._changes(record.name, made_from) if made_from else {},
         )
 
-    def _hash(self, record: Record) -> tuple[str | None, str | None]:
+    def _hash(self, record: Record) -> tuple[_MadeFrom | None, str | None]:
         digest = None
         if record.spec.env_file is not None:
             file = self._from.env_files.get(record.spec.env_file)
             if isinstance(file, ReconcilerError):
                 return None, str(file)
             digest = file.digest
-        known = self._hashes.get(record.name)
-        if known is None or known[0] is not record or known[1] != digest:
+        seen = self._made_from.setdefault(record.name, {})
+        last = next(reversed(seen.values()), None)
+        if last is None or last.spec is not record.spec or last.digest != digest:
             hashed = spec_hash(record.spec, self._from.around, digest)
-            known = self._hashes[record.name] = (record, digest, hashed)
-        return known[2], None
+            seen.pop(hashed, None)
+            last = seen[hashed] = _MadeFrom(hashed, record.spec, digest)
+            for former in list(seen)[:-_REMEMBERED]:
+                del seen[former]
+        return last, None
 
-    def _identity(self, record: Record) -> tuple[Identity | None, str | None]:
-        try:
-            return self._from.lease(record.name, record.spec), None
-        except ReconcilerError as error:
-            return None, str(error)
+    def _changes(self, name: str, now: _MadeFrom) -> dict[str, str]:
+        return {
+            former.spec_hash: f"its env_file {now.spec.env_file} changed"
+            if former.spec == now.spec
+            else "the spec changed"
+            for former in self._made_from[name].values()
+            if former is not now
+        }
 
     def _orphans(self, observed: Observed) -> Orphans:
         containers = self._known("container", [c.id for c in observed.containers])

@@ -45,9 +45,10 @@ class State:
         held: Names whose record this release cannot read, and why. Their sandboxes are wanted,
             nobody knows how: they are to be left alone, and never collected.
         leased: Sandbox names by host port.
-        orphans: Objects without a record, by kind, then by container id or volume name.
+            orphans: Objects without a record, by kind, then by container id or volume name.
         unconfirmed: The sandboxes that have orphans whose removal nobody confirmed, each with how
             many.
+        identities: The session keys and leases, by sandbox.
         images: Those that this instance brought to the host, by id.
     """
 
@@ -79,6 +80,7 @@ class State:
         self.deleted = self._tombstones.values
         self.held = self._records.unreadable
         self.images = self._images.values
+        self.identities = self._identities.values
         self.leased: Mapping[int, str] = MappingProxyType(self._leased)
         self.orphans: Mapping[OrphanKind, Mapping[str, Orphan]] = {
             kind: shelf.values for kind, shelf in self._orphans.items()

@@ -11,6 +11,7 @@ from reconciler.core.blueprint import (
     Surroundings,
     blueprint,
     environment,
+    is_leased,
     published,
     same_spec,
     spec_hash,
@@ -214,3 +215,11 @@ def test_a_blueprint_shows_no_secret():
     assert "secret-key" not in shown
     assert "secret-key" not in repr(desired())
     assert "hush" not in repr(Identity("hush"))
+
+
+@pytest.mark.parametrize(
+    ("identity", "leased"),
+    [(None, False), (Identity("k", {}), False), (Identity("k", {8000: 30000}), True)],
+)
+def test_an_identity_is_whole_once_each_port_is_leased(identity, leased):
+    assert is_leased(spec(), identity) is leased

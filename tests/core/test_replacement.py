@@ -223,3 +223,16 @@ def test_a_dropped_workspace_is_kept_while_the_old_container_uses_it():
     old = container(spec_hash=OLD)
     kept = view(desired(workspace=None, on_change="ignore"), old, volumes=(Volume("v", "a"),))
     assert step(kept) == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cause"),
+    [
+        (desired(), "the spec changed"),
+        (desired(env_file="/e"), "its spec or its env_file changed"),
+        (replace(desired(env_file="/e"), changes={OLD: "its env_file /e changed"}), None),
+    ],
+)
+def test_the_cause_of_a_replacement_names_what_changed(wanted, cause):
+    cause = cause or "its env_file /e changed"
+    assert step(view(wanted, container(spec_hash=OLD))) == f"create next ({cause})"

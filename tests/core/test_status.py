@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from reconciler.core.model import Death, Identity, ImageState, Memory, Phase, Status, Verb, Verdict
-from reconciler.core.status import status_of
+from reconciler.core.model import (
+    UNREAD,
+    Death,
+    Identity,
+    ImageState,
+    Memory,
+    Phase,
+    Status,
+    Verb,
+    Verdict,
+)
+from reconciler.core.status import is_at_goal, status_of
 from tests.core.builders import (
     HEALTH,
     NAME,
@@ -95,19 +105,75 @@ def test_why_a_sandbox_ended(memory, expected):
         (view(None), (Status.MISSING, "")),
         (view(desired()), (Status.MISSING, "")),
         (view(desired(problem="no env file")), (Status.ERROR, "no env file")),
+        (view(desired(problem=UNREAD)), (Status.MISSING, UNREAD)),
         (view(desired(), image=ImageState.PULLING), (Status.MISSING, "pulling demo:1")),
         (view(desired(), memory=failing(Verb.CREATE)), (Status.ERROR, "no")),
     ],
-    ids=["unknown", "new", "a problem", "pulling", "creating failed"],
+    ids=["unknown", "new", "a problem", "a moment", "pulling", "creating failed"],
 )
 def test_what_is_not_there(seen, expected):
     assert status_of(seen) == expected
 
 
-def test_a_problem_shows_while_the_old_one_runs():
-    blocked = view(desired(problem="no env file"), container())
-    assert status_of(blocked) == (Status.ERROR, "no env file")
-    assert status_of(view(None, container())) == (Status.RUNNING, "")
+BROKEN = desired(problem="no env file", spec_hash=None)
+WANTS_STOP = desired("stopped")
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (view(BROKEN, container()), (Status.RUNNING, "no env file")),
+        (view(desired(), container(), held="f:1:1: bad"), (Status.RUNNING, "f:1:1: bad")),
+        (view(desired(), container(), memory=failing(Verb.CREATE)), (Status.RUNNING, "no")),
+        (view(WANTS_STOP, container(), memory=failing(Verb.STOP)), (Status.ERROR, "no")),
+        (view(None, container()), (Status.RUNNING, "")),
+        (
+            view(desired(), container(), memory=failing(Verb.CREATE, spec_hash="1:older")),
+            (Status.RUNNING, ""),
+        ),
+    ],
+    ids=["env file", "held record", "a failed edit", "cannot stop", "deleted", "an older edit"],
+)
+def test_what_runs_well_is_no_error(seen, expected):
+    assert status_of(seen) == expected
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (view(desired(), blind="refused"), (Status.UNKNOWN, "the engine cannot be asked: refused")),
+        (
+            view(desired(), container(), blind="refused"),
+            (Status.RUNNING, "last known; the engine cannot be asked: refused"),
+        ),
+        (view(desired(), unseen="makes no sense"), (Status.UNKNOWN, "makes no sense")),
+        (view(desired(), ENDED, unseen="x"), (Status.ERROR, "last known; x")),
+        (view(None, held="f:1:1: bad"), (Status.ERROR, "f:1:1: bad")),
+    ],
+)
+def test_nothing_is_claimed_of_what_is_not_known(seen, expected):
+    assert status_of(seen) == expected
+
+
+def test_a_death_before_the_last_start_is_no_reason():
+    old = Death(ENDED.id, NOW - 90, 137, oom_killed=True, log_tail=("stale",))
+    assert status_of(view(desired(), ENDED, memory=Memory(death=old))) == (
+        Status.ERROR,
+        "exit code 3",
+    )
+
+
+@pytest.mark.parametrize(
+    ("seen", "at_goal"),
+    [
+        (view(desired(), container()), True),
+        (view(desired("paused"), container()), False),
+        (view(desired("paused"), container(NAME, Phase.PAUSED)), True),
+        (view(None, container()), False),
+    ],
+)
+def test_a_goal_is_the_desired_status(seen, at_goal):
+    assert is_at_goal(seen) is at_goal
 
 
 @pytest.mark.parametrize(

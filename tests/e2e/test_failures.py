@@ -20,7 +20,7 @@ def test_an_image_that_is_nowhere(world: World) -> None:
     )
     world.wait_error("never", "No such image")
     world.wait_error("missing", ABSENT)
-    world.wait_error("old", ABSENT)
+    world.wait_reason("old", ABSENT)
     assert (world.id("old"), world.state("old")) == (former, "running")
     world.wait(lambda: world.state("good") == "running")
     assert set(world.names()) == {"old", "good"}
@@ -35,7 +35,7 @@ def test_a_mount_whose_source_is_missing(world: World) -> None:
     mounts = [{"host_path": "/no/such/folder", "container_path": "/data"}]
     world.declare(old=box(mounts=mounts), new=box(mounts=mounts))
     world.wait_error("new", "/no/such/folder")
-    world.wait_error("old", "/no/such/folder")
+    world.wait_reason("old", "/no/such/folder")
     assert (world.id("old"), world.state("old")) == (former, "running")
     assert world.names() == ["old"]
 
@@ -47,12 +47,13 @@ def test_a_replacement_that_cannot_be_started_brings_the_old_one_back(
     world.start(alice=web(state))
     former, key = world.id("alice"), world.key("alice")
     world.declare(alice=web(state, init=False, command=["no-such-program"]))
-    world.wait_error("alice", "no-such-program")
+    world.wait(lambda: "no-such-program" in world.row("alice")["reason"])
     world.wait(lambda: world.ids() == {world.name("alice"): former})
     world.wait(lambda: world.state("alice") == state)
     world.daemon.wait_event("sandbox.rolled_back", sandbox="alice")
     assert world.key("alice") == key
-    assert world.row("alice")["status"] == "ERROR"
+    world.wait_status(alice=state.upper())
+    assert "no-such-program" in world.row("alice")["reason"]
     world.declare(alice=web(state))
     world.converge("alice")
     assert world.id("alice") == former

@@ -109,6 +109,15 @@ class World:
         assert found is not None
         return found
 
+    def wait_reason(self, sandbox: str, *words: str) -> None:
+        """Wait for these words in the reason of a sandbox that runs."""
+
+        def told() -> bool:
+            row = self.rows().get(sandbox, {"status": "", "reason": ""})
+            return row["status"] == "RUNNING" and all(word in row["reason"] for word in words)
+
+        self.wait(told)
+
     def converge(self, *sandboxes: str, timeout: float = PATIENCE) -> None:
         """Wait until these, and no others, exist and are as desired."""
 

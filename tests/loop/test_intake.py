@@ -215,3 +215,48 @@ async def test_a_record_whose_env_file_cannot_be_read_holds_up_no_other(
     assert reading.diagnostics == ()
     await stage.quiet()
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
+
+
+def causes(stage: Stage, event: Event, name: str) -> list[str]:
+    return [line["cause"] for line in stage.notes.said(event, sandbox=name)]
+
+
+async def test_a_record_says_how_it_came(stage: Stage):
+    await stage.converge({"alice": "running"})
+    assert causes(stage, Event.RECORD_ADDED, "alice") == [f"{stage.file} was read at the start"]
+    await stage.edit({"alice": "stopped"})
+    assert causes(stage, Event.RECORD_CHANGED, "alice") == [f"{stage.file} was edited"]
+    await stage.edit({"alice": "stopped", "bob": "running"})
+    assert causes(stage, Event.RECORD_ADDED, "bob") == [f"{stage.file} was edited"]
+
+
+async def test_a_confirmed_deletion_says_so(stage: Stage):
+    await stage.converge({f"job-{number}": "stopped" for number in range(6)})
+    await stage.edit({"job-0": "stopped"})
+    assert not stage.notes.said(Event.RECORD_DELETED)
+    await stage.manager.intake.read(allow_mass_delete=True)
+    assert causes(stage, Event.RECORD_DELETED, "job-1") == ["the deletions were confirmed"]
+    (line,) = stage.notes.said(Event.MANIFEST_BRAKE_RELEASED)
+    assert (line["deletions"], line["why"]) == (5, "confirmed")
+
+
+async def test_the_file_in_force_is_logged_at_each_start(stage: Stage):
+    await stage.converge({"alice": "running"})
+    await stage.restart()
+    assert len(stage.notes.said(Event.MANIFEST_LOADED, path=str(stage.file))) == 2
+
+
+async def test_a_changed_env_file_is_the_cause(stage: Stage):
+    env_file = stage.file.parent / "llm.env"
+    env_file.write_text("A=1\n")
+    await stage.converge({"alice": {"env_file": str(env_file)}})
+    env_file.write_text("A=2\n")
+    await stage.manager.intake.read()
+    await stage.quiet()
+    cause = f"its env_file {env_file} changed"
+    assert causes(stage, Event.RECORD_CHANGED, "alice") == [cause]
+    made = [e.cause for e in await stage.store.events("alice") if e.event == "sandbox.created"]
+    assert made == ["it does not exist", cause]
+    await stage.converge({"alice": {"env_file": str(env_file), "env": {"B": "1"}}})
+    made = [e.cause for e in await stage.store.events("alice") if e.event == "sandbox.created"]
+    assert made[-1] == "the spec changed"

@@ -68,7 +68,8 @@ async def test_a_pull_that_fails_beside_a_step_is_remembered(stage: Stage):
     await stage.after(1)
     await stage.edit({"alice": {"image": "nowhere:1", "state": "stopped", **patient}})
     await stage.after(30)
-    assert stage.row("alice")["status"] == "ERROR"
+    assert stage.row("alice")["status"] == "STOPPED"
+    assert "nowhere:1" in stage.row("alice")["reason"]
     assert stage.engine.count("pull") == 1
 
 
@@ -81,7 +82,7 @@ async def test_a_churn_of_sandboxes_leaves_nothing_behind(stage: Stage):
     manager, store = stage.manager, stage.store
     assert len(stage.host.volumes) == 2
     left = {
-        "hashes": manager.views._hashes,
+        "hashes": manager.views._made_from,
         "keys": manager.cache._by_key,
         "identities": store._identities.values,
         "memories": store._memories.values,

@@ -71,9 +71,10 @@ async def test_a_step_that_always_fails_is_an_error_with_backoff(
     assert 1 < stage.engine.count(verb) - began <= MOST_TRIES
     assert len(stage.engine.calls) - called <= MOST_CALLS
     row = stage.row("alice")
-    assert row["status"] == "ERROR"
+    # What could not be removed was replaced by one that runs well.
+    assert row["status"] == ("RUNNING" if verb == "remove" else "ERROR")
     assert "scripted" in row["reason"]
-    assert len(stage.notes.said(Event.SANDBOX_ERROR, sandbox="alice")) <= 2
+    assert len(stage.notes.said(Event.SANDBOX_ERROR, sandbox="alice")) == 1
     stage.engine._faults.clear()
     await stage.after(3700)
     assert stage.row("alice")["status"] != "ERROR"
@@ -140,7 +141,7 @@ async def test_a_success_that_changes_nothing_is_a_failure(stage: Stage, verb: s
     await stage.edit({"bob": "running"} | after, red=RED)
     await stage.after(TEN_MINUTES)
     assert 1 < stage.engine.count(verb) <= 2 * MOST_TRIES
-    assert stage.row("alice")["status"] == "ERROR"
+    assert stage.row("alice")["status"] == ("RUNNING" if verb == "remove" else "ERROR")
     assert "reports success" in stage.row("alice")["reason"]
     setattr(stage.engine, verb, true)
     await stage.after(120)

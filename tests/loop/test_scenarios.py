@@ -66,7 +66,7 @@ async def test_the_workspace_goes_after_seven_days_whatever_restarts_lie_between
     assert list(stage.host.volumes) == [f"openhands-workspace-{PREFIX}bob"]
 
 
-async def test_a_crash_loop_is_backed_off_and_costs_a_line_a_restart(stage: Stage):
+async def test_a_crash_loop_is_backed_off_and_costs_two_lines_a_restart(stage: Stage):
     await stage.converge({"alice": CRASHING, "bob": "running"})
     await stage.after(3600)
     starts = stage.engine.calls.count(("start", stage.seen("alice").id))
@@ -74,7 +74,7 @@ async def test_a_crash_loop_is_backed_off_and_costs_a_line_a_restart(stage: Stag
     about = [line for _, line in stage.notes.lines if line.get("sandbox") == "alice"]
     loops = [line["in_a_row"] for line in stage.notes.said(Event.SANDBOX_RESTART_LOOP)]
     assert loops == [5, 10, 20, 40]
-    assert len(about) <= starts + len(loops) + 5
+    assert len(about) <= 2 * starts + len(loops) + 5
     death = stage.notes.said(Event.SANDBOX_DIED)[-1]
     assert (death["exit_code"], death["last_lines"][-1]) == (3, "so long")
     assert stage.row("alice")["status"] == "ERROR"
@@ -151,13 +151,13 @@ async def test_an_image_that_is_not_there_is_pulled_then_the_sandbox_made(stage:
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
 
 
-async def test_an_image_that_cannot_be_had_is_an_error_and_what_ran_runs_on(stage: Stage):
+async def test_a_failed_pull_is_a_reason_and_what_ran_keeps_running(stage: Stage):
     await stage.converge({"alice": "running"})
     before = stage.seen("alice").id
     await stage.edit({"alice": {"image": "nowhere:1"}})
     await stage.after(30)
     row = stage.row("alice")
-    assert (row["status"], row["container_id"]) == ("ERROR", before)
+    assert (row["status"], row["container_id"]) == ("RUNNING", before)
     assert "nowhere:1" in row["reason"]
     assert stage.phases() == {"alice": "running"}
     stage.host.registry.add("nowhere:1")

@@ -206,7 +206,10 @@ class Event(StrEnum):
         *("container", "container_id", "old_container_id"),
     )
     SANDBOX_ROLLED_BACK = _of(
-        "sandbox.rolled_back", "error", "The new container failed; the old one is back.", "error"
+        "sandbox.rolled_back",
+        "error",
+        "The new container could not be started; the old one runs again.",
+        *("container", "error"),
     )
     SANDBOX_DIED = _of(
         "sandbox.died",
@@ -228,9 +231,17 @@ class Event(StrEnum):
         "failures",
     )
     SANDBOX_ERROR = _of(
-        "sandbox.error", "error", "It cannot be brought to its desired state.", "error"
+        "sandbox.error",
+        "error",
+        "Something keeps it from its desired state; `source` is what, or the step that failed.",
+        *("error", "source"),
     )
-    SANDBOX_RECOVERED = _of("sandbox.recovered", "info", "What was wrong with it is over.", "after")
+    SANDBOX_RECOVERED = _of(
+        "sandbox.recovered",
+        "info",
+        "What `sandbox.error` reported is over; `after` is what it was.",
+        *("after", "source"),
+    )
 
     PROBE_UNKNOWN = _of(
         "probe.unknown",
@@ -245,13 +256,13 @@ class Event(StrEnum):
     ACTION_FAILED = _of(
         "action.failed",
         "warning",
-        "A step on the engine failed; it is tried again.",
+        "A step on the engine failed again; it is tried again.",
         *("action", "error", "retry_in", "repeated?"),
     )
     ACTION_TIMED_OUT = _of(
         "action.timed_out",
         "warning",
-        "A step on the engine did not answer in time; what it did is looked up.",
+        "A step on the engine did not answer in time, again; what it did is looked up.",
         *("action", "error", "retry_in", "repeated?"),
     )
 
