@@ -1,7 +1,7 @@
 """The daemon: its root tasks, its signals, the order of its start and end.
 
-There is no work at the end that correctness needs: whatever is cut off is taken up again by the
-next start. The sandboxes go on.
+No work at the end is needed for correctness: the next start continues what was cut off. The
+sandboxes keep running.
 """
 
 from __future__ import annotations
@@ -10,62 +10,84 @@ import asyncio
 import os
 import signal
 import time
+import traceback
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from reconciler import __version__
 from reconciler.api.app import create_app
-from reconciler.api.server import serve
-from reconciler.core.errors import OUT_OF_FILES, ReconcilerError, is_out_of_files
+from reconciler.api.server import bind, serve
+from reconciler.core.errors import OUT_OF_FILES, ReconcilerError, StoreError, is_out_of_files
 from reconciler.engine.docker import DockerEngine
 from reconciler.loop.manager import Manager
 from reconciler.loop.reporter import Reporter
 from reconciler.service import logging
 from reconciler.service.events import Event
 from reconciler.service.notify import Notifier, watchdog_interval
-from reconciler.service.redact import redactor
-from reconciler.service.supervision import supervise
+from reconciler.service.redact import describe_error, redactor
+from reconciler.service.supervision import log_failure, supervise
 from reconciler.store.lock import StateLock
 from reconciler.store.store import Store
+from reconciler.threads import BoundedCalls, DaemonThreads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from types import FrameType
 
-    from reconciler.core.errors import StoreError
     from reconciler.service.supervision import Factory
     from reconciler.settings import Settings
 
 # Long enough for an engine that starts beside us at boot, short enough for systemd's patience.
 _FIRST_SYNC: Final = 20.0
 _STATUS_EVERY: Final = 5.0
+# Seconds; less than the service manager's TimeoutStopSec.
+_LONGEST_END: Final = 20.0
+_FRAMES: Final = 12
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-def run(settings: Settings) -> int:
-    """Run until a signal; the exit code.
+def run(read_settings: Callable[[], Settings]) -> int:
+    """Run until a signal; the exit code. What ends it otherwise is logged as ``daemon.failed``.
 
-    Raises:
-        ReconcilerError: it cannot start, or cannot go on; the message says what to do.
+    Args:
+        read_settings: May raise a ReconcilerError, which is logged as the environment says.
     """
-    logging.configure(settings.log_format, settings.log_level)
-    return asyncio.run(_run(settings))
-
-
-async def _run(settings: Settings) -> int:
+    logging.configure(_format_of(os.environ))
     reporter = Reporter(time.monotonic)
+    try:
+        settings = read_settings()
+        logging.configure(settings.log_format, settings.log_level)
+        asyncio.run(_run(settings, reporter))
+    except Exception as error:  # noqa: BLE001 - a service manager keeps the log, not the traceback
+        _log_end(reporter, _first(error))
+        return 1
+    return 0
+
+
+def _format_of(environ: Mapping[str, str]) -> logging.Format:
+    """The log's format until the settings are known."""
+    named = environ.get("RECONCILER_LOG_FORMAT", "auto")
+    return next((known for known in get_args(logging.Format) if known == named), "auto")
+
+
+def _log_end(reporter: Reporter, error: BaseException) -> None:
+    if isinstance(error, ReconcilerError):
+        reporter.log(Event.DAEMON_FAILED, error=str(error))
+        return
+    trace = "".join(traceback.format_exception(error, limit=-_FRAMES))
+    reporter.log(Event.DAEMON_FAILED, error=describe_error(error), traceback=trace)
+
+
+async def _run(settings: Settings, reporter: Reporter) -> None:
     reporter.log(
         Event.DAEMON_STARTED,
         version=__version__,
         instance=settings.instance,
         pid=os.getpid(),
     )
-    try:
-        await Daemon(settings, reporter).run()
-    except* ReconcilerError as errors:
-        error = _first(errors)
-        reporter.log(Event.DAEMON_FAILED, error=str(error))
-        raise error from errors
-    return 0
+    # A name that does not resolve, or a file that hangs, must not keep the process from ending.
+    asyncio.get_running_loop().set_default_executor(DaemonThreads())
+    await Daemon(settings, reporter).run()
 
 
 class Daemon:
@@ -75,27 +97,43 @@ class Daemon:
         self._settings = settings
         self._reporter = reporter
         self._notifier = Notifier.from_environment()
-        self._stop = asyncio.Event()
+        self._calls = BoundedCalls()
+        self._stopping = False
+        self._hangup = asyncio.Event()
 
     async def run(self) -> None:
-        """From the lock to the last goodbye.
+        """Take the lock, open the store, and run every task until a signal comes.
 
         Raises:
             LockedError: another daemon works on the state directory.
             StoreError: the state directory cannot be used.
+            ControlSocketError: the control socket cannot be made.
         """
-        self._heed_signals()
         asyncio.get_running_loop().set_exception_handler(self._loop_trouble)
+        work = asyncio.create_task(self._work(), name="daemon")
+        self._heed_signals(work)
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+        self._reporter.log(Event.DAEMON_STOPPED)
+
+    async def _work(self) -> None:
         settings = self._settings
         async with AsyncExitStack() as stack:
-            stack.enter_context(StateLock(settings.state_dir, settings.socket))
+            lock = StateLock(settings.state_dir, settings.socket)
+            try:
+                # Not left before the process ends, which gives it back.
+                await self._calls.run(settings.state_dir, lock.__enter__)
+            except OSError as error:
+                raise StoreError(f"{settings.state_dir}: {error.strerror}") from error
             store = await stack.enter_async_context(await self._open_store())
             engine = make_engine(settings)
             stack.push_async_callback(engine.close)
             manager = Manager(settings, engine=engine, store=store, reporter=self._reporter)
             stack.push_async_callback(manager.close)
-            await self._serve_until_stopped(manager)
-        self._reporter.log(Event.DAEMON_STOPPED)
+            await self._serve(manager)
 
     async def _open_store(self) -> Store:
         store = await Store.open(
@@ -104,31 +142,40 @@ class Daemon:
             on_recovered=self._store_recovered,
             ledger_rows=self._settings.ledger_rows,
         )
+        store.supervised_by(self._supervise)
         self._reporter.ledger = store.append
         self._reporter.log(Event.STORE_OPENED, path=str(self._settings.state_dir))
         return store
 
-    async def _serve_until_stopped(self, manager: Manager) -> None:
-        await manager.read_manifest()
-        roots: dict[str, Factory] = {
-            **manager.tasks(),
-            "control-socket": lambda: serve(create_app(manager), self._settings.socket),
-            **self._supervised(
-                {
-                    "readiness": lambda: self._become_ready(manager),
-                    "status": lambda: self._tell_status(manager),
-                    "watchdog": lambda: self._feed_watchdog(manager),
-                }
-            ),
+    async def _serve(self, manager: Manager) -> None:
+        listener = await bind(self._settings.socket)
+        await self._read_first(manager)
+        app, listeners = create_app(manager), [listener]
+
+        async def control() -> None:
+            await serve(app, self._settings.socket, listeners.pop() if listeners else None)
+
+        own: dict[str, Factory] = {
+            "control-socket": control,
+            "readiness": lambda: self._become_ready(manager),
+            "status": lambda: self._tell_status(manager),
+            "watchdog": lambda: self._feed_watchdog(manager),
+            "reload": lambda: self._reload_on_hangup(manager),
         }
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(root(), name=name) for name, root in roots.items()]
-            await self._stop.wait()
-            for task in tasks:
-                task.cancel()
+            for name, run_ in manager.tasks().items():
+                group.create_task(run_(), name=name)
+            for name, run_ in own.items():
+                group.create_task(self._supervise(name, run_), name=name)
 
-    def _supervised(self, tasks: Mapping[str, Factory]) -> dict[str, Factory]:
-        return {name: partial(supervise, name, run, self._reporter) for name, run in tasks.items()}
+    async def _read_first(self, manager: Manager) -> None:
+        try:
+            await manager.read_manifest()
+        except Exception as error:  # noqa: BLE001 - the task that watches the file reads it again
+            log_failure("manifest-watch", error, self._reporter, 0.0)
+
+    async def _supervise(self, name: str, run_: Factory) -> None:
+        await supervise(name, run_, self._reporter)
 
     # --- what the service manager is told -----------------------------------------------------
 
@@ -164,15 +211,34 @@ class Daemon:
 
     # --- signals and troubles -----------------------------------------------------------------
 
-    def _heed_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._be_stopped, number)
+    async def _reload_on_hangup(self, manager: Manager) -> None:
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            await manager.answers.reload(source="SIGHUP")
 
-    def _be_stopped(self, number: signal.Signals) -> None:
+    def _heed_signals(self, work: asyncio.Task[None]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        for number in _ENDING:
+            loop.add_signal_handler(number, self._be_stopped, number, work)
+
+    def _be_stopped(self, number: signal.Signals, work: asyncio.Task[None]) -> None:
+        loop = asyncio.get_running_loop()
+        for each in _ENDING:
+            loop.remove_signal_handler(each)
+            # Not by the loop: a second signal ends the process also where the loop is blocked.
+            signal.signal(each, _end_at_once)
         self._reporter.log(Event.DAEMON_STOPPING, signal=signal.Signals(number).name)
         self._notifier.stopping()
-        self._stop.set()
+        self._stopping = True
+        loop.call_later(_LONGEST_END, self._give_up)
+        work.cancel()
+
+    def _give_up(self) -> None:
+        error = f"shutdown did not finish within {_LONGEST_END:g} s; the process ends as it is"
+        self._reporter.log(Event.DAEMON_FAILED, error=error)
+        os._exit(1)
 
     def _loop_trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if is_out_of_files(context.get("exception")):
@@ -219,12 +285,21 @@ def _state_line(manager: Manager) -> str:
         return f"waiting for the engine: {manager.informer.error}"
     if manager.lanes.wedged:
         return manager.lanes.wedged
+    if manager.store.trouble is not None:
+        return f"nothing can be made durable: {manager.store.trouble}"
     state = manager.answers.convergence()
     settled = state["total"] - len(state["pending"])
     line = f"{settled} of {state['total']} sandboxes are as desired"
     return "; ".join(filter(None, (line, manager.disk.hold, manager.guard.summary)))
 
 
-def _first(errors: BaseExceptionGroup[ReconcilerError]) -> ReconcilerError:
-    found = errors.exceptions[0]
-    return found if isinstance(found, ReconcilerError) else _first(found)
+def _end_at_once(number: int, _frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first error of a group; one that is no defect of this program goes first."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    found = [_first(inner) for inner in error.exceptions]
+    return next((it for it in found if isinstance(it, ReconcilerError)), found[0])

@@ -207,13 +207,24 @@ def file_values(values: Mapping[str, Any]) -> Iterator[None]:
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
-    """The service manager's choice, else the system's folder for root, else the user's own."""
+    """The service manager's choice, else the system's folder for root, else the user's own.
+
+    Raises:
+        SettingsError: the user has no home folder.
+    """
     if directory := environ.get("STATE_DIRECTORY"):
         return Path(directory.split(":")[0])
     if os.geteuid() == 0:
         return SYSTEM_STATE
-    base = environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "reconciler"
+    if base := environ.get("XDG_STATE_HOME"):
+        return Path(base) / "reconciler"
+    try:
+        return Path.home() / ".local" / "state" / "reconciler"
+    except RuntimeError as error:
+        raise SettingsError(
+            f"state_dir: the user with uid {os.geteuid()} has no home folder: set state_dir"
+            " (--state-dir, RECONCILER_STATE_DIR)"
+        ) from error
 
 
 def config_path() -> Path | None:
@@ -249,6 +260,6 @@ def _refuse_foreign(candidate: Path, path: Path, status: os.stat_result) -> None
     if status.st_uid != 0 or writable:
         raise SettingsError(
             f"{candidate}: root does not read it from this working directory, since another user"
-            f" may change {path.absolute()}: name the file (--config, --desired), or run this"
+            f" may change {path}: name the file (--config, --desired), or run this"
             " command in another directory"
         )

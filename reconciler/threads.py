@@ -11,8 +11,9 @@ import asyncio
 import errno
 import threading
 import time
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -28,8 +29,11 @@ FILE_LIMIT: Final = 10.0
 MAX_HUNG: Final = 64
 
 
-class _DaemonThreads(Executor):
-    """Runs each call in a daemon thread."""
+class DaemonThreads(ThreadPoolExecutor):
+    """Runs each call in a daemon thread. Neither a loop's end nor the process's waits for one.
+
+    A pool only by name: a loop takes no other kind as its default executor.
+    """
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Start the call.
@@ -41,11 +45,49 @@ class _DaemonThreads(Executor):
         thread = threading.Thread(
             target=_settle, args=(future, partial(fn, *args, **kwargs)), daemon=True, name="file"
         )
-        try:
-            thread.start()
-        except RuntimeError as error:
-            raise OSError(errno.EAGAIN, "no more threads can be started") from error
+        _begin(thread)
         return future
+
+    def shutdown(self, *_: object, **__: object) -> None:
+        """Wait for nothing."""
+
+
+class SerialThread(Executor):
+    """Runs calls one after the other, in one daemon thread."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Have the call done after those before it.
+
+        Raises:
+            OSError: the thread cannot be started.
+        """
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, daemon=True, name=self._name)
+            _begin(thread)
+            self._thread = thread
+        future: Future[R] = Future()
+        self._calls.put(partial(_settle, future, partial(fn, *args, **kwargs)))
+        return future
+
+    def shutdown(self, *_: object, **__: object) -> None:
+        """Let the thread end after what it has to do; waits for nothing."""
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+
+def _begin(thread: threading.Thread) -> None:
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, "no more threads can be started") from error
 
 
 def _settle(future: Future[R], call: Callable[[], R]) -> None:
@@ -57,7 +99,7 @@ def _settle(future: Future[R], call: Callable[[], R]) -> None:
         future.set_result(result)
 
 
-_DAEMON_THREADS: Final = _DaemonThreads()
+_DAEMON_THREADS: Final = DaemonThreads()
 
 
 async def in_thread(call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:

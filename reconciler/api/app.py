@@ -58,7 +58,11 @@ def create_app(manager: Manager) -> FastAPI:
 
 def _add_state(app: FastAPI, manager: Manager) -> None:
     # A client's working directory is another than the daemon's.
-    desired = str(manager.intake.path.absolute())
+    try:
+        desired = str(manager.intake.path.absolute())
+    except FileNotFoundError:
+        # The working directory was removed.
+        desired = str(manager.intake.path)
 
     @app.get("/v1/ping")
     async def ping() -> dict[str, str]:

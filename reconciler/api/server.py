@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
-from reconciler.core.errors import StoreError
+from reconciler.core.errors import ControlSocketError
 from reconciler.service.sockets import short_path
+from reconciler.threads import BoundedCalls
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from fastapi import FastAPI
@@ -35,11 +37,16 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(app: FastAPI, path: Path) -> None:
-    """Answer until cancelled, then take the socket away.
+async def serve(app: FastAPI, path: Path, listener: socket.socket | None = None) -> None:
+    """Answer until cancelled, then remove the socket.
+
+    Args:
+        app: What answers.
+        path: Where the socket is.
+        listener: The socket, if it is already bound.
 
     Raises:
-        StoreError: the socket cannot be made.
+        ControlSocketError: the socket cannot be made.
     """
     config = uvicorn.Config(
         app,
@@ -49,8 +56,13 @@ async def serve(app: FastAPI, path: Path) -> None:
         backlog=_BACKLOG,
         timeout_graceful_shutdown=_LAST_RESORT,
     )
-    async with listening(path) as listener:
+    listener = listener or await bind(path)
+    try:
         await _until_cancelled(_Server(config), listener)
+    finally:
+        listener.close()
+        with contextlib.suppress(OSError):
+            await BoundedCalls().run(path, partial(path.unlink, missing_ok=True))
 
 
 async def _until_cancelled(server: uvicorn.Server, listener: socket.socket) -> None:
@@ -68,18 +80,18 @@ async def _until_cancelled(server: uvicorn.Server, listener: socket.socket) -> N
         raise
 
 
-@contextlib.asynccontextmanager
-async def listening(path: Path) -> AsyncIterator[socket.socket]:
-    """A unix socket at ``path``, whatever stood there: the state lock is ours."""
+async def bind(path: Path) -> socket.socket:
+    """A unix socket at ``path``. It replaces what is there: the state lock is ours.
+
+    Raises:
+        ControlSocketError: it cannot be made.
+    """
     try:
-        listener = await asyncio.to_thread(_bind, path)
+        return await BoundedCalls().run(path, _bind, path)
     except OSError as error:
-        raise StoreError(f"the control socket {path} cannot be made: {error.strerror}") from error
-    try:
-        yield listener
-    finally:
-        listener.close()
-        await asyncio.to_thread(path.unlink, missing_ok=True)
+        raise ControlSocketError(
+            f"the control socket {path} cannot be made: {error.strerror or error}"
+        ) from error
 
 
 def _bind(path: Path) -> socket.socket:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from reconciler.cli import options
-from reconciler.cli.backend import backend, daemon_of
+from reconciler.cli.backend import backend, running_daemon
 from reconciler.cli.interrupts import loading
 from reconciler.cli.output import say, say_json, say_raw
 
@@ -58,7 +58,8 @@ def status(
     settings = context.settings()
     if watch:
         watching.watch(settings, name, as_json=as_json, secrets=show_secrets)
-    answer = backend(settings, quiet=as_json).status(name, secrets=show_secrets)
+    with backend(settings, quiet=as_json) as asked:
+        answer = asked.status(name, secrets=show_secrets)
     if as_json:
         say_json(answer)
     else:
@@ -93,12 +94,12 @@ def logs(context: Context, name: str, *, follow: bool, tail: int, raw: bool) -> 
     Exit codes: 0, or 1 where there is no such sandbox, or it has no container.
     """
     settings = context.settings()
-    daemon = daemon_of(settings)
-    if daemon is None:
-        asyncio.run(_print_logs(settings, name, tail=tail, follow=follow, raw=raw))
-        return 0
-    for line in daemon.logs(name, tail=tail, follow=follow):
-        _print_log_line(line, raw=raw)
+    with running_daemon(settings) as daemon:
+        if daemon is None:
+            asyncio.run(_print_logs(settings, name, tail=tail, follow=follow, raw=raw))
+            return 0
+        for line in daemon.logs(name, tail=tail, follow=follow):
+            _print_log_line(line, raw=raw)
     return 0
 
 
@@ -136,17 +137,21 @@ def events(context: Context, name: str | None, *, follow: bool, as_json: bool) -
     With --follow, --json prints one object a line.
     """
     settings = context.settings()
-    entries = backend(settings, quiet=True).events(name, None, _PAGE)
+    entries = _entries(settings, name, None)
     if as_json and not follow:
         say_json(entries)
         return 0
     last = _tell(entries, 0, as_json=as_json)
     while follow:
         time.sleep(_FOLLOW_SECONDS)
-        # A daemon may have started or ended since.
-        entries = backend(settings, quiet=True).events(name, last, _PAGE)
-        last = _tell(entries, last, as_json=as_json)
+        last = _tell(_entries(settings, name, last), last, as_json=as_json)
     return 0
+
+
+def _entries(settings: Settings, name: str | None, after: int | None) -> list[dict[str, Any]]:
+    # A daemon may have started or ended since the last time.
+    with backend(settings, quiet=True) as asked:
+        return asked.events(name, after, _PAGE)
 
 
 def _tell(entries: list[dict[str, Any]], last: int, *, as_json: bool) -> int:
@@ -183,8 +188,8 @@ def gc(context: Context, *, dry_run: bool, allow_mass_delete: bool, as_json: boo
     """
     from reconciler.cli import render  # noqa: PLC0415 - slow to load
 
-    asked = backend(context.settings(), quiet=as_json or not dry_run)
-    rows = asked.garbage() if dry_run else asked.collect(allow_mass_delete=allow_mass_delete)
+    with backend(context.settings(), quiet=as_json or not dry_run) as asked:
+        rows = asked.garbage() if dry_run else asked.collect(allow_mass_delete=allow_mass_delete)
     if as_json:
         say_json(rows)
     elif rows:

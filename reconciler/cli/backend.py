@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -10,6 +11,7 @@ from reconciler.cli.interrupts import loading
 from reconciler.core.errors import ReconcilerError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from reconciler.cli.client import Client
@@ -33,6 +35,18 @@ def daemon_of(settings: Settings) -> Client | None:
     return Client.connect(settings)
 
 
+@contextmanager
+def running_daemon(settings: Settings) -> Iterator[Client | None]:
+    """The running daemon, None where there is none; the connection ends with the block.
+
+    Raises:
+        ReconcilerError: as ``daemon_of``.
+    """
+    daemon = daemon_of(settings)
+    with daemon or nullcontext():
+        yield daemon
+
+
 def in_its_place(settings: Settings) -> Local:
     """This process."""
     with loading():
@@ -41,11 +55,14 @@ def in_its_place(settings: Settings) -> Local:
     return Local(settings)
 
 
-def backend(settings: Settings, *, quiet: bool = False) -> Client | Local:
+@contextmanager
+def backend(settings: Settings, *, quiet: bool = False) -> Iterator[Client | Local]:
     """The daemon where one runs, else this process; says so where it is not ``quiet``."""
-    daemon = daemon_of(settings)
-    if daemon is not None:
-        return daemon
+    with running_daemon(settings) as daemon:
+        yield daemon or _this_process(settings, quiet=quiet)
+
+
+def _this_process(settings: Settings, *, quiet: bool) -> Local:
     if not quiet:
         click.echo(f"reconciler: {NO_DAEMON}", err=True)
     return in_its_place(settings)

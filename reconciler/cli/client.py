@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote
 
@@ -14,12 +14,14 @@ from reconciler.service.sockets import short_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from types import TracebackType
 
     from reconciler.settings import Settings
 
-# A reload reads the file and the env files; everything else is answered from memory.
-_TIMEOUT: Final = httpx.Timeout(30.0, connect=5.0)
+# A reload reads the file and the env files, which may hang for 10 s each; everything else is
+# answered from memory.
+_TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
 # The next line of a log may be a long time coming.
 _FOR_EVER: Final = httpx.Timeout(None, connect=5.0)
 
@@ -31,7 +33,6 @@ class Client:
         self._client = client
         self._stack = stack
         self.desired: str = facts["desired"]
-        self.desired_path = Path(self.desired).resolve()
 
     @classmethod
     def connect(cls, settings: Settings) -> Self | None:
@@ -45,13 +46,19 @@ class Client:
             path = stack.enter_context(short_path(settings.socket))
             client = stack.enter_context(_http_over(path))
             try:
-                return cls(client, stack.pop_all(), _ping(client))
+                facts = _ping(client)
             except httpx.ConnectError as error:
                 if "Permission denied" not in str(error):
                     return None
                 raise ReconcilerError(
                     f"{settings.socket}: no right to ask the daemon; be its user, or root",
                 ) from error
+            return cls(client, stack.pop_all(), facts)
+
+    def follows(self, desired: Path) -> bool:
+        """Whether this is the desired file that the daemon follows."""
+        # Path.resolve raises for a loop of links, and for a folder that may not be entered.
+        return os.path.realpath(self.desired) == os.path.realpath(desired)
 
     def __enter__(self) -> Self:
         return self

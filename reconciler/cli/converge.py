@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from reconciler.cli import options
-from reconciler.cli.backend import daemon_of, in_its_place
+from reconciler.cli.backend import in_its_place, running_daemon
 from reconciler.cli.output import say, say_json
 from reconciler.core.errors import ReconcilerError
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from reconciler.cli.app import Context
-    from reconciler.cli.client import Client
     from reconciler.settings import Settings
 
 _CHANGES_PENDING: Final = 2
@@ -49,9 +48,9 @@ def plan(context: Context, desired: Path | None, *, as_json: bool) -> int:
 
 
 def _planned(settings: Settings, desired: Path | None) -> dict[str, Any]:
-    daemon = daemon_of(settings)
-    if daemon is not None and (desired is None or _follows(daemon, settings)):
-        return daemon.plan()
+    with running_daemon(settings) as daemon:
+        if daemon is not None and (desired is None or daemon.follows(desired)):
+            return daemon.plan()
     return in_its_place(settings).plan()
 
 
@@ -102,22 +101,19 @@ def apply(
     Exit codes: 0 converged, 1 not: says which sandbox is not, and why.
     """
     settings = context.settings(desired=desired)
-    daemon = daemon_of(settings)
-    if daemon is not None and desired is not None and not _follows(daemon, settings):
-        raise ReconcilerError(
-            f"the daemon here follows {daemon.desired}, not {desired}: edit that file, or stop it",
-        )
     from reconciler.cli import applying  # noqa: PLC0415 - slow to load
 
-    if daemon is not None:
-        found = applying.through(daemon, timeout, allow_mass_delete=allow_mass_delete)
-    else:
-        found = applying.here(settings, timeout, allow_mass_delete=allow_mass_delete)
+    with running_daemon(settings) as daemon:
+        if daemon is None:
+            found = applying.here(settings, timeout, allow_mass_delete=allow_mass_delete)
+        elif desired is None or daemon.follows(desired):
+            found = applying.through(daemon, timeout, allow_mass_delete=allow_mass_delete)
+        else:
+            raise ReconcilerError(
+                f"the daemon here follows {daemon.desired}, not {desired}: edit that file, or"
+                " stop it"
+            )
     return applying.conclude(found, as_json=as_json)
-
-
-def _follows(daemon: Client, settings: Settings) -> bool:
-    return daemon.desired_path == settings.desired.resolve()
 
 
 COMMANDS = (plan, apply)

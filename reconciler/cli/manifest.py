@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli.backend import backend, daemon_of
+from reconciler.cli.backend import backend, running_daemon
 from reconciler.cli.interrupts import loading
 from reconciler.cli.output import say
 from reconciler.core.errors import ReconcilerError
@@ -59,12 +59,12 @@ def reload(context: Context) -> int:
     Exit codes: 0 in force, 1 with what is wrong as FILE:LINE:COL: message, or with the deletions
     that wait to be confirmed; the last good state stays in force.
     """
-    daemon = daemon_of(context.settings())
-    if daemon is None:
-        raise ReconcilerError("no daemon runs here: start it with `reconciler run`")
+    with running_daemon(context.settings()) as daemon:
+        if daemon is None:
+            raise ReconcilerError("no daemon runs here: start it with `reconciler run`")
+        answer = daemon.reload(allow_mass_delete=False)
     from reconciler.cli import render  # noqa: PLC0415 - slow to load
 
-    answer = daemon.reload(allow_mass_delete=False)
     render.complain(answer)
     return 1 if answer["errors"] or answer["awaiting_confirmation"] else 0
 
@@ -83,7 +83,8 @@ def export(context: Context, *, show_secrets: bool) -> int:
     Without --show-secrets, variables with a name such as API_KEY have the value "***": such a file
     does not declare the same sandboxes.
     """
-    text = backend(context.settings(), quiet=True).export(secrets=show_secrets)
+    with backend(context.settings(), quiet=True) as asked:
+        text = asked.export(secrets=show_secrets)
     click.echo(text, nl=False)
     return 0
 

@@ -32,7 +32,7 @@ def run(context: Context, desired: Path | None, config: Path | None) -> int:
     with loading():
         from reconciler import daemon  # noqa: PLC0415 - it loads the engine's client
 
-    return daemon.run(context.reading(config).settings(desired=desired))
+    return daemon.run(lambda: context.reading(config).settings(desired=desired))
 
 
 COMMANDS = (run,)

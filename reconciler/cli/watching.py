@@ -26,8 +26,9 @@ def watch(settings: Settings, name: str | None, *, as_json: bool, secrets: bool)
     """Until Ctrl-C: in place on a terminal, one after the other when piped."""
 
     def ask() -> dict[str, Any]:
-        # Anew each time: a daemon may have started or ended since.
-        return backend(settings, quiet=True).status(name, secrets=secrets)
+        # A daemon may have started or ended since the last time.
+        with backend(settings, quiet=True) as asked:
+            return asked.status(name, secrets=secrets)
 
     if as_json:
         while True:

@@ -5,6 +5,7 @@ ReconcilerError
  ├── ManifestError            the desired file is wrong: carries every diagnostic
  ├── LockedError              another daemon holds the state directory
  ├── StoreError               the database cannot be read or written
+ ├── ControlSocketError       the control socket cannot be made
  └── EngineError              the engine did not do what was asked
       ├── Postponed           it was not asked yet: too much of the kind is under way, or hangs
       ├── EngineUnavailable   it could not be asked: nothing is known about the outcome
@@ -71,6 +72,10 @@ class LockedError(ReconcilerError):
 
 class StoreError(ReconcilerError):
     """The database cannot be opened, read or written."""
+
+
+class ControlSocketError(ReconcilerError):
+    """The control socket cannot be made."""
 
 
 class EngineError(ReconcilerError):

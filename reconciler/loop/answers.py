@@ -50,17 +50,26 @@ class Answers:
             state["pending"] = sorted(unseen.union(state["pending"]))
         return {**state, "engine_error": None}
 
-    async def reload(self, *, allow_mass_delete: bool = False) -> dict[str, Any]:
-        """Read the desired file now; says what became of it."""
-        self._loop.reporter.log(Event.RELOAD_REQUESTED, source="control socket")
+    async def reload(
+        self, *, allow_mass_delete: bool = False, source: str = "control socket"
+    ) -> dict[str, Any]:
+        """Read the desired file now; the outcome, which is logged too."""
+        self._loop.reporter.log(Event.RELOAD_REQUESTED, source=source)
         reading = await self._loop.intake.read(allow_mass_delete=allow_mass_delete)
-        return {
-            "errors": [str(diagnostic) for diagnostic in reading.diagnostics],
+        changes = {
             "added": sorted(reading.added),
             "changed": sorted(reading.changed),
             "removed": sorted(reading.removed),
+        }
+        waits = {
+            "errors": [str(diagnostic) for diagnostic in reading.diagnostics],
             "awaiting_confirmation": list(reading.braked),
         }
+        if any(waits.values()):
+            self._loop.reporter.log(Event.RELOAD_FAILED, source=source, **waits)
+        else:
+            self._loop.reporter.log(Event.RELOAD_DONE, source=source, **changes)
+        return {**waits, **changes}
 
     async def events(
         self,

@@ -47,7 +47,7 @@ class Disk:
     """
 
     def __init__(self, state_dir: Path, ledger_rows: int, *, readonly: bool) -> None:
-        self._state_dir = state_dir
+        self.state_dir = state_dir
         self._path = state_dir / database.FILE
         self._readonly = readonly
         self._ledger = LedgerTable(ledger_rows)
@@ -65,7 +65,7 @@ class Disk:
         """
         connect = database.connect_readonly if self._readonly else database.connect
         try:
-            self._connection = connect(self._state_dir)
+            self._connection = connect(self.state_dir)
             return self._load()
         except StoreError as error:
             self.close()
@@ -80,10 +80,10 @@ class Disk:
 
     def _read_on_full_disk(self) -> tuple[dict[str, Rows], int] | None:
         """What is known is enough to take care of what is there; the next write opens anew."""
-        if self._readonly or not database.lacks_room(self._state_dir):
+        if self._readonly or not database.lacks_room(self.state_dir):
             return None
         try:
-            self._connection = database.connect_readonly(self._state_dir)
+            self._connection = database.connect_readonly(self.state_dir)
             return self._load() if self._connection else None
         except StoreError:
             return None
@@ -106,7 +106,7 @@ class Disk:
                 raise StoreError(f"{self._path} was replaced by another file: start again")
         if self._connection is not None:
             return False
-        self._connection = database.connect(self._state_dir)
+        self._connection = database.connect(self.state_dir)
         self._file = self._path.stat()
         return True
 

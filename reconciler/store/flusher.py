@@ -3,38 +3,83 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from reconciler.core.errors import StoreError
+from reconciler.threads import SerialThread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
+    from pathlib import Path
 
     from reconciler.store.disk import Change, Disk
     from reconciler.store.ledger import LedgerEntry, Pending
     from reconciler.store.shelf import Shelf
 
+    Supervised = Callable[[str, Callable[[], Coroutine[Any, Any, None]]], Coroutine[Any, Any, None]]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Seconds. A large batch on a slow disk takes a few.
+WORK_LIMIT: Final = 30.0
+
 
 class Thread:
-    """The one thread that touches the database: SQLite may block, the event loop may not."""
+    """The one thread that touches the database: SQLite may block, the event loop may not.
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+    Args:
+        path: The state directory, for error messages.
+        limit: Seconds that one piece of work may take; then the disk is taken to hang.
+    """
+
+    def __init__(self, path: Path, limit: float = WORK_LIMIT) -> None:
+        self._path = path
+        self._limit = limit
+        self._executor = SerialThread("store")
+        self._hung: asyncio.Future[Any] | None = None
 
     async def run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Does the work there. A caller that is cancelled leaves it running to its end."""
+        """Do the work there. A caller that is cancelled leaves it running to its end.
+
+        Raises:
+            StoreError: it is not done in time, or earlier work hangs.
+        """
+        if self._hung is not None and not self._hung.done():
+            raise self._no_answer()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, lambda: work(*args, **kwargs))
+        try:
+            future = loop.run_in_executor(self._executor, lambda: work(*args, **kwargs))
+        except OSError as error:
+            raise StoreError(f"{self._path}: {error.strerror}") from error
+        future.add_done_callback(_note_exception)
+        await asyncio.wait({future}, timeout=self._limit)
+        if not future.done():
+            self._hung = future
+            raise self._no_answer()
+        return future.result()
+
+    def hurry(self, limit: float) -> None:
+        """Wait for at most ``limit`` seconds from now on: the process ends."""
+        self._limit = limit
 
     def end(self) -> None:
-        """Lets the thread end after what it has to do."""
-        self._executor.shutdown(wait=False)
+        """Let the thread end after what it has to do."""
+        self._executor.shutdown()
+
+    def _no_answer(self) -> StoreError:
+        return StoreError(
+            f"{self._path}: its disk does not answer within {self._limit:g} s: check the disk or"
+            " the mount; nothing is made durable until it answers"
+        )
+
+
+def _note_exception(future: asyncio.Future[Any]) -> None:
+    # Nothing may wait for it any more; an exception that nobody asks for would be logged.
+    if not future.cancelled():
+        future.exception()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +111,10 @@ class Backlog:
         """Everything is to be written: the database is a new one."""
         for shelf in self.shelves:
             shelf.mark_all()
+
+
+async def _unsupervised(_name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    await run()
 
 
 class Flusher:
@@ -100,7 +149,12 @@ class Flusher:
         self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._under_way = 0
+        self._supervised: Supervised = _unsupervised
         self.trouble: StoreError | None = None
+
+    def supervised_by(self, supervised: Supervised) -> None:
+        """Have the background task run by this. Call it before ``start``."""
+        self._supervised = supervised
 
     @property
     def pending(self) -> int:
@@ -116,7 +170,8 @@ class Flusher:
         if self._disk.trouble is not None:
             self._complain(self._disk.trouble)
             self.wake()
-        self._task = asyncio.create_task(self._keep_flushing(), name="store-flusher")
+        writer = self._supervised("store-writer", self._keep_flushing)
+        self._task = asyncio.create_task(writer, name="store-writer")
 
     async def stop(self) -> None:
         """Ends the background task. A write that runs is not waited for."""

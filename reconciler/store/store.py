@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from reconciler.store.flusher import Supervised
+
 __all__ = ["Changes", "LedgerEntry", "Orphan", "OrphanKind", "Record", "Store", "Tombstone"]
 
 RETRY_SECONDS: Final = 3.0
+CLOSE_SECONDS: Final = 5.0
 LEDGER_ROWS: Final = 100_000
 
 
@@ -143,6 +146,10 @@ class Store(State):
     ) -> None:
         await self.close()
 
+    def supervised_by(self, supervised: Supervised) -> None:
+        """Have the background task run by this. Call it before the ``async with`` block."""
+        self._flusher.supervised_by(supervised)
+
     async def flush(self) -> None:
         """Returns when every change made before the call is durable.
 
@@ -160,11 +167,13 @@ class Store(State):
         if self._closed:
             return
         self._closed = True
+        self._thread.hurry(CLOSE_SECONDS)
         await self._flusher.stop()
         self._put_time()
         with suppress(StoreError):
             await self.flush()
-        await self._thread.run(self._disk.close)
+        with suppress(StoreError):
+            await self._thread.run(self._disk.close)
         self._thread.end()
 
     async def events(
@@ -204,7 +213,7 @@ class Store(State):
 
     @classmethod
     async def _opened(cls, disk: Disk, **options: Any) -> Self:
-        thread = Thread()
+        thread = Thread(disk.state_dir)
         try:
             loaded = await thread.run(disk.open)
         except BaseException:

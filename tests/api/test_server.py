@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
 from reconciler.api.server import serve
-from reconciler.core.errors import StoreError
+from reconciler.core.errors import ControlSocketError
 from reconciler.service.sockets import short_path
 
 
@@ -101,7 +101,7 @@ async def test_what_a_killed_daemon_left_is_replaced(app: FastAPI, tmp_path: Pat
 
 async def test_a_folder_that_cannot_be_made_is_said(app: FastAPI, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match=r"control\.sock cannot be made"):
+    with pytest.raises(ControlSocketError, match=r"control\.sock cannot be made"):
         await serve(app, tmp_path / "file" / "control.sock")
 
 

@@ -68,7 +68,9 @@ class Event(StrEnum):
         "daemon.stopping", "info", "Shutdown began; the sandboxes keep running.", "signal"
     )
     DAEMON_STOPPED = _of("daemon.stopped", "info", "Shutdown is finished.")
-    DAEMON_FAILED = _of("daemon.failed", "error", "The daemon cannot go on and ends.", "error")
+    DAEMON_FAILED = _of(
+        "daemon.failed", "error", "The daemon cannot continue and ends.", "error", "traceback"
+    )
     DAEMON_STALLED = _of(
         "daemon.stalled", "error", "No worker made progress; the watchdog is not fed.", "repeated?"
     )
@@ -171,6 +173,18 @@ class Event(StrEnum):
         "warning",
         "The desired file's folder cannot be watched; the rescan still sees edits.",
         *("path", "error", "repeated?"),
+    )
+    RELOAD_DONE = _of(
+        "reload.done",
+        "info",
+        "The desired file was read again as requested.",
+        *("source", "added", "changed", "removed"),
+    )
+    RELOAD_FAILED = _of(
+        "reload.failed",
+        "error",
+        "The desired file was read again as requested, and something in it cannot be used.",
+        *("source", "errors", "awaiting_confirmation"),
     )
     RELOAD_REQUESTED = _of("reload.requested", "info", "A reload was asked for.", "source")
 
