@@ -182,7 +182,8 @@ def _finish_replacement(world: _World) -> Decision | None:
     never_started = current.started_at is None and not current.live
     if never_started and not world.in_sync(current):
         return step_on(Verb.REMOVE, current, "it was made for an older edit")
-    if never_started and world.failed(Verb.START, current):
+    fails = never_started and world.failed(Verb.START, current)
+    if fails and not policy.is_wrecked(world.view.memory, predecessor):
         return step_on(Verb.REMOVE, current, "it cannot be started: the one before it comes back")
     if never_started and world.desired.state is not DesiredState.STOPPED:
         for other in (predecessor, world.roles.successor):

@@ -18,7 +18,7 @@ ReconcilerError
       ├── PullFailed          the registry or the engine refused the image
       ├── NameTaken           another container bears the name
       ├── PortTaken           another socket holds a host port
-      ├── Wrecked             the container cannot be started any more: remains are in its way
+      ├── Wrecked             this container can never start again; another one could
       ├── Busy                the engine is still at work on the object: ask again soon
       │    └── Removing       the engine is removing the container, which may take long
       └── Refused             the engine understood, and will not: a bad mount, a bad option
@@ -131,9 +131,10 @@ class PortTaken(EngineError):
 
 
 class Wrecked(EngineError):
-    """Remains of an earlier run keep the container from starting, whoever asks, for good.
+    """This container cannot start any more, and another one made from the same spec could.
 
-    An engine, or a host, that is cut off can leave such remains. Only another container can start.
+    It refers to a network or a container by an id that no longer exists, or leftover runtime state
+    of an earlier run is in its way, as an engine or a host that is cut off can leave it.
     """
 
 

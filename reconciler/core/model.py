@@ -211,9 +211,9 @@ class Failure:
 
     ``spec_hash`` is the edit that it belongs to: a newer edit is tried at once. ``target`` is the
     container's id or the volume's name where the step was on one that exists, and empty for a
-    step of making, which the next try does with another container. ``wrecked`` is the id of a
-    container in whose way the engine found remains. ``progress``: the engine is at it, and only
-    slow, so that there is something to wait for and nothing to report.
+    step of making, which the next try may do with another container. ``wrecked`` is the id of a
+    container that cannot start any more, while another one could. ``progress``: the engine is at
+    it, and only slow, so that there is something to wait for and nothing to report.
     """
 
     verb: Verb

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.model import UNKNOWN_EXIT, End, Failure, Health, Memory, Run, Verdict
+from reconciler.core.model import UNKNOWN_EXIT, End, Failure, Health, Memory, Run, Verb, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -20,7 +20,9 @@ _JITTER: Final = 0.1
 _SWAP_BACKOFF: Final = 60.0
 _SWAP_MAX_BACKOFF: Final = 3600.0
 _MAX_EXPONENT: Final = 32
+# An engine that comes back may still be clearing away what is in the way of a start.
 _WRECKED_STARTS: Final = 3
+_FAILED_STARTS: Final = 6
 _LOOP: Final = 5
 # How containers end whose engine ends: unknown, or stopped by it (SIGTERM, then SIGKILL).
 _ENGINE_ENDS: Final = frozenset({UNKNOWN_EXIT, 0, 128 + 15, 128 + 9})
@@ -164,12 +166,20 @@ def failure_of(memory: Memory, about: Concern) -> Failure | None:
     return next((f for f in memory.failures if f.about == about), None)
 
 
-def is_beyond_repair(memory: Memory, container_id: str) -> bool:
-    """Whether starts of the container failed too often over remains that are in its way.
+def is_wrecked(memory: Memory, container: Container) -> bool:
+    """Whether the container can do nothing any more, by the engine's own words."""
+    return any(f.wrecked == container.id and f.count >= _WRECKED_STARTS for f in memory.failures)
 
-    An engine that comes back may still be clearing them away: hence not at the first.
+
+def keeps_failing(memory: Memory, container: Container) -> bool:
+    """Whether it is time to find out if another container can be started in place of this one.
+
+    It ran before, or the failures of its starts would not be about it.
     """
-    return any(f.wrecked == container_id and f.count >= _WRECKED_STARTS for f in memory.failures)
+    return any(
+        f.verb is Verb.START and f.target == container.id and f.count >= _FAILED_STARTS
+        for f in memory.failures
+    )
 
 
 def fold(health: Health, spec: HealthSpec, bad_reason: str | None, now: float) -> Health:

@@ -107,7 +107,9 @@ def _host_drift(view: View, desired: Desired, container: Container) -> str:
     volume = wanted_volume(view)
     if volume in container.volumes and not has_volume(view, volume):
         return "its workspace volume is gone"
-    if policy.is_beyond_repair(view.memory, container.id):
+    # One of an older spec that is to be kept is not replaced by another spec's to find out.
+    doubtful = not spec_drift(desired, container) and policy.keeps_failing(view.memory, container)
+    if doubtful or policy.is_wrecked(view.memory, container):
         return "the engine cannot start it any more"
     return ""
 

@@ -78,8 +78,9 @@ def concern(view: View, action: Action) -> Concern:
 
 
 def concern_of(verb: Verb, container: Container) -> Concern:
-    """As ``concern``, of a step on a container that exists."""
-    return Concern(verb, container.spec_hash, "" if verb.makes else container.id)
+    """As ``concern``, of a step on a container that exists. Its first start is a step of making."""
+    making = verb.makes and container.started_at is None
+    return Concern(verb, container.spec_hash, "" if making else container.id)
 
 
 def relevant_failures(view: View) -> tuple[Failure, ...]:

@@ -251,7 +251,7 @@ class DockerEngine:
             PortTaken: a host port is held by somebody else.
             Refused: it cannot be started: no such program, no such device.
         """
-        await self._do(container_id, "start", errors.on_start)
+        await self._do(container_id, "start", errors.on_start_of(container_id))
 
     async def stop(self, container_id: str, grace: float) -> None:
         """Ask it to end, kill it after ``grace`` seconds, return when it has ended."""

@@ -60,6 +60,11 @@ _REMAINS: Final = re.compile(
     r"|(?:container|task) [0-9a-f]{64}:? already exists|mkdir \S*containerd\S*: file exists",
     re.IGNORECASE,
 )
+# The network or container that it joins: by its id, after the first start.
+_MISSING: Final = re.compile(
+    r"(?:no such container: |network (?=\S+ not found))(\S+)", re.IGNORECASE
+)
+_ASLEEP: Final = re.compile(r"cannot join network of a non running container")
 _SHORTAGE: Final = re.compile(
     r"resource temporarily unavailable|deadline exceeded|no space left|too many open files"
     r"|cannot allocate memory|context canceled|could not find bridge"
@@ -135,16 +140,26 @@ def on_create(status: int, text: str) -> EngineError:
     return common(status, text)
 
 
-def on_start(status: int, text: str) -> EngineError:
+def on_start_of(container_id: str) -> Translator:
     """PortTaken, Wrecked or Refused, where it is one of them."""
-    if _PORT_TAKEN.search(text):
-        port = _port(text)
-        return PortTaken(f"host port {port or ''} is held by somebody else: {cut(text)}", port)
-    if _REMAINS.search(text):
-        return Wrecked(f"{cut(text)}: remains of an earlier run; if they stay, it is made anew")
-    if status == NOT_FOUND and "no such container" not in text.lower():
-        return Refused(cut(text))
-    return Refused(cut(text)) if _will_not(status, text) else common(status, text)
+
+    def on_start(status: int, text: str) -> EngineError:
+        if _PORT_TAKEN.search(text):
+            port = _port(text)
+            return PortTaken(f"host port {port or ''} is held by somebody else: {cut(text)}", port)
+        if _REMAINS.search(text):
+            return Wrecked(f"{cut(text)}: leftover runtime state; if it stays, it is recreated")
+        missing = _MISSING.search(text)
+        what = missing[1] if missing else ""
+        if _ID.fullmatch(what) and what != container_id:
+            return Wrecked(f"{cut(text)}: it is recreated, to join what has that name now")
+        if status == NOT_FOUND and what != container_id:
+            return Refused(cut(text))
+        if _ASLEEP.search(text):
+            return Refused(f"{cut(text)}: start that container")
+        return Refused(cut(text)) if _will_not(status, text) else common(status, text)
+
+    return on_start
 
 
 def on_pause(status: int, text: str) -> EngineError:

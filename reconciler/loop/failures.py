@@ -45,9 +45,10 @@ class Failures:
 
         ``event`` is for the step's repetitions.
         """
-        swap = action.verb is Verb.START and roles_of(view).predecessor is not None
+        about = concern(view, action)
+        swap = action.verb is Verb.START and not about.target and _comes_back(view)
         wrecked = action.container_id if isinstance(error, Wrecked) else ""
-        failure = self._remember(view, concern(view, action), error, swap=swap, wrecked=wrecked)
+        failure = self._remember(view, about, error, swap=swap, wrecked=wrecked)
         if failure.progress:
             return
         retry_in = round(failure.not_before - failure.at, 1)
@@ -155,3 +156,9 @@ class Failures:
     def forget(self, key: str) -> None:
         """Forget the failed steps: nothing is left to do for the key."""
         self._store.put_memory(key, policy.after_success(self._store.memory(key)))
+
+
+def _comes_back(view: View) -> bool:
+    """Whether the container that was replaced takes its place again."""
+    predecessor = roles_of(view).predecessor
+    return predecessor is not None and not policy.is_wrecked(view.memory, predecessor)

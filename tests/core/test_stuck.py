@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from reconciler.core.model import Container, Failure, Fate, Memory, Phase, Verb
@@ -131,10 +133,10 @@ def test_a_deletion_waits_for_the_last_one():
     assert step(deleted) == "wait until +30: device busy"
 
 
-def remains(of: Container, starts: int = 3) -> Memory:
-    """As many starts failed over remains of an earlier run."""
-    failed = Failure(Verb.START, HASH, "id exists", starts, NOW - 9, NOW - 1, wrecked=of.id)
-    return Memory(failures=(failed,))
+def remains(of: Container, starts: int = 3, **more) -> Memory:
+    """As many starts failed because of something that only this container has."""
+    failed = Failure(Verb.START, HASH, "id exists", starts, NOW - 9, NOW - 1, of.id, of.id)
+    return Memory(failures=(replace(failed, **more),))
 
 
 def test_one_that_cannot_be_started_any_more_is_replaced():
@@ -161,6 +163,39 @@ def test_only_the_one_in_whose_way_remains_are_is_replaced():
     assert step(view(desired(), dead, memory=remains(other))).startswith("start alice")
     failed = failing(Verb.START, due=NOW - 1)
     assert step(view(desired(), dead, memory=failed)).startswith("start alice")
+
+
+def test_one_that_ran_before_and_fails_often_is_replaced_to_find_out():
+    dead = container(NAME, Phase.EXITED)
+    assert step(view(desired(), dead, memory=remains(dead, 5, wrecked=""))).startswith("start")
+    assert step(view(desired(), dead, memory=remains(dead, 6, wrecked=""))).startswith("create")
+    kept = container(NAME, Phase.EXITED, OLD)
+    memory = remains(kept, 6, wrecked="", spec_hash=OLD)
+    assert step(view(desired(on_change="ignore"), kept, memory=memory)).startswith("start alice")
+    new = container(NAME, CREATED)
+    failed = failing(Verb.START, due=NOW - 1)
+    often = Memory(failures=(replace(failed.failures[0], count=99),))
+    assert step(view(desired(), new, memory=often)).startswith("start alice")
+
+
+def test_the_old_one_comes_back_unless_it_is_certain_that_it_cannot_start():
+    old, new = container(PREV, Phase.EXITED), container(NAME, CREATED)
+    swap = failing(Verb.START, cause="network agents not found").failures
+    doubtful = remains(old, 6, wrecked="").failures
+    assert step(view(desired(), old, new, memory=Memory(failures=(*doubtful, *swap)))) == (
+        "remove alice (it cannot be started: the one before it comes back)"
+    )
+    certain = Memory(failures=(*remains(old).failures, *swap))
+    assert step(view(desired(), old, new, memory=certain)) == (
+        "wait until +30: network agents not found"
+    )
+
+
+def test_one_that_came_back_is_started_while_another_replacement_waits():
+    dead = container(NAME, Phase.EXITED)
+    swap = failing(Verb.START, cause="no such device").failures
+    memory = Memory(failures=(*remains(dead, 6, wrecked="").failures, *swap))
+    assert step(view(desired(), dead, memory=memory)).startswith("start alice")
 
 
 def test_one_that_was_started_after_all_is_kept():

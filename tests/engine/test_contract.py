@@ -18,6 +18,7 @@ from reconciler.core.errors import (
     PortTaken,
     PullFailed,
     Refused,
+    Wrecked,
 )
 from reconciler.core.model import Container, Phase
 from reconciler.engine.protocol import EngineEvent, EventKind
@@ -233,6 +234,52 @@ async def test_a_port_that_another_program_has(world: World) -> None:
 async def test_a_program_that_is_not_there_is_refused(world: World) -> None:
     container = await make(world, "alice", command=["no-such-program"], init=False)
     with pytest.raises(Refused, match=r"executable file.* not found"):
+        await world.engine.start(container)
+
+
+async def test_a_network_made_again_is_another_one_for_a_container_that_ran(world: World) -> None:
+    if world.podman:
+        pytest.skip("Podman joins a network by its name")
+    network = f"{world.prefix}agents"
+    world.add_network(network)
+    container = await run(world, "alice", network={"mode": network})
+    await world.engine.stop(container, 0)
+    world.remove_network(network)
+    world.add_network(network)
+    with pytest.raises(Wrecked, match=r"network .* not found"):
+        await world.engine.start(container)
+    other = await run(world, "bob", network={"mode": network})
+    assert (await look(world, other)).phase is Phase.RUNNING
+    await world.engine.remove(other)
+
+
+async def test_a_container_that_never_ran_joins_what_has_the_name_now(world: World) -> None:
+    if world.podman:
+        pytest.skip("Podman makes no container without its network")
+    network = f"{world.prefix}agents"
+    container = await make(world, "alice", network={"mode": network})
+    with pytest.raises(Refused, match="not found"):
+        await world.engine.start(container)
+    world.add_network(network)
+    await world.engine.start(container)
+    await world.engine.remove(container)
+
+
+async def test_a_container_made_again_is_another_one_for_who_shares_its_network(
+    world: World,
+) -> None:
+    if world.podman:
+        pytest.skip("Podman removes no container that another one depends on")
+    sidecar = f"{world.prefix}sidecar"
+    first = await run(world, "sidecar")
+    container = await run(world, "alice", network={"mode": f"container:{sidecar}"})
+    await world.engine.stop(container, 0)
+    await world.engine.stop(first, 0)
+    with pytest.raises(Refused, match="non running container"):
+        await world.engine.start(container)
+    await world.engine.remove(first)
+    await run(world, "sidecar")
+    with pytest.raises(Wrecked, match=r"(?i)no such container"):
         await world.engine.start(container)
 
 

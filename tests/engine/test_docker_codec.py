@@ -231,6 +231,7 @@ def test_a_workspace_that_is_missing_is_made_as_ours() -> None:
 # --- refusals
 
 HEX = "0123456789abcdef" * 4
+ON_START = errors.on_start_of("me")
 
 
 @pytest.mark.parametrize(
@@ -249,22 +250,27 @@ HEX = "0123456789abcdef" * 4
         (errors.on_create, 500, "bind source path does not exist: /x", Refused),
         (errors.on_create, 500, "write /x: no space left on device", EngineError),
         (
-            errors.on_start,
+            ON_START,
             500,
             "Bind for 127.0.0.1:80 failed: port is already allocated",
             PortTaken,
         ),
-        (errors.on_start, 404, "No such container: x", NotFound),
-        (errors.on_start, 404, "network x not found", Refused),
-        (errors.on_start, 409, "cannot start a paused container", Busy),
-        (errors.on_start, 500, "OCI runtime create failed: a bad thing", Refused),
-        (errors.on_start, 500, "OCI runtime: fork: resource temporarily unavailable", EngineError),
-        (errors.on_start, 500, "bridge docker0 failed: could not find bridge", EngineError),
-        (errors.on_start, 500, "OCI runtime create failed: container with id exists: x", Wrecked),
-        (errors.on_start, 500, f"failed to create task: task {HEX}: already exists", Wrecked),
-        (errors.on_start, 409, f"container {HEX}: already exists: unknown", Wrecked),
-        (errors.on_start, 500, f"start shim: mkdir /run/containerd/{HEX}: file exists", Wrecked),
-        (errors.on_start, 500, "OCI runtime: mkdir /rootfs/file/dir: file exists", Refused),
+        (ON_START, 404, "No such container: me", NotFound),
+        (ON_START, 404, f"No such container: {HEX}", Wrecked),
+        (ON_START, 404, "No such container: sidecar", Refused),
+        (ON_START, 404, f"joining network namespace: No such container: {HEX}", Wrecked),
+        (ON_START, 404, f"network {HEX} not found", Wrecked),
+        (ON_START, 409, f"cannot join network of a non running container: {HEX}", Refused),
+        (ON_START, 404, "network x not found", Refused),
+        (ON_START, 409, "cannot start a paused container", Busy),
+        (ON_START, 500, "OCI runtime create failed: a bad thing", Refused),
+        (ON_START, 500, "OCI runtime: fork: resource temporarily unavailable", EngineError),
+        (ON_START, 500, "bridge docker0 failed: could not find bridge", EngineError),
+        (ON_START, 500, "OCI runtime create failed: container with id exists: x", Wrecked),
+        (ON_START, 500, f"failed to create task: task {HEX}: already exists", Wrecked),
+        (ON_START, 409, f"container {HEX}: already exists: unknown", Wrecked),
+        (ON_START, 500, f"start shim: mkdir /run/containerd/{HEX}: file exists", Wrecked),
+        (ON_START, 500, "OCI runtime: mkdir /rootfs/file/dir: file exists", Refused),
         (errors.on_rename, 409, "name is already in use", NameTaken),
         (errors.on_pull_of("x"), 404, "pull access denied", PullFailed),
         (errors.on_pull_of("x"), 900, "Cannot connect", EngineUnavailable),
@@ -286,7 +292,7 @@ def test_refusals(say: errors.Translator, status: int, text: str, kind: type[Eng
     ],
 )
 def test_the_port_is_read_from_the_refusal(text: str, port: int | None) -> None:
-    error = errors.on_start(500, text)
+    error = ON_START(500, text)
     assert isinstance(error, PortTaken)
     assert error.port == port
 

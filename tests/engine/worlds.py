@@ -41,6 +41,8 @@ class World(Protocol):
     def has_container(self, name: str) -> bool: ...
     def has_volume(self, name: str) -> bool: ...
     def taken_port(self, port: int) -> Any: ...
+    def add_network(self, name: str) -> None: ...
+    def remove_network(self, name: str) -> None: ...
     def add_image(self) -> str: ...
     def tag_image(self, image: str, repository: str) -> None: ...
 
@@ -75,6 +77,8 @@ class FakeWorld:
         self.pause = self.host.docker_pause
         self.rename = self.host.rename
         self.remove = self.host.remove
+        self.add_network = self.host.add_network
+        self.remove_network = self.host.remove_network
 
     async def close(self) -> None:
         await self.engine.close()
@@ -116,6 +120,7 @@ class RealWorld:
         self.kill = self.docker.kill
         self.pause = self.docker.pause
         self.remove = self.docker.rm
+        self.remove_network = self.docker.rm_network
         self._foreign: list[tuple[str, str]] = []
 
     async def close(self) -> None:
@@ -135,6 +140,10 @@ class RealWorld:
     def add_volume(self, name: str, marks: Mapping[str, str]) -> None:
         self.docker.create_volume(name, marks)
         self._foreign.append(("DELETE", f"/volumes/{name}"))
+
+    def add_network(self, name: str) -> None:
+        self._foreign.append(("DELETE", f"/networks/{name}"))
+        self.docker.create_network(name)
 
     def has_container(self, name: str) -> bool:
         return self.docker.exists(name)

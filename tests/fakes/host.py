@@ -18,6 +18,7 @@ from reconciler.core.errors import (
     NotFound,
     PortTaken,
     Refused,
+    Wrecked,
 )
 from reconciler.core.model import Container, Phase, Volume
 from reconciler.engine.protocol import EventKind
@@ -30,11 +31,15 @@ _LOG_LINES = 1000
 
 @dataclass
 class Box:
-    """One container: what the engine would say of it, and what only the engine knows."""
+    """One container: what the engine would say of it, and what only the engine knows.
+
+    ``joined`` is the id of the network or container that its network refers to.
+    """
 
     seen: Container
     labels: Mapping[str, str]
     blueprint: Blueprint | None = None
+    joined: str = ""
     log: deque[str] = field(default_factory=lambda: deque(maxlen=_LOG_LINES))
 
 
@@ -62,7 +67,7 @@ class FakeHost:
         self.image_size = 100 << 20
         self.registry: set[str] = set()
         self.missing = {"/nonexistent"}
-        self.networks = {"bridge", "host", "none"}
+        self.networks = {name: name for name in ("bridge", "host", "none")}
         self.runtimes = {None, "runc"}
         self.taken_ports: set[int] = set()
         self.down = False
@@ -104,6 +109,12 @@ class FakeHost:
 
     def free_port(self, port: int) -> None:
         self.taken_ports.discard(port)
+
+    def add_network(self, name: str) -> None:
+        self.networks[name] = next(self._ids)
+
+    def remove_network(self, name: str) -> None:
+        del self.networks[name]
 
     def add_container(
         self,
@@ -192,6 +203,8 @@ class FakeHost:
             stop_timeout=blueprint.spec.stop_timeout,
             session_key=blueprint.env.get(naming.SESSION_KEY_VARIABLE),
         )
+        if other := self._shares_network_of(box):
+            box.joined = other.seen.id
         return box.seen.id
 
     def start(self, box: Box) -> None:
@@ -200,6 +213,7 @@ class FakeHost:
         if box.seen.live:
             return
         self._check_start(box)
+        box.joined = self._network_of(box)
         box.seen = replace(
             box.seen, phase=Phase.RUNNING, started_at=self.now(), exit_code=0, oom_killed=False
         )
@@ -325,11 +339,34 @@ class FakeHost:
         for port in box.seen.ports.values():
             if port in held:
                 raise PortTaken(f"port {port} is already allocated", port)
+        self._network_of(box)
         spec = box.blueprint.spec if box.blueprint else None
-        if spec and spec.network.mode not in self.networks:
-            raise Refused(f"network {spec.network.mode} not found")
+        if spec and any(device in self.missing for device in spec.resources.devices):
+            raise Refused("error gathering device information: no such file or directory")
         if spec and spec.command and spec.command[0].startswith("no-such"):
             raise Refused(f"exec: {spec.command[0]!r}: executable file not found")
+
+    def _shares_network_of(self, box: Box) -> Box | None:
+        mode = box.blueprint.spec.network.mode if box.blueprint else ""
+        kind, _, name = mode.partition(":")
+        return self.find(box.joined or name) if kind == "container" else None
+
+    def _network_of(self, box: Box) -> str:
+        """The id of what it joins at a start: what it joined before, or what has the name."""
+        mode = box.blueprint.spec.network.mode if box.blueprint else "bridge"
+        if mode.startswith("container:"):
+            other = self._shares_network_of(box)
+            if other is None:
+                gone = Wrecked if box.joined else Refused
+                raise gone(f"no such container: {box.joined or mode}")
+            if not other.seen.live:
+                raise Refused(f"cannot join network of a non running container: {other.seen.id}")
+            return other.seen.id
+        if box.joined and box.joined not in self.networks.values():
+            raise Wrecked(f"network {box.joined} not found")
+        if mode not in self.networks:
+            raise Refused(f"network {mode} not found")
+        return self.networks[mode]
 
 
 def id_of(image: str) -> str:

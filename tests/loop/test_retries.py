@@ -21,7 +21,7 @@ MOST_TRIES = 40
 MOST_CALLS = 400
 TRANSLATORS = {
     "create": docker_errors.on_create,
-    "start": docker_errors.on_start,
+    "start": docker_errors.on_start_of("x"),
     "pause": docker_errors.on_pause,
     "unpause": docker_errors.on_unpause,
     "rename": docker_errors.on_rename,
