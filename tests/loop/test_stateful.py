@@ -40,6 +40,7 @@ UNWELL: dict[str, dict[str, Any]] = {
 }
 SPECS = {name: {**PLAIN, **it} for name, it in {**WELL, **UNWELL}.items()}
 RETAIN = 7 * DAY
+YEAR = 365 * DAY
 VERBS = ("list", "inspect", "create_volume", "create", "prepare", "start", "stop", "pause")
 VERBS += (
     "unpause",
@@ -143,8 +144,13 @@ class LoopMachine(RuleBasedStateMachine):
         theatre.write({})
         return theatre
 
-    @initialize(specs=st.tuples(*[st.sampled_from(list(WELL))] * len(NAMES)), late=st.booleans())
-    def begin(self, specs: tuple[str, ...], late: bool) -> None:  # noqa: FBT001
+    @initialize(
+        specs=st.tuples(*[st.sampled_from(list(WELL))] * len(NAMES)),
+        late=st.booleans(),
+        skew=st.sampled_from([-3600.0, -70.0, 0.0, 130.0, 3600.0]),
+    )
+    def begin(self, specs: tuple[str, ...], late: bool, skew: float) -> None:  # noqa: FBT001
+        self.theatre.engine_clock.jump(skew)
         self.host.registry.add("elsewhere:1")
         self.host.add_container(f"{PREFIX}foreign")
         self.host.add_container(f"{PREFIX}other", labels("other", "alice"))
@@ -254,9 +260,30 @@ class LoopMachine(RuleBasedStateMachine):
     def start_engine(self) -> None:
         self.host.start_engine()
 
-    @rule(hours=st.sampled_from([-2.0, -0.1, 0.1, 2.0]))
-    def jump(self, hours: float) -> None:
-        self.theatre.wall.jump(hours * 3600)
+    @rule(
+        clock=st.sampled_from(["wall", "engine_clock"]),
+        seconds=st.sampled_from([-30 * YEAR, -DAY, -70.0, -0.5, 0.5, 130.0, 8 * DAY, 30 * YEAR]),
+    )
+    def jump(self, clock: str, seconds: float) -> None:
+        """A clock is set, or its host slept: no sandbox and no volume may notice."""
+        getattr(self.theatre, clock).jump(seconds)
+
+    @rule(turns=st.integers(0, 40))
+    def reboot(self, turns: int) -> None:
+        """Everything ends without a word, and comes back with other clocks."""
+
+        async def end_and_come_back() -> None:
+            for _ in range(turns):
+                await asyncio.sleep(0.004)
+            await self.theatre.crash()
+            self.host.crash_engine()
+            self.foreign = self._foreign()
+            self.theatre.wall.jump(-3600.0)
+            self.theatre.engine_clock.jump(-3600.0)
+            self.host.start_engine()
+            await self.theatre.start()
+
+        self.run(end_and_come_back())
 
     @rule(seconds=st.sampled_from([0.005, 0.03, 0.2, 1.0, 20.0, 70.0]))
     def wait(self, seconds: float) -> None:

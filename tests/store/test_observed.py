@@ -1,0 +1,106 @@
+"""Observed time: it continues over restarts, and is durable with everything that it dates."""
+
+from pathlib import Path
+
+import pytest
+
+from reconciler.store.observed import ObservedClock
+from reconciler.store.store import Store
+from tests.store.conftest_store import opened
+
+
+class Ticker:
+    """A clock that a test moves."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def saved(state_dir: Path) -> Store:
+    """The store as a kill in this moment would leave it; its clock stands still."""
+    async with await Store.open_readonly(state_dir, monotonic=Ticker(7.0)) as found:
+        return found
+
+
+def test_only_the_monotonic_clock_moves_it():
+    monotonic, wall = Ticker(100.0), Ticker(1e9)
+    clock = ObservedClock(5.0, monotonic=monotonic, wall=wall)
+    wall.now -= 1e8
+    assert clock() == 5.0
+    monotonic.now += 3.0
+    assert clock() == 8.0
+
+
+def test_a_date_is_shown_by_the_wall_clock_as_it_is_set_now():
+    monotonic, wall = Ticker(100.0), Ticker(1e9)
+    clock = ObservedClock(5.0, monotonic=monotonic, wall=wall)
+    assert clock.date(15.0) == 1e9 + 10
+    wall.now += 3600
+    assert clock.date(0.0) == 1e9 + 3600 - 5
+
+
+async def test_it_continues_over_restarts_on_any_monotonic_clock(tmp_path: Path) -> None:
+    for origin in (5000.0, 3.0, 0.0):
+        monotonic = Ticker(origin)
+        store = await opened(tmp_path, monotonic=monotonic)
+        before = store.clock()
+        monotonic.now += 100.0
+        await store.close()
+        assert store.clock() == before + 100
+    assert (await saved(tmp_path)).clock() == 300.0
+
+
+async def test_a_kill_leaves_no_time_ahead_of_the_clock(tmp_path: Path) -> None:
+    monotonic = Ticker(0.0)
+    async with await opened(tmp_path, monotonic=monotonic) as store:
+        for number in range(5):
+            monotonic.now += 1000.0
+            since = store.clock()
+            store.note_orphan("volume", f"v{number}", "alice", since, 60.0)
+            await store.flush()
+            left = await saved(tmp_path)
+            assert left.orphans["volume"][f"v{number}"].since == since == left.clock()
+
+
+@pytest.mark.parametrize(("orphans", "seconds"), [(True, 10.0), (False, 60.0)])
+async def test_how_much_a_kill_may_lose(tmp_path: Path, orphans: bool, seconds: float) -> None:  # noqa: FBT001
+    monotonic = Ticker(0.0)
+    async with await opened(tmp_path, monotonic=monotonic) as store:
+        if orphans:
+            store.note_orphan("volume", "v", "alice", 0.0, 60.0)
+        await store.flush()
+        monotonic.now += seconds - 1
+        store.save_time()
+        assert store.pending == 0
+        monotonic.now += 1
+        store.save_time()
+        await store.flush()
+        assert (await saved(tmp_path)).clock() == seconds
+
+
+async def test_a_new_database_after_a_loss_continues_the_time(tmp_path: Path) -> None:
+    monotonic = Ticker(0.0)
+    async with await opened(tmp_path, monotonic=monotonic) as store:
+        monotonic.now += 500.0
+        store.put_fact("brake", "x")
+        await store.flush()
+        for file in tmp_path.glob("reconciler.db*"):
+            file.unlink()
+        monotonic.now += 500.0
+        store.put_fact("brake", "y")
+        await store.flush()
+        assert (await saved(tmp_path)).clock() == 1000.0
+
+
+async def test_a_reader_beside_the_daemon_saves_no_time(tmp_path: Path) -> None:
+    monotonic = Ticker(0.0)
+    async with await opened(tmp_path, monotonic=monotonic) as store:
+        store.put_fact("brake", "x")
+        await store.flush()
+        reader = await Store.open_readonly(tmp_path, monotonic=monotonic)
+        monotonic.now += 500.0
+        await reader.close()
+        assert (await saved(tmp_path)).clock() == 0.0
