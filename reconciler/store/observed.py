@@ -1,15 +1,19 @@
 """Observed time: the seconds that a daemon has run on this database. Everything is decided by it.
 
 It continues over restarts from what was made durable last, and stands still while no daemon runs.
-Neither the wall clock nor a suspend moves it, so no wait is ever shorter than it was meant to be.
+Neither the wall clock nor a suspend moves it, and a gap in which the process did not run (it was
+frozen, or its host was) counts for little. So no wait is ever shorter than it was meant to be.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# A daemon that runs reads the clock far more often.
+_LONGEST_GAP: Final = 60.0
 
 
 class ObservedClock:
@@ -26,11 +30,15 @@ class ObservedClock:
     ) -> None:
         self._monotonic = monotonic
         self._wall = wall
-        self._origin = monotonic() - saved
+        self._seconds = saved
+        self._last = monotonic()
 
     def __call__(self) -> float:
         """Observed seconds now."""
-        return self._monotonic() - self._origin
+        now = self._monotonic()
+        self._seconds += min(now - self._last, _LONGEST_GAP)
+        self._last = now
+        return self._seconds
 
     def date(self, at: float) -> float:
         """Seconds since the epoch, by the wall clock as it is set now, of an observed time."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from reconciler.core.errors import StoreError
 from reconciler.core.model import Identity, Memory
 from reconciler.store import rows
 from reconciler.store.rows import Changes, Orphan, OrphanKind, Record, Tombstone
@@ -73,7 +75,7 @@ class State:
             "container": self._shelves[rows.ORPHAN_CONTAINERS.name],
             "volume": self._shelves[rows.ORPHAN_VOLUMES.name],
         }
-        self._saved = float(self._facts.values.get(_OBSERVED, "0"))
+        self._saved = _seconds(self._facts.values.get(_OBSERVED, "0"))
         self.clock = make_clock(self._saved)
         self._leased = _ports_by_owner(self._identities.values)
         self.records = self._records.values
@@ -293,6 +295,19 @@ class State:
         identity = self.identity(name)
         for port in identity.ports.values() if identity else ():
             del self._leased[port]
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise StoreError(
+            f"the database's observed time is {text!r}, not a number of seconds: restore the"
+            " database from a backup, or move it away and start again"
+        )
+    return seconds
 
 
 def _ports_by_owner(identities: Mapping[str, Identity]) -> dict[int, str]:

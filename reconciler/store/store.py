@@ -216,7 +216,8 @@ class Store(State):
         thread = Thread(disk.state_dir)
         try:
             loaded = await thread.run(disk.open)
+            return cls(disk, thread, loaded, **options)
         except BaseException:
+            await thread.run(disk.close)
             thread.end()
             raise
-        return cls(disk, thread, loaded, **options)

@@ -197,7 +197,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
 
     async def days(self, count: float) -> None:
         """Days pass that the daemon observes; the loop runs for as long as it takes to notice."""
-        self.monotonic.jump(count * DAY)
+        self.store.clock._seconds += count * DAY
         await asyncio.sleep(130)
 
     async def quiet(self, within: float = 600.0) -> None:

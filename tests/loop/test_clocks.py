@@ -137,6 +137,20 @@ async def test_a_suspend_is_no_observed_time(stage: Stage):
     assert VOLUME in stage.host.volumes
 
 
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_daemon_that_was_frozen_observed_nothing(stage: Stage, times: int):
+    await stage.converge({"alice": "running", "bob": "running"})
+    await stage.converge({"bob": "running"})
+    stage.host.add_container("stray", labels("default", "nobody"))
+    await stage.after(60)
+    for _ in range(times):
+        # Its monotonic clock goes on: SIGSTOP, a frozen cgroup, some hypervisors.
+        stage.monotonic.jump(8 * DAY / times)
+        await stage.after(1)
+    assert "stray" in stage.phases()
+    assert VOLUME in stage.host.volumes
+
+
 async def test_time_without_a_daemon_is_no_observed_time(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     await stage.converge({"bob": "running"})

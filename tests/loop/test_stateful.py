@@ -187,7 +187,7 @@ class LoopMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def take_out(self, name: str) -> None:
         if self.wanted.pop(name, None):
-            self.gone_since[name] = self.theatre.monotonic()
+            self.gone_since[name] = self.theatre.store.clock()
             self._save()
             self._forget_key_without_volume(name)
 
@@ -384,7 +384,7 @@ class LoopMachine(RuleBasedStateMachine):
         spec, _ = self.wanted.get(sandbox, ("", ""))
         assert spec in {"", "homeless"}, f"the workspace of {sandbox} is wanted"
         if not spec:
-            kept = self.theatre.monotonic() - self.gone_since[sandbox]
+            kept = self.theatre.store.clock() - self.gone_since[sandbox]
             assert kept >= RETAIN - 1, f"the workspace of {sandbox} was kept for {kept} s only"
             self.keys.pop(sandbox, None)
 

@@ -1,9 +1,11 @@
 """Observed time: it continues over restarts, and is durable with everything that it dates."""
 
+import sqlite3
 from pathlib import Path
 
 import pytest
 
+from reconciler.core.errors import StoreError
 from reconciler.store.observed import ObservedClock
 from reconciler.store.store import Store
 from tests.store.conftest_store import opened
@@ -17,6 +19,13 @@ class Ticker:
 
     def __call__(self) -> float:
         return self.now
+
+
+def spend(store: Store, monotonic: Ticker, seconds: int) -> None:
+    """Time passes in which the daemon runs."""
+    for _ in range(seconds):
+        monotonic.now += 1.0
+        store.clock()
 
 
 async def saved(state_dir: Path) -> Store:
@@ -34,6 +43,26 @@ def test_only_the_monotonic_clock_moves_it():
     assert clock() == 8.0
 
 
+def test_a_gap_in_which_the_process_did_not_run_counts_for_a_minute():
+    monotonic = Ticker(100.0)
+    clock = ObservedClock(5.0, monotonic=monotonic, wall=Ticker(1e9))
+    monotonic.now += 8 * 86400.0
+    assert clock() == 65.0
+    assert clock() == 65.0
+
+
+@pytest.mark.parametrize("text", ["", "soon", "nan", "inf", "-1.0"])
+async def test_a_time_that_is_none_is_an_error(tmp_path: Path, text: str) -> None:
+    async with await opened(tmp_path) as store:
+        store.put_fact("brake", "x")
+    database = sqlite3.connect(tmp_path / "reconciler.db")
+    database.execute("UPDATE fact SET value = ? WHERE name = 'observed-seconds'", (text,))
+    database.commit()
+    database.close()
+    with pytest.raises(StoreError, match="observed time"):
+        await opened(tmp_path)
+
+
 def test_a_date_is_shown_by_the_wall_clock_as_it_is_set_now():
     monotonic, wall = Ticker(100.0), Ticker(1e9)
     clock = ObservedClock(5.0, monotonic=monotonic, wall=wall)
@@ -47,7 +76,7 @@ async def test_it_continues_over_restarts_on_any_monotonic_clock(tmp_path: Path)
         monotonic = Ticker(origin)
         store = await opened(tmp_path, monotonic=monotonic)
         before = store.clock()
-        monotonic.now += 100.0
+        spend(store, monotonic, 100)
         await store.close()
         assert store.clock() == before + 100
     assert (await saved(tmp_path)).clock() == 300.0
@@ -57,7 +86,7 @@ async def test_a_kill_leaves_no_time_ahead_of_the_clock(tmp_path: Path) -> None:
     monotonic = Ticker(0.0)
     async with await opened(tmp_path, monotonic=monotonic) as store:
         for number in range(5):
-            monotonic.now += 1000.0
+            spend(store, monotonic, 1000)
             since = store.clock()
             store.note_orphan("volume", f"v{number}", "alice", since, 60.0)
             await store.flush()
@@ -84,12 +113,12 @@ async def test_how_much_a_kill_may_lose(tmp_path: Path, orphans: bool, seconds: 
 async def test_a_new_database_after_a_loss_continues_the_time(tmp_path: Path) -> None:
     monotonic = Ticker(0.0)
     async with await opened(tmp_path, monotonic=monotonic) as store:
-        monotonic.now += 500.0
+        spend(store, monotonic, 500)
         store.put_fact("brake", "x")
         await store.flush()
         for file in tmp_path.glob("reconciler.db*"):
             file.unlink()
-        monotonic.now += 500.0
+        spend(store, monotonic, 500)
         store.put_fact("brake", "y")
         await store.flush()
         assert (await saved(tmp_path)).clock() == 1000.0
@@ -101,6 +130,6 @@ async def test_a_reader_beside_the_daemon_saves_no_time(tmp_path: Path) -> None:
         store.put_fact("brake", "x")
         await store.flush()
         reader = await Store.open_readonly(tmp_path, monotonic=monotonic)
-        monotonic.now += 500.0
+        spend(reader, monotonic, 500)
         await reader.close()
         assert (await saved(tmp_path)).clock() == 0.0
