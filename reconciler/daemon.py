@@ -21,6 +21,7 @@ from reconciler.core.errors import OUT_OF_FILES, ReconcilerError, StoreError, is
 from reconciler.engine.docker import DockerEngine
 from reconciler.loop.manager import Manager
 from reconciler.loop.reporter import Reporter
+from reconciler.progress import IDLE, Progress
 from reconciler.service import logging
 from reconciler.service.events import Event
 from reconciler.service.notify import Notifier, watchdog_interval
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 # Long enough for an engine that starts beside us at boot, short enough for systemd's patience.
 _FIRST_SYNC: Final = 20.0
 _STATUS_EVERY: Final = 5.0
+_CHECK_EVERY: Final = 15.0
 # Seconds; less than the service manager's TimeoutStopSec.
 _LONGEST_END: Final = 20.0
 _FRAMES: Final = 12
@@ -98,6 +100,7 @@ class Daemon:
         self._reporter = reporter
         self._notifier = Notifier.from_environment()
         self._calls = BoundedCalls()
+        self._progress = Progress(time.monotonic)
         self._stopping = False
         self._hangup = asyncio.Event()
 
@@ -110,7 +113,8 @@ class Daemon:
             ControlSocketError: the control socket cannot be made.
         """
         asyncio.get_running_loop().set_exception_handler(self._loop_trouble)
-        work = asyncio.create_task(self._work(), name="daemon")
+        with self._progress.collecting():
+            work = asyncio.create_task(self._work(), name="daemon")
         self._heed_signals(work)
         try:
             await work
@@ -159,7 +163,7 @@ class Daemon:
             "control-socket": control,
             "readiness": lambda: self._become_ready(manager),
             "status": lambda: self._tell_status(manager),
-            "watchdog": lambda: self._feed_watchdog(manager),
+            "watchdog": self._feed_watchdog,
             "reload": lambda: self._reload_on_hangup(manager),
         }
         async with asyncio.TaskGroup() as group:
@@ -198,16 +202,21 @@ class Daemon:
             self._notifier.status(redactor.clean(_state_line(manager)))
             await asyncio.sleep(_STATUS_EVERY)
 
-    async def _feed_watchdog(self, manager: Manager) -> None:
+    async def _feed_watchdog(self) -> None:
         interval = watchdog_interval()
-        if interval is None:
-            return
+        pause = min(interval or _CHECK_EVERY, _CHECK_EVERY)
+        checked = time.monotonic()
         while True:
-            if manager.dispatcher.makes_progress:
-                self._notifier.watchdog()
+            hung = self._progress.hung()
+            # After a stop of the whole process, each activity needs a moment to move on.
+            stopped = time.monotonic() - checked > pause + IDLE
+            if hung and not stopped:
+                self._reporter.complain(Event.DAEMON_STALLED, tasks=hung)
             else:
-                self._reporter.complain(Event.DAEMON_STALLED)
-            await asyncio.sleep(interval)
+                self._notifier.watchdog()
+                self._reporter.resolve(Event.DAEMON_STALLED)
+            checked = time.monotonic()
+            await asyncio.sleep(pause)
 
     # --- signals and troubles -----------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
+from reconciler.progress import waiting
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
@@ -183,7 +185,8 @@ class BoundedCalls:
             return
         try:
             while (left := walk.began + self._limit - time.monotonic()) > 0:
-                await asyncio.wait({future}, timeout=left)
+                with waiting(left):
+                    await asyncio.wait({future}, timeout=left)
                 if future.done():
                     # A defect of the call is raised here.
                     future.result()
@@ -203,7 +206,8 @@ class BoundedCalls:
 
     async def _wait(self, key: Hashable, future: asyncio.Future[Any]) -> None:
         if key not in self._hung:
-            await asyncio.wait({future}, timeout=self._limit)
+            with waiting(self._limit):
+                await asyncio.wait({future}, timeout=self._limit)
         if not future.done():
             self._hung.add(key)
             raise _timed_out(self._limit)

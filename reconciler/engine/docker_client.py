@@ -29,6 +29,7 @@ from reconciler.engine import docker_requests as requests
 from reconciler.engine.docker_errors import common, cut, understood
 from reconciler.engine.docker_host import Endpoint, resolve
 from reconciler.engine.docker_json import decode
+from reconciler.progress import waiting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -246,8 +247,9 @@ async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 @asynccontextmanager
 async def _bounded(seconds: float, what: str, say: Translator) -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(seconds):
-            yield
+        with waiting(seconds):
+            async with asyncio.timeout(seconds):
+                yield
     except TimeoutError as error:
         raise EngineTimeout(
             f"the engine did not answer {what} within {seconds:g} s: see whether it is overloaded "

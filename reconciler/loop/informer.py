@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable, Unreadable
 from reconciler.engine.protocol import EventKind
 from reconciler.loop.queue import Priority
+from reconciler.progress import activity, waiting
 from reconciler.service.events import Event
 from reconciler.service.supervision import supervise
 
@@ -109,6 +111,10 @@ class Informer:
 
     async def run(self) -> None:
         """Stay connected to the engine until cancelled."""
+        with activity("informer"):
+            await self._keep_connecting()
+
+    async def _keep_connecting(self) -> None:
         delay = _RECONNECT_FIRST
         while True:
             began = self._clock()
@@ -134,8 +140,9 @@ class Informer:
                 supervise("relist", self._keep_relisting, self._reporter), name="relist"
             )
             try:
-                async for event in events:
-                    self._hear(event)
+                with waiting(math.inf):
+                    async for event in events:
+                        self._hear(event)
             finally:
                 relisting.cancel()
                 # Not awaited itself: its end would be taken for ours, and ours for its.
@@ -186,6 +193,10 @@ class Informer:
             self._enqueue(key, Priority.EVENT)
 
     async def _keep_relisting(self) -> None:
+        with activity("relist"):
+            await self._relist_when_due()
+
+    async def _relist_when_due(self) -> None:
         due = self._clock() + self._resync_interval
         while True:
             await self._until_relist(due)
@@ -221,8 +232,8 @@ class Informer:
 
     async def _until_relist(self, due: float) -> None:
         """Wait until a list is due, or an event asked for one a moment after the last."""
-        await asyncio.sleep(min(_RELIST_SPACING, due - self._clock()))
-        with suppress(TimeoutError):
+        with waiting(due - self._clock()), suppress(TimeoutError):
+            await asyncio.sleep(min(_RELIST_SPACING, due - self._clock()))
             async with asyncio.timeout(due - self._clock()):
                 await self._relist_asked.wait()
 

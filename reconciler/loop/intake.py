@@ -12,6 +12,7 @@ from reconciler.core import naming, policy
 from reconciler.core.errors import ManifestError
 from reconciler.loop.env_files import read_env_files
 from reconciler.loop.queue import Priority
+from reconciler.progress import activity, waiting
 from reconciler.service.events import Event
 from reconciler.store.manifest import (
     Loaded,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from reconciler.store.rows import Changes
     from reconciler.store.store import Store
 
+# Seconds. A reading may have to wait for one that another caller asked for.
+_LONGEST_READING: Final = 60.0
 _READ_AGAIN: Final = 1.0
 _READ_AGAIN_LONGEST: Final = 10.0
 
@@ -161,20 +164,25 @@ class Intake:
         """Read the file whenever it or an env file changes, until cancelled."""
         rescan = self._settings.rescan_interval
         watch = Watch(self.path, self.env_paths, rescan=rescan, calls=self._calls)
-        async with aclosing(watch.changes()) as changes:
-            async for _ in changes:
-                await self._read_in_the_end()
-                if watch.problem:
-                    self._reporter.complain(
-                        Event.MANIFEST_WATCH_FAILED, path=str(self.path), error=watch.problem
-                    )
+        with activity("manifest-watch"):
+            async with aclosing(watch.changes()) as changes:
+                async for _ in changes:
+                    await self._read_in_the_end()
+                    self._report_watch(watch.problem)
+
+    def _report_watch(self, problem: str) -> None:
+        if problem:
+            event = Event.MANIFEST_WATCH_FAILED
+            self._reporter.complain(event, path=str(self.path), error=problem)
 
     async def _read_in_the_end(self) -> None:
-        await self.read()
         pause = _READ_AGAIN
+        with waiting(_LONGEST_READING):
+            await self.read()
         while self.unread:
             await asyncio.sleep(pause)
-            await self.read()
+            with waiting(_LONGEST_READING):
+                await self.read()
             pause = min(pause * 2, _READ_AGAIN_LONGEST)
 
     def _take_in(self, loaded: Loaded, *, allow_mass_delete: bool) -> Reading:

@@ -182,8 +182,6 @@ class Manager:
             reconcile=self._controller.reconcile,
             ready=self.informer.synced,
             workers=settings.workers,
-            clock=monotonic,
-            longest_pass=_longest_pass(settings),
             reporter=reporter,
         )
 
@@ -319,8 +317,3 @@ def _removals(limit: int) -> dict[Verb, int]:
 
 def _seconds(retain: float | str) -> float | None:
     return None if retain == FOREVER else float(retain)
-
-
-def _longest_pass(settings: Settings) -> float:
-    """Two dozen steps that all run into their timeout; past that, a pass is lost."""
-    return 24 * 2 * (settings.engine_timeout + settings.read_timeout)

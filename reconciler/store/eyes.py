@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from asyncinotify import Event, Inotify, Mask
 
+from reconciler.progress import waiting
 from reconciler.store.sights import Sight, Sights
 
 if TYPE_CHECKING:
@@ -80,6 +81,10 @@ class Eyes:
 
     async def change(self, within: float) -> bool:
         """Wait for a change that matters and is finished; False after ``within`` seconds."""
+        with waiting(within + LONGEST_SETTLE):
+            return await self._change(within)
+
+    async def _change(self, within: float) -> bool:
         if self._inotify is None:
             await asyncio.sleep(within)
             return False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from reconciler.core.errors import StoreError
+from reconciler.progress import activity, waiting
 from reconciler.threads import SerialThread
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ class Thread:
         except OSError as error:
             raise StoreError(f"{self._path}: {error.strerror}") from error
         future.add_done_callback(_note_exception)
-        await asyncio.wait({future}, timeout=self._limit)
+        with waiting(self._limit):
+            await asyncio.wait({future}, timeout=self._limit)
         if not future.done():
             self._hung = future
             raise self._no_answer()
@@ -187,6 +190,11 @@ class Flusher:
         Raises:
             StoreError: it could not be written; it waits on and is tried again.
         """
+        # Those before this one may wait for a disk that does not answer.
+        with waiting(2 * WORK_LIMIT):
+            await self._flush()
+
+    async def _flush(self) -> None:
         async with self._writing:
             if not self._backlog and self.trouble is None:
                 return
@@ -213,14 +221,16 @@ class Flusher:
         self._backlog.ledger.written(entries)
 
     async def _keep_flushing(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            try:
-                await self.flush()
-            except StoreError:
-                await asyncio.sleep(self._retry)
-                self._wake.set()
+        with activity("store-writer"):
+            while True:
+                with waiting(math.inf):
+                    await self._wake.wait()
+                self._wake.clear()
+                try:
+                    await self.flush()
+                except StoreError:
+                    await asyncio.sleep(self._retry)
+                    self._wake.set()
 
     def _complain(self, error: StoreError) -> None:
         first, self.trouble = self.trouble is None, error

@@ -30,6 +30,7 @@ from reconciler.engine.protocol import (
     PullProgress,
     Summary,
 )
+from reconciler.progress import waiting
 from tests.fakes.host import Box, FakeHost, id_of, tagged
 from tests.fakes.shell import run
 
@@ -104,7 +105,9 @@ class FakeEngine:
         self.calls.append((verb, target))
         if hung := self._hung.get(verb):
             await hung.wait()
-        await self._sleep(self.latency.get(verb, 0.0))
+        latency = self.latency.get(verb, 0.0)
+        with waiting(latency):
+            await self._sleep(latency)
         self.host.check_up()
         faults = self._faults[verb]
         fault = faults.popleft() if faults else None

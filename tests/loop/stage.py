@@ -14,7 +14,9 @@ from reconciler.loop.disk import Space
 from reconciler.loop.intake import Reading
 from reconciler.loop.manager import Manager
 from reconciler.loop.reporter import Reporter
+from reconciler.progress import Progress
 from reconciler.service.events import Event
+from reconciler.service.supervision import supervise
 from reconciler.settings import Settings
 from reconciler.store.store import Store
 from tests.fakes.engine import ROOT as ENGINE_ROOT
@@ -93,6 +95,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         self._tasks: list[asyncio.Task[None]] = []
         # The tasks of the loop that a test makes fail.
         self.failing: set[str] = set()
+        self.progress = Progress(asyncio.get_running_loop().time)
         self.manager: Manager
         self.store: Store
 
@@ -103,7 +106,13 @@ class Stage(AbstractAsyncContextManager["Stage"]):
     # --- the daemon's life
 
     async def start(self, absent: Sequence[str] = tuple(_ABSENT)) -> Self:
+        with self.progress.collecting():
+            await self._start(absent)
+        return self
+
+    async def _start(self, absent: Sequence[str]) -> None:
         self.store = await self._opened_store()
+        self.store.supervised_by(lambda name, run: supervise(name, run, self.notes))
         await self.store.__aenter__()
         self.notes.ledger = self.store.append
         self.manager = Manager(
@@ -117,7 +126,6 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         await self.manager.read_manifest()
         roots = {name: run for name, run in self.manager.tasks().items() if name not in absent}
         self._tasks = [asyncio.create_task(run(), name=name) for name, run in roots.items()]
-        return self
 
     async def _opened_store(self) -> Store:
         return await Store.open(
@@ -160,7 +168,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         unexpected = [
             line
             for line in self.notes.said(Event.TASK_FAILED)
-            if line["task"] in {*self.manager.tasks(), "relist"} - self.failing
+            if line["task"] in {*self.manager.tasks(), "relist", "store-writer"} - self.failing
         ]
         assert not unexpected, unexpected
 

@@ -1,11 +1,13 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 
 import pytest
 
 from reconciler.loop.dispatcher import Dispatcher
 from reconciler.loop.queue import Priority, WorkQueue
+from reconciler.progress import Progress, waiting
 from reconciler.service.events import Event
 from tests.loop.stage import Notebook
 
@@ -22,18 +24,19 @@ class Shop:
         self.ready = asyncio.Event()
         self.ready.set()
         self.seconds: dict[str, float] = {}
+        # What a pass waits for says how long it may take.
+        self.limits: dict[str, float] = {}
         self.broken: set[str] = set()
         self.running: Counter[str] = Counter()
         self.most = 0
         self.began: list[tuple[float, str]] = []
         self.notes = Notebook(loop.time)
+        self.progress = Progress(loop.time)
         self.dispatcher = Dispatcher(
             self.queue,
             reconcile=self._reconcile,
             ready=self.ready,
             workers=WORKERS,
-            clock=loop.time,
-            longest_pass=LONGEST,
             reporter=self.notes,
         )
 
@@ -43,7 +46,8 @@ class Shop:
         self.most = max(self.most, self.running.total())
         assert self.running[key] == 1
         try:
-            await asyncio.sleep(self.seconds.get(key, 1.0))
+            with waiting(self.limits[key]) if key in self.limits else nullcontext():
+                await asyncio.sleep(self.seconds.get(key, 1.0))
             if key in self.broken:
                 raise ZeroDivisionError
         finally:
@@ -61,7 +65,8 @@ class Shop:
 @pytest.fixture
 async def shop() -> AsyncIterator[Shop]:
     made = Shop()
-    task = asyncio.create_task(made.dispatcher.run())
+    with made.progress.collecting():
+        task = asyncio.create_task(made.dispatcher.run())
     yield made
     assert not task.done()
     task.cancel()
@@ -109,29 +114,34 @@ async def test_nothing_runs_while_it_is_not_ready(shop: Shop):
     shop.add(*"abc")
     await asyncio.sleep(600)
     assert shop.order == []
-    assert shop.dispatcher.makes_progress
+    assert not shop.progress.hung()
     shop.ready.set()
     await asyncio.sleep(5)
     assert sorted(shop.order) == ["a", "b", "c"]
 
 
-async def test_it_makes_progress_while_it_waits_for_whatever(shop: Shop):
-    assert shop.dispatcher.makes_progress
+async def test_one_that_waits_within_its_limits_is_no_hang(shop: Shop):
+    assert not shop.progress.hung()
     await asyncio.sleep(3600)
-    assert shop.dispatcher.makes_progress
-    shop.seconds = dict.fromkeys("abcd", LONGEST - 1)
+    assert not shop.progress.hung()
+    shop.seconds = dict.fromkeys("abcd", LONGEST)
+    shop.limits = dict.fromkeys("abcd", LONGEST)
     shop.add(*"abcd")
-    await asyncio.sleep(LONGEST - 2)
-    assert shop.dispatcher.makes_progress
+    for _ in range(40):
+        await asyncio.sleep(LONGEST / 10)
+        assert not shop.progress.hung()
 
 
-async def test_it_makes_none_while_a_pass_hangs(shop: Shop):
+@pytest.mark.parametrize("limit", [None, 60.0])
+async def test_a_pass_that_hangs_is_noticed_within_90_seconds(shop: Shop, limit: float | None):
     shop.seconds["a"] = 10 * LONGEST
+    if limit is not None:
+        shop.limits["a"] = limit
     shop.add("a")
-    await asyncio.sleep(LONGEST + 1)
-    assert not shop.dispatcher.makes_progress
+    await asyncio.sleep(90)
+    assert shop.progress.hung() == ["reconcile a"]
     await asyncio.sleep(10 * LONGEST)
-    assert shop.dispatcher.makes_progress
+    assert not shop.progress.hung()
 
 
 async def test_its_end_ends_the_passes():

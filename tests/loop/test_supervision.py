@@ -137,11 +137,14 @@ def part_of(name: str) -> Callable[[Manager], tuple[object, str]]:
         "dispatcher": lambda m: (m.queue, "get"),
         "sweeper": lambda m: (m._identities, "sweep"),
         "disk": lambda m: (m.disk, "_judge"),
+        "store-writer": lambda m: (m.store._backlog.ledger, "all"),
     }
     return parts[name]
 
 
-@pytest.mark.parametrize("name", ["informer", "relist", "dispatcher", "sweeper", "disk"])
+@pytest.mark.parametrize(
+    "name", ["informer", "relist", "dispatcher", "sweeper", "disk", "store-writer"]
+)
 async def test_each_task_of_the_loop_comes_back(stage: Stage, name: str):
     stage.failing.add(name)
     await stage.converge({"alice": "running"})

@@ -72,7 +72,10 @@ class Event(StrEnum):
         "daemon.failed", "error", "The daemon cannot continue and ends.", "error", "traceback"
     )
     DAEMON_STALLED = _of(
-        "daemon.stalled", "error", "No worker made progress; the watchdog is not fed.", "repeated?"
+        "daemon.stalled",
+        "error",
+        "Tasks hang: until they move on, the service manager's watchdog is not fed.",
+        *("tasks", "repeated?"),
     )
     DAEMON_OUT_OF_FILES = _of(
         "daemon.out_of_files",
