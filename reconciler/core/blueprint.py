@@ -37,7 +37,10 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """One container, ready to be made. ``ports`` maps container ports to host ports."""
+    """One container, ready to be made. ``ports`` maps container ports to host ports.
+
+    ``hostname`` is None where the engine chooses it.
+    """
 
     name: str
     labels: Mapping[str, str]
@@ -46,6 +49,7 @@ class Blueprint:
     ports: Mapping[int, int]
     publish_address: str
     volume: str | None
+    hostname: str | None = None
 
 
 def spec_hash(spec: SandboxSpec, around: Surroundings, env_file_digest: str | None) -> str:
@@ -109,7 +113,16 @@ def blueprint(
         ports=published(spec, desired.identity),
         publish_address=around.publish_address,
         volume=naming.volume_name(around.prefix, desired.name) if spec.workspace else None,
+        hostname=_hostname(spec, desired.name),
     )
+
+
+def _hostname(spec: SandboxSpec, sandbox: str) -> str | None:
+    """The sandbox's name, so that it stays over replacements, where its network is its own."""
+    if spec.hostname is not None:
+        return spec.hostname
+    mode = spec.network.mode
+    return None if mode == "host" or mode.startswith("container:") else sandbox
 
 
 def published(spec: SandboxSpec, identity: Identity) -> dict[int, int]:

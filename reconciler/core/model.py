@@ -36,12 +36,33 @@ class Phase(StrEnum):
     DEAD = "dead"
 
 
+class CheckState(StrEnum):
+    """What the engine says of a running container's HEALTHCHECK."""
+
+    STARTING = "starting"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The HEALTHCHECK of a container's image, which the engine runs.
+
+    ``result`` identifies the last result: it differs from that of any other; empty before the
+    first.
+    """
+
+    state: CheckState
+    result: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Container:
     """One container of ours, as the engine described it in one answer.
 
     ``started_at`` is None for one that was never started. ``ports`` maps container ports to the
     host ports that it was made with, whatever its phase. ``volumes`` names its named volumes.
+    ``check`` is None where its image has no HEALTHCHECK, or where it is switched off.
     """
 
     id: str
@@ -61,6 +82,7 @@ class Container:
     image: str = ""
     image_id: str = ""
     stop_timeout: float = 10.0
+    check: Check | None = None
     session_key: str | None = field(default=None, repr=False)
 
     @property

@@ -33,6 +33,10 @@ HostHeader = Annotated[
     str,
     StringConstraints(strict=True, pattern=r"^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_.-]+)(:\d{1,5})?$"),
 ]
+HostName = Annotated[
+    str,
+    StringConstraints(strict=True, pattern=r"^[0-9A-Za-z]([0-9A-Za-z_.-]{0,62})$"),
+]
 RequestPath = Annotated[
     str,
     StringConstraints(strict=True, pattern=r"^/[^\x00-\x1f\x7f]*$", max_length=2000),
@@ -71,6 +75,7 @@ class ProbeKind(StrEnum):
     HTTP = "http"
     TCP = "tcp"
     EXEC = "exec"
+    DOCKER = "docker"
 
 
 class Model(BaseModel):
@@ -118,7 +123,10 @@ _PROBE_HEADERS: Final = frozenset(
 class HealthSpec(Model):
     """How the sandbox's health is asked for."""
 
-    kind: ProbeKind = ProbeKind.HTTP
+    kind: ProbeKind = Field(
+        default=ProbeKind.HTTP,
+        description="docker: the image's own HEALTHCHECK, with its own interval and retries.",
+    )
     path: RequestPath = "/health"
     scheme: Literal["http", "https"] = Field(
         default="http",
@@ -233,7 +241,18 @@ class Template(Model):
     ports: tuple[PortSpec, ...] = ()
     workspace: WorkspaceSpec | None = None
     mounts: tuple[MountSpec, ...] = ()
-    health: HealthSpec | None = None
+    health: HealthSpec | None = Field(
+        default=None,
+        description="null: no probe; an image's own HEALTHCHECK that fails is only reported.",
+    )
+    healthcheck: Literal["image", "none"] = Field(
+        default="image",
+        description="The image's own HEALTHCHECK; none: the engine does not run it.",
+    )
+    hostname: HostName | None = Field(
+        default=None,
+        description="The host name in the container; null: the sandbox's name.",
+    )
     resources: ResourcesSpec = ResourcesSpec()
     security: SecuritySpec = SecuritySpec()
     network: NetworkSpec = NetworkSpec()
@@ -263,9 +282,19 @@ class SandboxSpec(Template):
         return self
 
     @model_validator(mode="after")
+    def _hostname_is_free(self) -> Self:
+        if self.hostname is not None and self.network.mode.startswith("container:"):
+            raise ValueError("hostname: a sandbox in another container's network has its host name")
+        return self
+
+    @model_validator(mode="after")
     def _probe_has_a_target(self) -> Self:
         health = self.health
         if health is None or health.kind is ProbeKind.EXEC:
+            return self
+        if health.kind is ProbeKind.DOCKER:
+            if self.healthcheck == "none":
+                raise ValueError("health: kind docker uses what `healthcheck: none` switches off")
             return self
         names = [port.name for port in self.ports]
         if not names:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
 from reconciler.core.lifecycle import verdict_of
-from reconciler.core.model import AWAITED, ImageState, Phase, Status, Verdict
+from reconciler.core.model import AWAITED, CheckState, ImageState, Phase, Status, Verdict
 from reconciler.core.roles import roles_of
 from reconciler.core.spec import DesiredState
 from reconciler.core.steps import latest_failure
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Container, View
+    from reconciler.core.model import Container, Desired, View
 
 _GOAL: Final = {
     DesiredState.RUNNING: Status.RUNNING,
@@ -44,13 +44,13 @@ def status_of(view: View) -> tuple[Status, str]:
         return Status.ERROR, failure.cause
     if view.held and view.desired is None:
         return Status.ERROR, view.held
-    return status, reason or (failure.cause if failure else _beside(view))
+    return status, reason or (failure.cause if failure else _beside(view, current))
 
 
-def _beside(view: View) -> str:
+def _beside(view: View, current: Container | None) -> str:
     """What is wrong, though it does not determine the status."""
     problem = view.desired.problem if view.desired else None
-    return problem or view.held
+    return problem or view.held or unheeded_check(view.desired, current)
 
 
 def _observed(view: View, current: Container | None) -> tuple[Status, str]:
@@ -94,6 +94,19 @@ def _running(view: View, current: Container) -> tuple[Status, str]:
             return Status.STARTING, unknown or health.reason
         case _:
             return Status.STARTING, unknown or "not probed yet"
+
+
+def unheeded_check(desired: Desired | None, container: Container | None) -> str:
+    """Why the image's own HEALTHCHECK needs attention: it fails, and no probe uses it."""
+    check = container.check if container and container.phase is Phase.RUNNING else None
+    if check is None or check.state is not CheckState.UNHEALTHY:
+        return ""
+    if desired is None or desired.spec.health is not None:
+        return ""
+    return (
+        "its image's HEALTHCHECK fails: `health: {kind: docker}` acts on it, `healthcheck: none` "
+        "switches it off"
+    )
 
 
 def _made(view: View) -> tuple[Status, str]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from reconciler.core import naming
 from reconciler.core.errors import Unreadable
-from reconciler.core.model import Container, Phase, Volume
+from reconciler.core.model import Check, CheckState, Container, Phase, Volume
 from reconciler.engine.docker_errors import cut, understood
 from reconciler.engine.docker_json import decode
 from reconciler.engine.protocol import (
@@ -39,6 +40,8 @@ CONTAINER_EVENTS: Final = (
     "pause",
     "unpause",
     "rename",
+    # The engine adds the new state: "health_status: healthy".
+    "health_status",
     "destroy",
     # Podman's name for the same, up to 6.1 at least.
     "remove",
@@ -52,6 +55,7 @@ _PHASES: Final = {
     "stopping": Phase.RUNNING,
 }
 WORKSPACE_PREFIX: Final = naming.volume_name("", "")
+_CHECK_STATES: Final = frozenset(state.value for state in CheckState)
 _NAMELESS: Final = "<none>"
 _ANONYMOUS: Final = re.compile(r"[0-9a-f]{64}")
 _DEFAULT_STOP_TIMEOUT: Final = 10.0
@@ -180,8 +184,19 @@ def container(answer: Mapping[str, Any], instance: str) -> Container | None:
         image=text(config["Image"]),
         image_id=text(answer["Image"]),
         stop_timeout=_stop_timeout(config),
+        check=_check(state),
         session_key=_variable(config["Env"] or (), naming.SESSION_KEY_VARIABLE),
     )
+
+
+def _check(state: Mapping[str, Any]) -> Check | None:
+    """The HEALTHCHECK; Docker leaves it out or calls it none where there is none, Podman empty."""
+    health = state.get("Health") or {}
+    status = health.get("Status")
+    if status not in _CHECK_STATES:
+        return None
+    results = health.get("Log") or ()
+    return Check(CheckState(status), text(results[-1]["End"]) if results else "")
 
 
 def is_asked_for(answer: Mapping[str, Any], asked: str) -> bool:
@@ -224,9 +239,16 @@ def index_server(info: Mapping[str, Any]) -> str:
 
 
 def gateway(network: Mapping[str, Any]) -> str:
-    """The engine's own address on an inspected network; empty where it has none."""
-    pools = network["IPAM"]["Config"] or ()
-    return next((text(pool["Gateway"]) for pool in pools if pool.get("Gateway")), "")
+    """The engine's own address on an inspected network; empty where it has none.
+
+    Before its first restart, Docker 20.10 names only the subnet: its address is then the first.
+    """
+    for pool in network["IPAM"]["Config"] or ():
+        if pool.get("Gateway"):
+            return text(pool["Gateway"])
+        if pool.get("Subnet"):
+            return str(ip_network(text(pool["Subnet"]))[1])
+    return ""
 
 
 def event(line: bytes, instance: str) -> EngineEvent | None:
@@ -265,7 +287,7 @@ def _volume_name(data: Mapping[str, Any]) -> str:
 
 
 def _event(data: Mapping[str, Any], kind: EventKind, sandbox: str) -> EngineEvent:
-    action = text(data["Action"])
+    action = text(data["Action"]).partition(":")[0]
     return EngineEvent(
         kind=kind,
         id=text(data["Actor"]["ID"]) if kind is EventKind.CONTAINER else _volume_name(data),

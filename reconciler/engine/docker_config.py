@@ -30,6 +30,8 @@ def create_body(blueprint: Blueprint) -> dict[str, Any]:
         "Labels": dict(blueprint.labels),
         "User": spec.user,
         "WorkingDir": spec.working_dir,
+        "Hostname": blueprint.hostname,
+        "Healthcheck": {"Test": ["NONE"]} if spec.healthcheck == "none" else None,
         "ExposedPorts": {f"{port}/tcp": {} for port in blueprint.ports},
         "StopTimeout": math.ceil(spec.stop_timeout),
         "HostConfig": _host_config(blueprint),

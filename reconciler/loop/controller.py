@@ -33,6 +33,7 @@ from reconciler.core.model import (
 )
 from reconciler.core.roles import roles_of
 from reconciler.core.spec import PullPolicy
+from reconciler.core.status import unheeded_check
 from reconciler.loop.announce import announce
 from reconciler.loop.prober import target_of
 from reconciler.loop.queue import Priority
@@ -111,6 +112,7 @@ class Controller:
         self._reporter = reporter
         self._enqueue = enqueue
         self._address = publish_address
+        self._unheeded: set[str] = set()
         self._blind: Counter[str] = Counter()
         self._unanswered: Counter[str] = Counter()
         self._moves: Counter[str] = Counter()
@@ -200,9 +202,16 @@ class Controller:
         runs = current is not None and current.phase is Phase.RUNNING
         if current is None or desired is None or not runs:
             self._prober.watch(view.key, None)
+            self._unheeded.discard(view.key)
             return
+        if not (why := unheeded_check(desired, current)):
+            self._unheeded.discard(view.key)
+        elif view.key not in self._unheeded:
+            self._unheeded.add(view.key)
+            self._reporter.tell(Event.SANDBOX_CHECK_UNHEEDED, view.key, why)
         seen_at = policy.first_seen(view.memory, current, view.now)
         self._prober.watch(view.key, target_of(desired, current, self._address, seen_at))
+        self._prober.report(view.key, current.check)
 
     def on_verdict(self, key: str, health: Health) -> None:
         """The prober's verdict on a key changed."""

@@ -37,6 +37,8 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\x00\r\n]*
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _IN_PATH: Final = "".join(map(chr, range(0x21, 0x7F))).replace("#", "")
 
+_HEADERS: Final = {"User-Agent": "reconciler", "Accept": "*/*", "Connection": "close"}
+
 _NO_ROUTE: Final = "this host has no route to the published address {address}: see its network"
 _NO_ROOM: Final = "this host has no memory or no local port for another connection"
 _FORBIDDEN: Final = "a rule of this host forbids connections to {address}: see its firewall"
@@ -95,12 +97,11 @@ class Question:
 
     def encoded(self, peer: Peer) -> bytes:
         """The request as it is sent. Line breaks in a path are encoded."""
+        own = {name.lower() for name in self.headers}
         headers = {
-            "host": self.host or peer.authority,
-            "user-agent": "reconciler",
-            "accept": "*/*",
-            "connection": "close",
-            **{name.lower(): value for name, value in self.headers.items()},
+            "Host": self.host or peer.authority,
+            **{name: value for name, value in _HEADERS.items() if name.lower() not in own},
+            **self.headers,
         }
         lines = [
             f"GET {quote(self.path, safe=_IN_PATH)} HTTP/1.1",

@@ -21,7 +21,7 @@ from reconciler.core.errors import (
     Refused,
     is_out_of_files,
 )
-from reconciler.core.model import Health, Verdict
+from reconciler.core.model import CheckState, Health, Verdict
 from reconciler.core.policy import fold
 from reconciler.core.spec import HealthSpec, ProbeKind
 from reconciler.engine.reachability import LOOPBACK, why_unreachable
@@ -33,7 +33,7 @@ from reconciler.service.supervision import supervise
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reconciler.core.model import Container, Desired
+    from reconciler.core.model import Check, Container, Desired
     from reconciler.engine.protocol import Engine, EngineInfo
     from reconciler.loop.reporter import Reporter
 
@@ -43,11 +43,18 @@ _JITTER: Final = 0.1
 # Seconds. An engine's proxy takes under 1 ms to close a connection; a busy host may delay it.
 _SETTLES: Final = 1.0
 _REASON_LENGTH: Final = 200
+_CHECK_FAILS: Final = "the image's HEALTHCHECK fails"
+_NO_CHECK: Final = (
+    "its image has no HEALTHCHECK for `health: {kind: docker}` to use: choose another kind, or set "
+    "`health: null`"
+)
+# Seconds between two looks at a check that passes.
+_CHECK_AGAIN: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One run of a container, and how to ask it. ``port`` is on ``address``; 0 for exec probes.
+    """One run of a container, and how to ask it. ``port`` is on ``address``; 0 for a probe without.
 
     ``seen_at`` is when the daemon first saw the run, in observed seconds. ``proxied``: the port is
     published, so the engine's proxy may be what accepts connections.
@@ -80,9 +87,13 @@ class Target:
 
 @dataclass(slots=True)
 class _Watched:
+    """``seen`` is the last result of the image's own check; ``stale``: its run began unhealthy."""
+
     target: Target
     health: Health
     task: asyncio.Task[None]
+    seen: str | None = None
+    stale: bool = False
 
 
 class Prober:
@@ -130,17 +141,53 @@ class Prober:
             self._obstacles.clear(key)
         if target is not None:
             # In a new context: the task outlives the pass that starts it.
+            docker = target.spec.kind is ProbeKind.DOCKER
+            probe = self._follow_check if docker else self._probe_until_cancelled
             task = asyncio.create_task(
-                supervise(
-                    f"probe {key}",
-                    lambda: self._probe_until_cancelled(key, target),
-                    self._reporter,
-                ),
+                supervise(f"probe {key}", lambda: probe(key, target), self._reporter),
                 name=f"probe {key}",
                 context=Context(),
             )
             fresh = Health(target.container_id, target.started_at, target.seen_at)
             self._watched[key] = _Watched(target, fresh, task)
+
+    def report(self, key: str, check: Check | None) -> None:
+        """Take in the image's own check of a running container, where that is its probe.
+
+        The engine goes on with a check while a container is paused, and it fails then. So a
+        container that is unhealthy when it is first seen to run is not restarted before two more
+        results failed.
+        """
+        watched = self._watched.get(key)
+        if watched is None or watched.target.spec.kind is not ProbeKind.DOCKER:
+            return
+        if check is None:
+            self._learn(key, watched, None, _NO_CHECK)
+        elif check.state is CheckState.HEALTHY:
+            self._learn(key, watched, None, "")
+        elif check.state is CheckState.STARTING:
+            self._await(key, watched, "the image's HEALTHCHECK has not passed yet")
+        elif watched.seen is None:
+            watched.stale = True
+            self._await(key, watched, _CHECK_FAILS)
+        elif check.result != watched.seen:
+            self._learn(key, watched, _CHECK_FAILS, "")
+        watched.seen = check.result if check else None
+
+    def _await(self, key: str, watched: _Watched, reason: str) -> None:
+        """No verdict yet, for the reason."""
+        former = watched.health
+        if former.verdict is Verdict.UNKNOWN:
+            health = replace(former, verdict=Verdict.BAD, since=self._clock(), reason=reason)
+            self._on_verdict(key, health)
+            watched.health = health
+
+    async def _follow_check(self, key: str, target: Target) -> None:
+        """Have the container inspected now and then: an event may be lost, or not come at all."""
+        while True:
+            good = self.health(key).verdict is Verdict.GOOD
+            await asyncio.sleep(max(target.spec.interval, _CHECK_AGAIN if good else 0.0))
+            self._on_doubt(key)
 
     async def close(self) -> None:
         """Probe nothing more."""
@@ -186,7 +233,11 @@ class Prober:
             watched.health = replace(former, unknown=unasked)
             return
         self._obstacles.clear(key)
-        health = fold(replace(former, unknown=""), watched.target.spec, bad, self._clock())
+        spec = watched.target.spec
+        if spec.kind is ProbeKind.DOCKER:
+            # The engine has counted the image's own retries.
+            spec = spec.model_copy(update={"failures": 1 + watched.stale, "successes": 1})
+        health = fold(replace(former, unknown=""), spec, bad, self._clock())
         if health.verdict is not former.verdict:
             self._on_verdict(key, health)
         watched.health = health
@@ -275,7 +326,7 @@ def target_of(
     if health is None:
         return None
     port = 0
-    if health.kind is not ProbeKind.EXEC:
+    if health.kind in {ProbeKind.HTTP, ProbeKind.TCP}:
         named = {p.name: p.container_port for p in desired.spec.ports}
         inside = named[health.port] if health.port else desired.spec.ports[0].container_port
         port = container.ports.get(inside, inside)

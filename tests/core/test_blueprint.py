@@ -223,3 +223,19 @@ def test_a_blueprint_shows_no_secret():
 )
 def test_an_identity_is_whole_once_each_port_is_leased(identity, leased):
     assert is_leased(spec(), identity) is leased
+
+
+@pytest.mark.parametrize(
+    ("fields", "hostname"),
+    [
+        ({}, KEY),
+        ({"network": {"mode": "none"}}, KEY),
+        ({"network": {"mode": "agents"}}, KEY),
+        ({"network": {"mode": "host"}}, None),
+        ({"network": {"mode": "container:other"}}, None),
+        ({"hostname": "box.example"}, "box.example"),
+        ({"hostname": "box", "network": {"mode": "host"}}, "box"),
+    ],
+)
+def test_the_host_name_is_the_sandboxs(fields, hostname):
+    assert blueprint(desired(**fields), NAME, AROUND, {}).hostname == hostname

@@ -84,6 +84,15 @@ def test_a_workspace_is_kept_a_week_by_default():
         ({"health": {"headers": {"X-A": "b\r\nc"}}}, "String should match pattern"),
         ({"health": {"headers": {"X A": "b"}}}, "String should match pattern"),
         ({"health": {"headers": {"Host": "b"}}}, "the probe sets Host; set Host as `host`"),
+        ({"health": {"kind": "docker"}, "healthcheck": "none"}, "`healthcheck: none` switches off"),
+        ({"healthcheck": "off"}, "Input should be 'image' or 'none'"),
+        ({"hostname": "-a"}, "String should match pattern"),
+        ({"hostname": "a b"}, "String should match pattern"),
+        ({"hostname": "x" * 64}, "String should match pattern"),
+        (
+            {"hostname": "a", "network": {"mode": "container:b"}},
+            "hostname: a sandbox in another container's network",
+        ),
         ({"health": {"kind": "exec"}}, "an exec probe needs a command"),
         ({"health": {"command": ["true"]}}, "only an exec probe has one"),
         ({"health": {"interval": 0}}, "interval and timeout must be longer than 0"),
@@ -106,6 +115,8 @@ def test_a_probe_finds_its_target():
     for host in ("localhost", "a.example:8443", "[::1]:80", "127.0.0.1"):
         assert spec(health={"host": host}).health == HealthSpec(host=host)
     inside = {"kind": "exec", "command": ["true"]}
+    docker = spec(health={"kind": "docker"}, ports=[], network={"mode": "none"})
+    assert docker.health == HealthSpec(kind=ProbeKind.DOCKER)
     probed = spec(health=inside, ports=[], network={"mode": "none"})
     assert probed.health == HealthSpec(kind=ProbeKind.EXEC, command=("true",))
 

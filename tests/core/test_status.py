@@ -6,6 +6,8 @@ import pytest
 
 from reconciler.core.model import (
     UNREAD,
+    Check,
+    CheckState,
     Death,
     Identity,
     ImageState,
@@ -194,3 +196,26 @@ def test_how_it_ended_for_a_person(death, expected):
 
 def test_no_secret_shows():
     assert "hush" not in repr(Identity("hush", PORTS)) + repr(container(session_key="hush"))
+
+
+@pytest.mark.parametrize(
+    ("check", "fields", "reason"),
+    [
+        (CheckState.UNHEALTHY, {}, "HEALTHCHECK fails"),
+        (CheckState.HEALTHY, {}, ""),
+        (CheckState.STARTING, {}, ""),
+        (None, {}, ""),
+        (CheckState.UNHEALTHY, {"health": HEALTH}, ""),
+    ],
+)
+def test_a_check_of_the_image_that_no_probe_uses_is_reported(check, fields, reason):
+    runs = container(check=check and Check(check))
+    seen = health(Verdict.GOOD, runs)
+    status, why = status_of(view(desired(**fields), runs, health=seen))
+    assert status is Status.RUNNING
+    assert bool(why) == bool(reason)
+    assert reason in why
+
+
+def test_a_check_of_what_no_record_wants_is_not_reported():
+    assert status_of(view(None, container(check=Check(CheckState.UNHEALTHY))))[1] == ""

@@ -1,6 +1,7 @@
 """Probes on a real engine: behind its proxy, through a filter, and from another network."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tests.e2e.world import World, box, web
 from tests.harness import faults
 from tests.harness.faults import matching
 from tests.harness.proxy import FaultProxy
+from tests.harness.registry import CHECKED_FILE, make_checked_image
 
 BRISK: dict[str, Any] = {
     "startup_grace": "0s",
@@ -118,3 +120,75 @@ def test_in_another_network_than_the_engines_health_is_unknown(
     assert world.row("alice")["restarts"] == 0
     assert len(world.daemon.events("probe.unknown")) == 1
     assert not world.daemon.events("sandbox.unhealthy")
+
+
+_CHOOSY = """
+while read -r line; do
+  case "$line" in Host:\\ localhost*) good=1;; X-Probe:\\ yes*) good=1$good;; esac
+  [ ${#line} -le 1 ] && break
+done
+[ "$good" = 11 ] && echo "HTTP/1.1 200 OK" || echo "HTTP/1.1 421 Misdirected Request"
+"""
+
+
+def test_a_probe_sends_the_host_and_the_headers_of_its_spec(world: World) -> None:
+    choosy = ["nc", "-ll", "-p", "8000", "-e", "sh", "-c", _CHOOSY]
+    named = {**BRISK, "host": "localhost", "headers": {"X-Probe": "yes"}}
+    world.declare(
+        plain=web(command=choosy, health=BRISK, restart=CALM),
+        named=web(command=choosy, health=named),
+    )
+    world.daemon.start()
+    world.wait_error("plain", "unhealthy: HTTP 421 on /health")
+    world.wait(lambda: world.row("named")["status"] == "RUNNING")
+
+
+def test_a_host_name_stays_over_replacements(world: World) -> None:
+    world.start(alice=box(), bob=box(hostname="licensed.example"))
+    former = str(world.id("alice"))
+    for edit in ({}, {"env": {"A": "b"}}):
+        world.declare(alice=box(**edit), bob=box(hostname="licensed.example", **edit))
+        if edit:
+            world.wait_replaced("alice", former)
+        assert world.run_in("alice", "hostname") == "alice"
+        assert world.run_in("bob", "hostname") == "licensed.example"
+
+
+@pytest.fixture
+def checked_image(world: World) -> Iterator[str]:
+    """The test image with a HEALTHCHECK that looks for a file."""
+    repository = f"{world.instance.prefix}checked"
+    make_checked_image(world.docker, repository)
+    yield f"{repository}:latest"
+    world.daemon.close()
+    world.docker.purge(world.instance.name)
+    world.docker.rm_image(f"{repository}:latest")
+
+
+def test_the_check_of_the_image_is_a_probe(world: World, checked_image: str) -> None:
+    probe = {**BRISK, "kind": "docker"}
+    command = ["sh", "-c", f"touch {CHECKED_FILE}; sleep 1000000"]
+    record = box(image=checked_image, command=command, health=probe)
+    world.start(alice=record)
+    world.daemon.wait_event("sandbox.healthy", "alice")
+    # The engine calls a check unhealthy as soon as its container is paused.
+    mark, started = world.daemon.mark(), world.inspect("alice")["State"]["StartedAt"]
+    world.declare(alice={**record, "state": "paused"})
+    world.wait_status(alice="PAUSED")
+    world.declare(alice=record)
+    world.wait_status(alice="RUNNING")
+    assert world.inspect("alice")["State"]["StartedAt"] == started
+    assert not world.daemon.events("sandbox.unhealthy", since=mark)
+    world.run_in("alice", f"rm {CHECKED_FILE}")
+    world.daemon.wait_event("sandbox.unhealthy", "alice")
+    world.wait(lambda: world.row("alice")["restarts"] >= 1)
+
+
+def test_a_check_that_no_probe_uses_is_reported(world: World, checked_image: str) -> None:
+    world.start(alice=box(image=checked_image), off=box(image=checked_image, healthcheck="none"))
+    world.daemon.wait_event("sandbox.check_unheeded", "alice")
+    row = world.row("alice")
+    assert (row["status"], row["restarts"]) == ("RUNNING", 0)
+    assert "HEALTHCHECK fails" in row["reason"]
+    assert world.inspect("off")["State"].get("Health") in (None, {"Status": "none", "Log": None})
+    assert world.row("off")["reason"] == ""

@@ -20,7 +20,7 @@ from reconciler.core.errors import (
     Refused,
     Wrecked,
 )
-from reconciler.core.model import Container, Phase
+from reconciler.core.model import Check, CheckState, Container, Phase
 from reconciler.engine.protocol import EngineEvent, EventKind
 from tests.engine.worlds import World, blueprint
 
@@ -440,6 +440,47 @@ async def test_events_tell_of_every_change(world: World) -> None:
         await wait_for(events, "die", container)
         await world.engine.remove(container)
         await wait_for(events, "destroy", container)
+
+
+async def test_a_health_check_of_the_image_is_seen(world: World) -> None:
+    if world.podman:
+        pytest.skip("Podman runs no HEALTHCHECK by itself: systemd's timers do")
+    name, image = f"{world.prefix}alice", world.add_checked_image()
+    container = await make(world, "alice", image=image)
+    assert (await look(world, container)).check is None
+    async with world.engine.events() as events:
+        await world.engine.start(container)
+        first = await look(world, container)
+        assert first.check is not None
+        assert first.check.state is not CheckState.HEALTHY
+        world.check(name, well=True)
+        await wait_for(events, "health_status", container)
+        seen = await until_check(world, container, CheckState.HEALTHY)
+        assert seen.check is not None
+        assert seen.check.result
+        await world.engine.pause(container)
+        paused = await look(world, container)
+        assert paused.check == Check(CheckState.UNHEALTHY, seen.check.result)
+        await world.engine.unpause(container)
+        world.check(name, well=True)
+        seen = await until_check(world, container, CheckState.HEALTHY)
+        world.check(name, well=False)
+        await wait_for(events, "health_status", container)
+        ailing = await until_check(world, container, CheckState.UNHEALTHY)
+    assert ailing.check
+    assert seen.check
+    assert ailing.check.result != seen.check.result
+    off = await run(world, "bob", image=image, healthcheck="none")
+    assert (await look(world, off)).check is None
+
+
+async def until_check(world: World, container: str, state: CheckState) -> Container:
+    async with asyncio.timeout(60):
+        while (seen := await look(world, container)).check is None or (  # noqa: ASYNC110
+            seen.check.state is not state
+        ):
+            await asyncio.sleep(0.02)
+    return seen
 
 
 async def test_events_of_others_are_not_heard(world: World) -> None:

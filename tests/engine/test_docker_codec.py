@@ -16,7 +16,7 @@ from reconciler.core.errors import (
     Refused,
     Wrecked,
 )
-from reconciler.core.model import Phase
+from reconciler.core.model import Check, CheckState, Phase
 from reconciler.core.spec import SandboxSpec
 from reconciler.engine import docker_codec as codec
 from reconciler.engine import docker_errors as errors
@@ -478,3 +478,58 @@ def test_what_is_no_date_makes_no_container_unreadable(date):
     state = {**inspected()["State"], "StartedAt": date, "FinishedAt": date}
     seen = codec.container({**inspected(), "State": state, "Created": date}, "mine")
     assert (seen.created_at, seen.started_at, seen.finished_at) == (0.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("health", "check"),
+    [
+        (None, None),
+        ({"Status": "none", "Log": None}, None),
+        ({"Status": "", "FailingStreak": 0, "Log": None}, None),
+        ({"Status": "stopped", "Log": None}, None),
+        ({"Status": "starting", "Log": []}, Check(CheckState.STARTING)),
+        (
+            {"Status": "unhealthy", "Log": [{"End": "2026"}, {"End": "2027", "Output": "\x1b"}]},
+            Check(CheckState.UNHEALTHY, "2027"),
+        ),
+    ],
+)
+def test_a_healthcheck_is_decoded(health: Any, check: Check | None) -> None:
+    state = {**inspected()["State"], "Health": health}
+    seen = codec.container(inspected(State=state), "mine")
+    assert seen
+    assert seen.check == check
+
+
+@pytest.mark.parametrize(
+    ("pools", "gateway"),
+    [
+        (None, ""),
+        ([], ""),
+        ([{"Subnet": "172.17.0.0/16"}], "172.17.0.1"),
+        ([{"Subnet": "172.17.0.0/16", "Gateway": "172.17.0.9"}], "172.17.0.9"),
+        ([{"Subnet": "", "Gateway": ""}, {"Subnet": "fd00:1::/64"}], "fd00:1::1"),
+    ],
+)
+def test_the_engines_address_on_its_bridge(pools: Any, gateway: str) -> None:
+    assert codec.gateway({"IPAM": {"Config": pools}}) == gateway
+
+
+def test_an_event_of_a_healthcheck_has_no_state_in_its_name() -> None:
+    event = {
+        "Type": "container",
+        "Action": "health_status: unhealthy",
+        "Actor": {"ID": "a" * 64, "Attributes": {**LABELS, "name": "x"}},
+        "timeNano": 1,
+    }
+    seen = codec.event(json.dumps(event).encode(), "mine")
+    assert seen
+    assert seen.what == "health_status"
+
+
+def test_a_host_name_and_a_check_that_is_off() -> None:
+    made = blueprint(FakeWorld(), "alice", hostname="box", healthcheck="none")
+    body = create_body(made)
+    assert (body["Hostname"], body["Healthcheck"]) == ("box", {"Test": ["NONE"]})
+    plain = create_body(blueprint(FakeWorld(), "alice"))
+    assert not {"Hostname", "Healthcheck"} & set(plain)

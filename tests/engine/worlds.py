@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from reconciler.core import naming
 from reconciler.core.blueprint import Blueprint, labels
-from reconciler.core.model import Phase
+from reconciler.core.model import CheckState, Phase
 from reconciler.core.spec import SandboxSpec
 from reconciler.engine.docker import DockerEngine
 from reconciler.engine.protocol import Engine
@@ -17,7 +17,7 @@ from tests.fakes.engine import FakeEngine
 from tests.fakes.host import FakeHost
 from tests.harness.docker import DockerError
 from tests.harness.instance import Instance
-from tests.harness.registry import make_image
+from tests.harness.registry import CHECKED_FILE, make_checked_image, make_image
 
 
 class World(Protocol):
@@ -45,6 +45,8 @@ class World(Protocol):
     def remove_network(self, name: str) -> None: ...
     def add_image(self) -> str: ...
     def tag_image(self, image: str, repository: str) -> None: ...
+    def add_checked_image(self) -> str: ...
+    def check(self, name: str, *, well: bool) -> None: ...
 
 
 def blueprint(world: World, sandbox: str, **spec: Any) -> Blueprint:
@@ -64,6 +66,7 @@ def blueprint(world: World, sandbox: str, **spec: Any) -> Blueprint:
         ports=ports,
         publish_address="127.0.0.1",
         volume=naming.volume_name(world.prefix, sandbox) if made.workspace else None,
+        hostname=made.hostname,
     )
 
 
@@ -103,6 +106,14 @@ class FakeWorld:
 
     def tag_image(self, image: str, repository: str) -> None:
         self.host.images.add(f"{image}={repository}:again")
+
+    def add_checked_image(self) -> str:
+        name = self.add_image()
+        self.host.checked.add(name)
+        return name
+
+    def check(self, name: str, *, well: bool) -> None:
+        self.host.check(name, CheckState.HEALTHY if well else CheckState.UNHEALTHY)
 
     @contextmanager
     def taken_port(self, port: int) -> Iterator[None]:
@@ -161,6 +172,16 @@ class RealWorld:
     def tag_image(self, image: str, repository: str) -> None:
         self._foreign.append(("DELETE", f"/images/{repository}:again"))
         self.docker.tag(image, repository, "again")
+
+    def add_checked_image(self) -> str:
+        """The test image, which is well while a file is there."""
+        repository = f"{self.prefix}{secrets.token_hex(4)}"
+        self._foreign.append(("DELETE", f"/images/{repository}:latest"))
+        make_checked_image(self.docker, repository)
+        return f"{repository}:latest"
+
+    def check(self, name: str, *, well: bool) -> None:
+        self.docker.exec(name, "touch" if well else "rm", CHECKED_FILE)
 
     @contextmanager
     def taken_port(self, port: int) -> Iterator[None]:

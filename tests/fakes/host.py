@@ -20,7 +20,7 @@ from reconciler.core.errors import (
     Refused,
     Wrecked,
 )
-from reconciler.core.model import Container, Phase, Volume
+from reconciler.core.model import Check, CheckState, Container, Phase, Volume
 from reconciler.engine.protocol import EventKind
 from tests.fakes.shell import run
 
@@ -56,7 +56,8 @@ Subscriber = Callable[[EventKind, str, str, Mapping[str, str], str], None]
 class FakeHost:
     """Shared by the engines of several instances, so that there are foreign objects.
 
-    ``images`` are there, ``registry`` can be pulled. ``missing`` are folders that the host lacks.
+    ``images`` are there, ``registry`` can be pulled; those in ``checked``
+    have a HEALTHCHECK. ``missing`` are folders that the host lacks.
     Times come from ``clock``, and no two are the same.
     """
 
@@ -64,6 +65,7 @@ class FakeHost:
         self.boxes: dict[str, Box] = {}
         self.volumes: dict[str, FakeVolume] = {}
         self.images = {IMAGE}
+        self.checked: set[str] = set()
         self.image_size = 100 << 20
         self.registry: set[str] = set()
         self.missing = {"/nonexistent"}
@@ -217,6 +219,9 @@ class FakeHost:
         box.seen = replace(
             box.seen, phase=Phase.RUNNING, started_at=self.now(), exit_code=0, oom_killed=False
         )
+        checked = box.seen.image in self.checked and box.blueprint is not None
+        if checked and box.blueprint.spec.healthcheck == "image":
+            box.seen = replace(box.seen, check=Check(CheckState.STARTING))
         self.emit(box, "start")
         command = box.blueprint.spec.command if box.blueprint else None
         lines, code = run(command or ())
@@ -228,7 +233,23 @@ class FakeHost:
         box.seen = replace(
             box.seen, phase=Phase.EXITED, finished_at=self.now(), exit_code=code, oom_killed=oom
         )
+        self._end_check(box)
         self.emit(box, "die")
+
+    def check(self, name: str, state: CheckState) -> None:
+        """One more result of the HEALTHCHECK, which leads to this state."""
+        box = self.box(name)
+        former = box.seen.check
+        assert former is not None
+        box.seen = replace(box.seen, check=Check(state, f"result {self.now()}"))
+        if state is not former.state:
+            self.emit(box, "health_status")
+
+    def _end_check(self, box: Box) -> None:
+        # What is not checked is unhealthy, by Docker's rule, and it emits no event.
+        if box.seen.check:
+            check = replace(box.seen.check, state=CheckState.UNHEALTHY)
+            box.seen = replace(box.seen, check=check)
 
     def pause(self, box: Box) -> None:
         if box.seen.phase is Phase.PAUSED:
@@ -236,6 +257,7 @@ class FakeHost:
         if box.seen.phase is not Phase.RUNNING:
             raise Busy(f"container {box.seen.id} is not running")
         box.seen = replace(box.seen, phase=Phase.PAUSED)
+        self._end_check(box)
         self.emit(box, "pause")
 
     def unpause(self, box: Box) -> None:

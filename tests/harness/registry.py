@@ -87,3 +87,23 @@ def make_image(docker: Docker, repository: str, mib: int = 0) -> str:
         return str(docker.call("POST", "/commit", {}, **query)["Id"])
     finally:
         docker.rm(template)
+
+
+CHECKED_FILE = "/tmp/well"
+
+
+def make_checked_image(docker: Docker, repository: str) -> None:
+    """Make ``repository:latest``: the test image, whose HEALTHCHECK looks for a file each 0.2 s."""
+    name = f"template-{secrets.token_hex(4)}"
+    template = docker.create(name, "true")
+    check = {
+        "Test": ["CMD", "test", "-e", CHECKED_FILE],
+        "Interval": 200_000_000,
+        "Timeout": 30_000_000_000,
+        "Retries": 2,
+    }
+    try:
+        query = {"container": template, "repo": repository, "tag": "latest"}
+        docker.call("POST", "/commit", {"Healthcheck": check}, **query)
+    finally:
+        docker.rm(template)

@@ -289,13 +289,13 @@ async def test_https_does_not_verify_the_certificate():
         heard.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write(OK)
 
-    question = Question("/é x?y=1#z", {"X-Key": "v", "Accept": "text/x"}, "localhost", tls=True)
+    question = Question("/é x?y=1#z", {"X-Key": "v", "accept": "text/x"}, "localhost", tls=True)
     assert await over_tls(handle, question) is None
     request, *headers = heard[0].decode().split("\r\n")
     assert request == "GET /%C3%A9%20x?y=1%23z HTTP/1.1"
     assert headers == [
-        *("host: localhost", "user-agent: reconciler", "accept: text/x", "connection: close"),
-        *("x-key: v", "", ""),
+        *("Host: localhost", "User-Agent: reconciler", "Connection: close"),
+        *("X-Key: v", "accept: text/x", "", ""),
     ]
 
 

@@ -260,6 +260,11 @@ class Event(StrEnum):
         *("after", "source"),
     )
 
+    SANDBOX_CHECK_UNHEEDED = _of(
+        "sandbox.check_unheeded",
+        "warning",
+        "The image's own HEALTHCHECK fails, and the spec does not use it: nothing is done.",
+    )
     PROBE_UNKNOWN = _of(
         "probe.unknown",
         "warning",
