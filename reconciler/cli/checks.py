@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
+from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +14,20 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from reconciler.cli.client import Client
 from reconciler.cli.exposure import weaknesses
 from reconciler.cli.reach import webhook_reach
-from reconciler.core.errors import EngineError, EngineTimeout, ReconcilerError, SettingsError
+from reconciler.core.errors import (
+    EngineError,
+    EngineTimeout,
+    Forbidden,
+    NotFound,
+    ReconcilerError,
+    SettingsError,
+)
 from reconciler.core.pressure import Usage, judge, size
+from reconciler.core.spec import ProbeKind
+from reconciler.core.status import UNKNOWN_HEALTH
 from reconciler.daemon import make_engine
 from reconciler.engine.docker_host import resolve
+from reconciler.engine.reachability import why_unreachable
 from reconciler.loop.disk import space_of
 from reconciler.loop.intake import defaults_of, validate
 from reconciler.loop.ports import can_bind
@@ -33,6 +45,7 @@ Verdict = Literal["OK", "WARN", "FAIL", "SKIP"]
 _OLDEST_ENGINE: Final = (20, 10)
 _SAMPLED_PORTS: Final = 200
 _MANY: Final = 0.5
+_EXEC_LIMIT: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,22 +177,67 @@ async def _through_engine(
     if root is not None:
         findings.append(await _disk("engine disk", root, settings))
     loaded, _ = await validate(settings.desired, defaults_of(settings))
-    if wedged := await asyncio.to_thread(_wedged, settings):
+    findings.append(_published_ports(info, settings.publish_address))
+    status = await asyncio.to_thread(_status, settings)
+    findings += _unknown_health(status)
+    if wedged := status["engine"].get("wedged"):
         return [*findings, Finding("engine's changes", "FAIL", *wedged.split(": ", 1))]
     try:
+        findings += await _exec_probes(engine, loaded)
         return [*findings, await _webhook(settings, engine, loaded)]
     except EngineTimeout as error:
         mend = "see whether it is overloaded; else restart it (`systemctl restart docker`)"
         return [*findings, Finding("engine's changes", "FAIL", str(error), mend)]
 
 
-def _wedged(settings: Settings) -> str:
-    """What the running daemon found at work, and how to mend it."""
+def _status(settings: Settings) -> dict[str, Any]:
+    """The running daemon's status; an empty one where no daemon answers."""
     with suppress(ReconcilerError):
         if daemon := Client.connect(settings):
             with daemon:
-                return daemon.status(None, secrets=False)["engine"].get("wedged") or ""
-    return ""
+                return daemon.status(None, secrets=False)
+    return {"engine": {}, "sandboxes": []}
+
+
+def _published_ports(info: EngineInfo, address: str) -> Finding:
+    if why := why_unreachable(info, address):
+        return Finding("published ports", "FAIL", *why.split(": ", 1))
+    return Finding("published ports", "OK", f"ports published on {address} can be reached")
+
+
+def _unknown_health(status: dict[str, Any]) -> list[Finding]:
+    """Each cause for which the running daemon cannot probe sandboxes, and how to fix it."""
+    reasons = Counter(row["reason"] for row in status["sandboxes"])
+    causes = {
+        reason.removeprefix(UNKNOWN_HEALTH): count
+        for reason, count in reasons.items()
+        if reason.startswith(UNKNOWN_HEALTH)
+    }
+    return [
+        Finding("probes", "FAIL", f"{why} (sandboxes that cannot be probed: {count})", fix)
+        for cause, count in causes.items()
+        for why, _, fix in [cause.partition(": ")]
+    ]
+
+
+async def _exec_probes(engine: DockerEngine, loaded: Loaded) -> list[Finding]:
+    """Whether commands may be run in containers, where a probe needs it."""
+    probes = [record.spec.health for record in loaded.records.values() if record.spec.health]
+    if not any(probe.kind is ProbeKind.EXEC for probe in probes):
+        return []
+    try:
+        # A container that does not exist: the answer is about the right alone.
+        await engine.run_in(f"no-such-{secrets.token_hex(8)}", ["true"], _EXEC_LIMIT)
+    except NotFound:
+        return [Finding("exec probes", "OK", "commands may be run in containers")]
+    except Forbidden as error:
+        fix = "allow it in the proxy before the engine (POST=1, EXEC=1), or use http or tcp probes"
+        return [Finding("exec probes", "FAIL", f"commands are forbidden: {error}", fix)]
+    except EngineTimeout:
+        raise
+    except EngineError as error:
+        return [Finding("exec probes", "WARN", str(error), "see that the engine allows exec")]
+    return []
 
 
 def _local_root(info: EngineInfo) -> Path | None:

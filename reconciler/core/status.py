@@ -19,6 +19,8 @@ _GOAL: Final = {
     DesiredState.PAUSED: Status.PAUSED,
     DesiredState.STOPPED: Status.STOPPED,
 }
+# What a reason begins with where a sandbox cannot be probed; the cause and the fix follow.
+UNKNOWN_HEALTH: Final = "its health is unknown: "
 
 
 def is_at_goal(view: View) -> bool:
@@ -84,7 +86,7 @@ def _running(view: View, current: Container) -> tuple[Status, str]:
     if view.desired is None or view.desired.spec.health is None:
         return Status.RUNNING, ""
     health = view.health
-    unknown = f"its health is unknown: {health.unknown}" if health.unknown else ""
+    unknown = f"{UNKNOWN_HEALTH}{health.unknown}" if health.unknown else ""
     match verdict_of(view, current):
         case Verdict.GOOD:
             return Status.RUNNING, unknown

@@ -1,5 +1,6 @@
 """Probes on a real engine: behind its proxy, through a filter, and from another network."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,12 @@ def unknown(world: World, sandbox: str) -> str:
     row = world.rows().get(sandbox, {"reason": ""})
     before, _, cause = row["reason"].partition("its health is unknown: ")
     return cause if not before else ""
+
+
+def findings(world: World) -> dict[str, dict[str, str]]:
+    """What ``doctor`` found, by check."""
+    done = world.daemon.cli("doctor", "--json")
+    return {finding["check"]: finding for finding in json.loads(done.stdout)}
 
 
 @pytest.mark.parametrize(
@@ -82,8 +89,13 @@ def test_a_forbidden_exec_probe_is_unknown(proxied: World, proxy: FaultProxy) ->
         assert world.row(sandbox)["status"] == "STARTING"
     (said,) = world.daemon.events("probe.unknown")
     assert "forbidden" in said["cause"]
+    examined = findings(world)
+    assert "cannot be probed: 2" in examined["probes"]["found"]
+    assert "EXEC=1" in examined["probes"]["mend"]
+    assert examined["exec probes"]["verdict"] == "FAIL"
     rule.times = 0
     world.converge("alice", "bob")
+    assert findings(world)["exec probes"]["verdict"] == "OK"
     assert world.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
     rule.times = None
     world.wait(lambda: unknown(world, "alice"))
@@ -119,6 +131,10 @@ def test_in_another_network_than_the_engines_health_is_unknown(
     assert world.row("alice")["status"] == "STARTING"
     assert world.row("alice")["restarts"] == 0
     assert len(world.daemon.events("probe.unknown")) == 1
+    examined = findings(world)
+    assert "cannot be probed: 1" in examined["probes"]["found"]
+    assert examined["published ports"]["verdict"] == "FAIL"
+    assert "--network host" in examined["published ports"]["mend"]
     assert not world.daemon.events("sandbox.unhealthy")
 
 
