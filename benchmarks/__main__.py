@@ -5,6 +5,7 @@
    the saved edit; and `docker compose up`, where it is installed.
 2. From a saved edit to the first request that reaches the engine.
 3. From a container's death to the request that starts it again.
+4. The CPU time of one probe, against a timer alone and against httpx.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from benchmarks import bare, compose, figures, latency, ours
+from benchmarks import bare, compose, figures, latency, ours, probes
 from tests.harness import engines
 from tests.harness.instance import Instance, instance_on
 
@@ -20,6 +21,7 @@ from tests.harness.instance import Instance, instance_on
 def main() -> None:
     """Run all of it and print the figures."""
     options = _options()
+    probes.measure(options.probes, max(options.rounds, 5))
     engines.begin_session()
     try:
         docker = engines.shared_engine()
@@ -52,6 +54,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sandboxes", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=50)
+    parser.add_argument("--probes", type=int, default=1000)
     return parser.parse_args()
 
 

@@ -16,6 +16,17 @@ def compare(seconds: Mapping[str, Sequence[float]], *, baseline: str, unit: int)
         )
 
 
+def cpu(seconds: Mapping[str, Sequence[float]], *, baseline: str) -> None:
+    """Print each side's median in microseconds, and its ratio to the baseline's."""
+    limit = median(seconds[baseline])
+    for side, rounds in seconds.items():
+        middle = median(rounds)
+        spread = f"{min(rounds) * 1e6:.0f}-{max(rounds) * 1e6:.0f}"
+        print(
+            f"  {side:15} {middle * 1e6:5.0f} us  ({spread})  x{middle / limit:.1f}"
+        )
+
+
 def distribution(title: str, seconds: Sequence[float]) -> None:
     """Print median and 99th percentile in milliseconds."""
     ordered = sorted(seconds)
