@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import socket
 import struct
 from collections import Counter
@@ -200,6 +201,21 @@ async def test_no_path_ends_the_probing(ward: Ward, path: str):
     async with listening(http("500 No")) as port:
         ward.prober.watch("alice", target({**QUICK, "path": path}, port, run=0.0))
         await ward.until(("alice", Verdict.UNHEALTHY))
+
+
+@real_time
+async def test_an_answer_that_only_trickles_ends_with_the_timeout(ward: Ward):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1024)
+        for byte in itertools.cycle(b"HTTP/1.1 100 C\r\n\r\n"):
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.05)
+
+    async with serving(serve, asyncio.start_server, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        ward.prober.watch("alice", target(QUICK, port, run=0.0))
+        await ward.until(("alice", Verdict.UNHEALTHY))
+    assert ward.prober.health("alice").reason == "no answer within 0.2 s"
 
 
 @real_time
