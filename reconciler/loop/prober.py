@@ -164,6 +164,7 @@ class Prober:
         if check is None:
             self._learn(key, watched, None, _NO_CHECK)
         elif check.state is CheckState.HEALTHY:
+            watched.stale = False
             self._learn(key, watched, None, "")
         elif check.state is CheckState.STARTING:
             self._await(key, watched, "the image's HEALTHCHECK has not passed yet")
