@@ -22,9 +22,7 @@ def cpu(seconds: Mapping[str, Sequence[float]], *, baseline: str) -> None:
     for side, rounds in seconds.items():
         middle = median(rounds)
         spread = f"{min(rounds) * 1e6:.0f}-{max(rounds) * 1e6:.0f}"
-        print(
-            f"  {side:15} {middle * 1e6:5.0f} us  ({spread})  x{middle / limit:.1f}"
-        )
+        print(f"  {side:15} {middle * 1e6:5.0f} us  ({spread})  x{middle / limit:.1f}")
 
 
 def distribution(title: str, seconds: Sequence[float]) -> None:
