@@ -8,6 +8,7 @@ point: before the engine has a request, or after the engine answered and before 
 import asyncio
 import json
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine
@@ -22,6 +23,10 @@ from tests.harness.waiting import PATIENCE, wait_until
 from tests.harness.wire import Message
 
 Callback = Callable[[Request], None]
+
+
+# A dead engine leaves its socket, which then refuses; asyncio removes it from Python 3.13 on.
+_KEEP_SOCKET: dict[str, Any] = {} if sys.version_info < (3, 13) else {"cleanup_socket": False}
 
 
 class FaultProxy:
@@ -161,7 +166,7 @@ class FaultProxy:
     async def _accept(self) -> None:
         if self._server is None:
             path = urlsplit(self.host).path
-            self._server = await asyncio.start_unix_server(self._serve, path)
+            self._server = await asyncio.start_unix_server(self._serve, path, **_KEEP_SOCKET)
 
     async def _refuse(self) -> None:
         server, self._server = self._server, None
