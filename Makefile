@@ -67,11 +67,12 @@ layers: venv
 venv: $(VENV)
 
 # Made anew when what it holds has changed, and only then.
-$(VENV): requirements.txt requirements-dev.txt
+$(VENV): requirements.txt requirements-build.txt requirements-dev.txt
 	@$(PYTHON) -m scripts.debian venv
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 

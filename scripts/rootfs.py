@@ -40,7 +40,7 @@ def rootfs() -> Path:
 
 def wheels() -> Path:
     """Return a folder with all that `pip install` of this project needs."""
-    files = ("pyproject.toml", "requirements.txt", "requirements-dev.txt")
+    files = ("requirements.txt", "requirements-build.txt")
     return _made(f"{_digest(*((_ROOT / file).read_text() for file in files))}.wheels", _download)
 
 
@@ -100,7 +100,8 @@ def _download(folder: Path) -> None:
     debian.say("downloading the wheels that the project needs")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     pip += ["--only-binary=:all:", f"--python-version={_PYTHON}", f"--dest={folder}"]
-    pip += ["--requirement=requirements.txt", "--constraint=requirements-dev.txt", "hatchling"]
+    pip += ["--require-hashes", "--requirement=requirements.txt"]
+    pip += ["--requirement=requirements-build.txt"]
     subprocess.run(pip, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr, cwd=_ROOT)
 
 

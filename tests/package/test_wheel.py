@@ -1,6 +1,7 @@
 """`pip install .` gives the same command as the source tree, with nothing missing."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,16 @@ def installed(tmp_path_factory):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", str(target), str(ROOT)], check=True, capture_output=True)
     return target
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("requirements*.txt")), ids=lambda file: file.name)
+def test_every_requirement_is_pinned_by_hashes(file):
+    text = re.sub(r"(?m)^(#|-r ).*\n", "", file.read_text()).replace("\\\n", " ")
+    lines = [line.split() for line in text.splitlines()]
+    assert lines
+    loose = [name for name, *hashes in lines if "==" not in name or not hashes]
+    assert loose == []
+    assert {h[:14] for _, *hashes in lines for h in hashes} == {"--hash=sha256:"}
 
 
 def run(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:

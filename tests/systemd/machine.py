@@ -22,7 +22,10 @@ PATIENCE = 120
 _IMAGE = "reconciler-systemd:latest"
 _NAME = "machine"
 _CGROUPS = Path("/sys/fs/cgroup")
-_PROJECT = ("pyproject.toml", "README.md", "LICENSE", "config", "reconciler", "systemd")
+_PROJECT = (
+    *("pyproject.toml", "requirements.txt", "requirements-build.txt", "README.md", "LICENSE"),
+    *("config", "reconciler", "systemd"),
+)
 # The engine's socket stands where Docker's own does, also after a reboot: /run is emptied.
 _PREPARE = f"""
 groupadd --system --gid {DOCKER_GROUP} docker
