@@ -72,7 +72,9 @@ $(VENV): requirements.txt requirements-build.txt requirements-dev.txt
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes \
-		--requirement requirements-dev.txt
+		--requirement requirements-build.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes \
+		--no-build-isolation --use-pep517 --requirement requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
