@@ -51,7 +51,7 @@ def create_app(manager: Manager) -> FastAPI:
     app.add_exception_handler(Exception, _own_up)
     _add_state(app, manager)
     _add_observations(app, manager)
-    _add_requests(app, manager.answers)
+    _add_requests(app, manager.answers, manager.informer)
     _add_logs(app, manager.answers)
     return app
 
@@ -108,7 +108,7 @@ async def _observed(informer: Informer) -> None:
         raise EngineUnavailable(informer.error) from None
 
 
-def _add_requests(app: FastAPI, answers: Answers) -> None:
+def _add_requests(app: FastAPI, answers: Answers, informer: Informer) -> None:
     @app.post("/v1/reload")
     async def reload(*, allow_mass_delete: bool = False) -> dict[str, Any]:
         return await answers.reload(allow_mass_delete=allow_mass_delete)
@@ -119,7 +119,8 @@ def _add_requests(app: FastAPI, answers: Answers) -> None:
     ) -> list[dict[str, Any]]:
         if dry_run:
             return answers.garbage()
-        return answers.collect(allow_mass_delete=allow_mass_delete)
+        await _observed(informer)
+        return await answers.collect(allow_mass_delete=allow_mass_delete)
 
 
 def _add_logs(app: FastAPI, answers: Answers) -> None:

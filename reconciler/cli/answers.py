@@ -49,6 +49,7 @@ def status(
     STARTING  made or started, not yet well       RUNNING  runs, and its probe is good
     PAUSED    frozen                              STOPPED  not running, as desired
     MISSING   not made yet                        ERROR    see the reason; it is tried again
+    UNKNOWN   the engine cannot be asked yet
 
     NAME is a sandbox's name or its container's.
     Exit codes: 0, or 1 where NAME is unknown or the engine cannot be asked.
@@ -183,8 +184,9 @@ def gc(context: Context, *, dry_run: bool, allow_mass_delete: bool, as_json: boo
     been kept as long as its spec asked for. Nothing that lacks this instance's label is touched.
     Where orphans of too many sandboxes would go at once (settings brake_count and brake_percent),
     as after the database was lost, none goes until --allow-mass-delete confirms it.
-    Where no daemon runs, this process removes what belongs to no record, and changes nothing else.
-    Exit codes: 0, or 1 where something could not be removed.
+    The removals are waited for. Where no daemon runs, this process removes what belongs to no
+    record, and changes nothing else.
+    Exit codes: 0, or 1 where something that is due could not be removed.
     """
     from reconciler.cli import render  # noqa: PLC0415 - slow to load
 
@@ -196,7 +198,10 @@ def gc(context: Context, *, dry_run: bool, allow_mass_delete: bool, as_json: boo
         render.console().print(render.garbage_table(rows))
     else:
         click.echo("nothing")
-    return 0
+    left = [row for row in rows if row["error"]]
+    for row in left:
+        say(f"reconciler: not removed: {row['name']}: {row['error']}", err=True)
+    return int(bool(left))
 
 
 COMMANDS = (status, logs, events, gc)

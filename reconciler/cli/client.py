@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # A reload reads the file and the env files, which may hang for 10 s each; everything else is
 # answered from memory.
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
+# The daemon waits a minute for removals.
+_REMOVAL: Final = httpx.Timeout(90.0, connect=5.0)
 # The next line of a log may be a long time coming.
 _FOR_EVER: Final = httpx.Timeout(None, connect=5.0)
 
@@ -101,7 +103,8 @@ class Client:
 
     def collect(self, *, allow_mass_delete: bool) -> list[dict[str, Any]]:
         """Have what is due collected now; what there was."""
-        return list(self._post("/v1/gc", dry_run=False, allow_mass_delete=allow_mass_delete))
+        query = {"dry_run": False, "allow_mass_delete": allow_mass_delete}
+        return list(self._ask("POST", "/v1/gc", query, timeout=_REMOVAL).json())
 
     def logs(self, name: str, *, tail: int, follow: bool) -> Iterator[str]:
         """The lines of a sandbox's log, as they come."""
@@ -127,10 +130,16 @@ class Client:
     def _post(self, path: str, **query: Any) -> Any:
         return self._ask("POST", path, query).json()
 
-    def _ask(self, method: str, path: str, query: dict[str, Any]) -> httpx.Response:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, Any],
+        timeout: httpx.Timeout = _TIMEOUT,
+    ) -> httpx.Response:
         given = {key: value for key, value in query.items() if value is not None}
         with _explained():
-            answer = self._client.request(method, path, params=given)
+            answer = self._client.request(method, path, params=given, timeout=timeout)
         if answer.is_error:
             raise ReconcilerError(_error_of(answer))
         return answer

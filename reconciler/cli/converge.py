@@ -33,8 +33,9 @@ def plan(context: Context, desired: Path | None, *, as_json: bool) -> int:
       reconciler plan --json | jq .changes       for programs
 
     \b
-    Nothing is changed. A daemon that runs need not be stopped.
-    Exit codes: 0 in sync, 2 changes pending, 1 error.
+    A sandbox that is not as desired, and for which nothing can be done now, is listed with what it
+    waits for. Nothing is changed. A daemon that runs need not be stopped.
+    Exit codes: 0 in sync, 2 changes pending or waited for, 1 error.
     """
     settings = context.settings(desired=desired)
     answer = _planned(settings, desired)
@@ -44,7 +45,7 @@ def plan(context: Context, desired: Path | None, *, as_json: bool) -> int:
         _print_plan(answer)
     if answer["errors"]:
         return 1
-    return 0 if _is_in_sync(answer) else _CHANGES_PENDING
+    return 0 if answer["in_sync"] else _CHANGES_PENDING
 
 
 def _planned(settings: Settings, desired: Path | None) -> dict[str, Any]:
@@ -57,15 +58,14 @@ def _planned(settings: Settings, desired: Path | None) -> dict[str, Any]:
 def _print_plan(answer: dict[str, Any]) -> None:
     from reconciler.cli import render  # noqa: PLC0415 - slow to load
 
-    render.complain(answer)
+    for line in answer["errors"]:
+        say(line, err=True)
     for line in render.plan_lines(answer):
         say(line)
-    if _is_in_sync(answer) and not answer["errors"]:
+    if answer["awaiting_confirmation"]:
+        say(render.braked_line(answer["awaiting_confirmation"]))
+    if answer["in_sync"]:
         say("in sync")
-
-
-def _is_in_sync(answer: dict[str, Any]) -> bool:
-    return bool(answer["in_sync"]) and not answer["awaiting_confirmation"]
 
 
 @click.command()

@@ -23,6 +23,7 @@ COLOURS: Final = {
     "STARTING": "yellow",
     "MISSING": "magenta",
     "ERROR": "bold red",
+    "UNKNOWN": "magenta",
 }
 _PIPED_WIDTH: Final = 10_000
 
@@ -117,9 +118,17 @@ def garbage_table(rows: Iterable[dict[str, Any]]) -> Table:
     """One row for each thing that nothing asks for."""
     table = _table("KIND", "NAME", "WHY", "SINCE", "GOES")
     for row in rows:
-        goes = "now" if row["due"] else row["remove_at"] or ("held" if row["held"] else "never")
+        goes = _goes(row)
         table.add_row(*map(cell, (row["kind"], row["name"], row["why"], row["since"], goes)))
     return table
+
+
+def _goes(row: dict[str, Any]) -> str:
+    if row["removed"]:
+        return "removed"
+    if row["error"]:
+        return "not removed"
+    return "now" if row["due"] else row["remove_at"] or ("held" if row["held"] else "never")
 
 
 def print_finding(verdict: str, style: str, line: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from reconciler.core.errors import EngineError, EngineTimeout
+from reconciler.core.errors import EngineTimeout
 from reconciler.loop.queue import Priority
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ _LIMIT: Final = 300.0
 
 
 async def sweep(manager: Manager, *, allow_mass_delete: bool) -> list[dict[str, Any]]:
-    """Note orphans, remove those that are due, and return all that there were.
+    """Note orphans, remove those that are due, and return all that there were, with the outcome.
 
     ``allow_mass_delete`` confirms those that the mass-delete guard holds back.
 
@@ -36,18 +36,11 @@ async def sweep(manager: Manager, *, allow_mass_delete: bool) -> list[dict[str, 
         for key in unclaimed:
             manager.queue.add(key, Priority.USER)
         await _work_off(manager)
-    _complain_of_what_is_left(manager, unclaimed)
-    return list(rows.values())
-
-
-def _complain_of_what_is_left(manager: Manager, unclaimed: set[str]) -> None:
-    left = [row for row in manager.survey.garbage() if row["due"] and row["sandbox"] in unclaimed]
-    if left:
-        failures = [manager.store.memory(row["sandbox"]).failure for row in left]
-        causes = sorted({failure.cause for failure in failures if failure is not None})
-        raise EngineError(
-            "; ".join([f"not removed: {', '.join(r['name'] for r in left)}", *causes])
-        )
+    # What belongs to a record is the daemon's to remove.
+    return [
+        row if row["sandbox"] in unclaimed else {**row, "error": None}
+        for row in manager.survey.outcome(list(rows.values()))
+    ]
 
 
 async def _forget_all_else(manager: Manager) -> None:

@@ -33,6 +33,8 @@ def announce(reporter: Reporter, view: View, action: Action, seconds: float) -> 
         return
     report = reporter.note if _is_a_detail(view, action) else reporter.tell
     report(event, view.key, action.cause, **_fields(event, view, action, seconds))
+    if action.verb in {Verb.REMOVE, Verb.REMOVE_VOLUME}:
+        reporter.resolve(Event.GARBAGE_FAILED, about=f"{view.key} {action.target}")
     error = _undone(view, action)
     if error:
         reporter.tell(

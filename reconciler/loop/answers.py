@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from reconciler.core.errors import EngineError, NotFound
+from reconciler.core.errors import EngineError, EngineUnavailable, NotFound
 from reconciler.core.units import iso
 from reconciler.loop.intake import defaults_of
 from reconciler.loop.queue import Priority
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from reconciler.core.spec import SandboxSpec
     from reconciler.loop.manager import Manager
 
+# Seconds that a collection is waited for, and between two looks at it.
+_REMOVAL: Final = 60.0
+_POLL: Final = 0.05
 # Entries of the ledger that are looked through for how a former sandbox ended.
 _STORY: Final = 1000
 
@@ -30,8 +35,13 @@ class Answers:
         self._loop = loop
 
     def plan(self) -> dict[str, Any]:
-        """What would be done now, and what is wrong with the desired file."""
-        return {**self._loop.survey.plan(), **self._manifest()}
+        """Return what would be done now, and what is wrong with the desired file.
+
+        ``in_sync`` is false while the file has errors, or deletions wait to be confirmed.
+        """
+        planned, file = self._loop.survey.plan(), self._manifest()
+        whole = not file["errors"] and not file["awaiting_confirmation"]
+        return {**planned, "in_sync": planned["in_sync"] and whole, **file}
 
     def convergence(self) -> dict[str, Any]:
         """Whether the host agrees with the records, as far as it was looked at.
@@ -104,20 +114,29 @@ class Answers:
         return export(records, defaults_of(self._loop.settings))
 
     async def logs(self, name: str, *, tail: int, follow: bool) -> AsyncIterator[str]:
-        """The lines of a sandbox's container.
+        """Return the lines of a sandbox's container.
 
         Raises:
-            NotFound: there is no such sandbox, or it has no container.
-            EngineError: the engine will not say.
+            NotFound: no sandbox has that name, or its container is not made yet.
+            EngineError: the engine cannot be asked, or refuses.
         """
         found = self._loop.survey.sandboxes(name)
         container_id = found[0]["container_id"] if found else None
         if container_id is None:
-            raise NotFound(f"{name}: no such sandbox, or it has no container now")
+            raise self._no_log(name, found)
         if follow:
             return self._follow_log(container_id, tail)
         lines = await self._loop.engine.log_tail(container_id, tail)
         return _iterate(lines)
+
+    def _no_log(self, name: str, found: list[dict[str, Any]]) -> EngineError:
+        if not found:
+            return NotFound(f"no sandbox is called {name}: see `reconciler status`")
+        if not self._loop.informer.synced.is_set():
+            error = self._loop.informer.error
+            return EngineUnavailable(f"{name}: the engine cannot be asked: {error}")
+        why = found[0]["reason"] or found[0]["next"]
+        return NotFound(f"{name}: its container is not made yet{f': {why}' if why else ''}")
 
     async def _follow_log(self, container_id: str, tail: int) -> AsyncIterator[str]:
         async with self._loop.engine.follow_logs(container_id, tail) as lines:
@@ -126,7 +145,8 @@ class Answers:
 
     def garbage(self) -> list[dict[str, Any]]:
         """What nothing asks for, and when it goes."""
-        return [*self._loop.survey.garbage(), *self._idle_images()]
+        rows = [{**row, "removed": False, "error": None} for row in self._loop.survey.garbage()]
+        return [*rows, *self._idle_images()]
 
     def _idle_images(self) -> list[dict[str, Any]]:
         """Images that we pulled: never due by time alone."""
@@ -141,21 +161,35 @@ class Answers:
                 "why": "pulled for a sandbox, and none has it: goes if the engine's disk fills up",
                 "held": False,
                 "due": False,
+                "removed": False,
+                "error": None,
             }
             for image, remove_at in self._loop.images.idle()
         ]
 
-    def collect(self, *, allow_mass_delete: bool = False) -> list[dict[str, Any]]:
-        """Have everything that is due collected now; says what there is.
+    async def collect(self, *, allow_mass_delete: bool = False) -> list[dict[str, Any]]:
+        """Have everything that is due removed, and return what there was and what became of it.
 
-        ``allow_mass_delete`` confirms the removal of all orphans that are there now.
+        ``allow_mass_delete`` confirms the removal of all orphans that are there now. Ends when
+        nothing that was due is left but what cannot be removed, or after a minute.
         """
         if allow_mass_delete:
             self._loop.guard.confirm()
-        garbage = self._loop.survey.garbage()
-        for key in {row["sandbox"] for row in garbage}:
+        rows = self._loop.survey.garbage()
+        for key in {row["sandbox"] for row in rows}:
             self._loop.queue.add(key, Priority.USER)
-        return garbage
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REMOVAL):
+                await self._until_removed([row for row in rows if row["due"]])
+        return self._loop.survey.outcome(rows)
+
+    async def _until_removed(self, rows: list[dict[str, Any]]) -> None:
+        survey = self._loop.survey
+        while True:
+            left = [row for row in survey.outcome(rows) if not row["removed"]]
+            if all(survey.stuck(row["sandbox"]) for row in left):
+                return
+            await asyncio.sleep(_POLL)
 
     async def engine_facts(self) -> dict[str, Any]:
         """What ``status`` says of the engine."""

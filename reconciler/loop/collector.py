@@ -102,15 +102,26 @@ class Collector:
             # An edit that passed the guard took the record or its workspace out.
             asked_for = view.desired is not None or view.fate is Fate.DELETED
             self._note("volume", volume.name, view, retain, confirmed=asked_for)
-            kept = None if retain is None else iso(self._store.clock.date(view.now + retain))
-            self._reporter.tell(
-                Event.VOLUME_ORPHANED,
-                view.key,
-                "no record wants it",
-                volume=volume.name,
-                kept_until=kept,
-            )
+            self._report_orphan(view, volume, view.now, retain)
         return bool(fresh)
+
+    def report_kept(self, view: View) -> None:
+        """Report the workspaces of a sandbox whose deletion is done."""
+        for volume in surplus_volumes(view):
+            since = view.orphans.volumes.get(volume.name, view.now)
+            self._report_orphan(view, volume, since, self._retain(view, volume))
+
+    def _report_orphan(
+        self, view: View, volume: Volume, since: float, retain: float | None
+    ) -> None:
+        deleted = view.fate is Fate.DELETED
+        self._reporter.tell(
+            Event.VOLUME_ORPHANED,
+            view.key,
+            "its record was taken out" if deleted else "no record wants it",
+            volume=volume.name,
+            kept_until=None if retain is None else iso(self._store.clock.date(since + retain)),
+        )
 
     def _note(
         self,

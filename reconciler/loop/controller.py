@@ -196,6 +196,7 @@ class Controller:
                 error=str(error),
             )
             raise
+        self._reporter.resolve(Event.ENGINE_SLOW, about=key)
 
     def _watch_health(self, view: View) -> None:
         current, desired = roles_of(view).current, view.desired
@@ -356,6 +357,8 @@ class Controller:
         self._puller.release(view.key, awaited)
         gone = view.desired is None and not view.observed.containers
         if gone and not decision.waiting_for and not view.held:
+            if view.fate is Fate.DELETED:
+                self._collector.report_kept(view)
             self._store.forget(view.key)
             for counts in (self._blind, self._unanswered, self._moves):
                 counts.pop(view.key, None)

@@ -189,13 +189,13 @@ class Images:
             self._complain(reference, error)
             return False
         self._store.drop_image(image.id)
+        self._reporter.resolve(Event.IMAGE_COLLECT_FAILED, about=reference)
         self._reporter.log(
             Event.IMAGE_COLLECTED, image=reference, image_id=image.id, bytes=image.size
         )
         return True
 
     def _complain(self, image: str, error: EngineError) -> None:
-        about = f"{image} {error}"
         self._reporter.complain(
-            Event.IMAGE_COLLECT_FAILED, about=about, image=image, error=str(error)
+            Event.IMAGE_COLLECT_FAILED, about=image, image=image, error=str(error)
         )

@@ -174,6 +174,8 @@ class Intake:
         if problem:
             event = Event.MANIFEST_WATCH_FAILED
             self._reporter.complain(event, path=str(self.path), error=problem)
+        else:
+            self._reporter.resolve(Event.MANIFEST_WATCH_FAILED)
 
     async def _read_in_the_end(self) -> None:
         pause = _READ_AGAIN

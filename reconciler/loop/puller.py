@@ -7,9 +7,10 @@ from contextlib import nullcontext
 from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.errors import EngineError, PullFailed
+from reconciler.core.errors import EngineError, PullFailed, ReconcilerError
 from reconciler.core.model import ImageState
 from reconciler.service.events import Event
+from reconciler.service.supervision import log_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from reconciler.loop.reporter import Reporter
 
 _PROGRESS_EVERY: Final = 5.0
+# Names of waiting sandboxes in one line of the log.
+_SHOWN: Final = 20
 
 
 class Puller:
@@ -44,6 +47,8 @@ class Puller:
         self._clock = clock
         self._states: dict[str, tuple[str, ImageState]] = {}
         self._pulls: dict[str, asyncio.Task[None]] = {}
+        self._failing: set[str] = set()
+        self._started: set[str] = set()
 
     def state(self, key: str, image: str) -> ImageState:
         """What is known, for this key, of the image that it wants now."""
@@ -72,8 +77,12 @@ class Puller:
         if former == image or former is None:
             return
         del self._states[key]
+        self._failing &= {image for image, _ in self._states.values()}
         if former in self._pulls and not self._waiting(former):
             self._pulls.pop(former).cancel()
+            if former in self._started:
+                self._started.remove(former)
+                self._reporter.log(Event.PULL_CANCELLED, image=former)
 
     async def close(self) -> None:
         """End every pull."""
@@ -87,28 +96,47 @@ class Puller:
 
     async def _pull(self, image: str) -> None:
         began = self._clock()
-        self._reporter.log(Event.PULL_STARTED, image=image)
+        if image not in self._failing:
+            # Of a pull that is tried again, the log has the failure, and how often it was repeated.
+            self._started.add(image)
+            self._reporter.log(Event.PULL_STARTED, image=image, sandboxes=self._shown(image))
         try:
             async with self._pulling(image):
                 await self._engine.pull(image, _Progress(image, self._reporter, self._clock))
         except EngineError as error:
-            self._finish(image, ImageState.UNKNOWN, error)
-        except Exception as error:  # noqa: BLE001 - a bug must leave nobody waiting for ever
-            about = f"pull {image}"
-            self._reporter.complain(Event.TASK_FAILED, about=about, task=about, error=repr(error))
-            self._finish(image, ImageState.UNKNOWN, PullFailed(f"{image}: {error!r}"))
+            self._fail(image, error)
+        except ReconcilerError as error:
+            self._fail(image, PullFailed(f"{image}: {error}"))
+        except Exception as error:  # noqa: BLE001 - a defect must leave nobody waiting
+            log_failure(f"pull {image}", error, self._reporter, retry_in=None)
+            self._fail(image, PullFailed(f"{image}: a defect of this program, see its log"))
         else:
             seconds = round(self._clock() - began, 1)
+            self._failing.discard(image)
+            self._reporter.resolve(Event.PULL_FAILED, about=image)
             self._reporter.log(Event.PULL_DONE, image=image, seconds=seconds)
             self._finish(image, ImageState.FRESH, None)
 
+    def _fail(self, image: str, error: EngineError) -> None:
+        self._failing.add(image)
+        self._reporter.complain(
+            Event.PULL_FAILED,
+            about=image,
+            image=image,
+            error=str(error),
+            sandboxes=self._shown(image),
+        )
+        self._finish(image, ImageState.UNKNOWN, error)
+
     def _finish(self, image: str, state: ImageState, error: EngineError | None) -> None:
         self._pulls.pop(image, None)
-        if error is not None:
-            self._reporter.complain(Event.PULL_FAILED, about=image, image=image, error=str(error))
+        self._started.discard(image)
         for key in self._waiting(image):
             self._states[key] = (image, state)
             self._on_done(key, image, error)
+
+    def _shown(self, image: str) -> list[str]:
+        return sorted(self._waiting(image))[:_SHOWN]
 
 
 class _Progress:

@@ -16,7 +16,7 @@ from reconciler.core.steps import latest_failure
 from reconciler.core.units import iso
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from reconciler.core.model import Action, Container, Death, View
     from reconciler.loop.collector import Collector, Garbage
@@ -125,9 +125,10 @@ class Survey:
                 )
         return {"in_sync": not changes, "changes": changes}
 
-    def garbage(self) -> list[dict[str, Any]]:
-        """What nothing asks for, and when it goes."""
-        views = [self._views.view(key) for key in sorted(self._views.keys())]
+    def garbage(self, keys: Collection[str] | None = None) -> list[dict[str, Any]]:
+        """Return what nothing asks for, of these keys or of all, and when it goes."""
+        wanted = self._views.keys() if keys is None else keys
+        views = [self._views.view(key) for key in sorted(wanted)]
         return [
             self._garbage(one, view.now) for view in views for one in self._collector.report(view)
         ]
@@ -139,6 +140,29 @@ class Survey:
         row["remove_at"] = None if remove_at is None else iso(date(remove_at))
         row["due"] = remove_at is not None and remove_at <= now
         return row
+
+    def outcome(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the rows of ``garbage`` with what became of each that was due.
+
+        ``removed``: it is gone. ``error``: why it is not; None where it is, or was not due.
+        """
+        keys = {row["sandbox"] for row in rows if row["due"]}
+        left = {(row["kind"], row["name"]) for row in self.garbage(keys)}
+        found = []
+        for row in rows:
+            remains = (row["kind"], row["name"]) in left
+            error = self._why_left(row["sandbox"]) if row["due"] and remains else None
+            found.append({**row, "removed": row["due"] and not remains, "error": error})
+        return found
+
+    def _why_left(self, key: str) -> str:
+        return self.stuck(key) or "the engine is not done with it: ask again"
+
+    def stuck(self, key: str) -> str:
+        """Return why what is to be removed under the key cannot be; empty where it can."""
+        view = self._views.view(key)
+        failure = latest_failure(view)
+        return failure.cause if failure else view.unseen or decide(view).waiting_for
 
     def convergence(self) -> dict[str, Any]:
         """Whether the host agrees with the records. ``hopeless``: what is left keeps failing."""

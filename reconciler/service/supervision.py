@@ -79,12 +79,12 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def log_failure(name: str, error: BaseException, reporter: Log, retry_in: float) -> None:
-    """Log that a task failed and runs again in ``retry_in`` seconds."""
+def log_failure(name: str, error: BaseException, reporter: Log, retry_in: float | None) -> None:
+    """Log that a task failed and runs again in ``retry_in`` seconds; None: when it is asked to."""
     text = describe_error(error)
     reporter.complain(
         Event.TASK_FAILED,
-        about=f"{name} {text}",
+        about=name,
         task=name,
         error=text,
         retry_in=retry_in,

@@ -108,3 +108,16 @@ async def test_a_volume_that_a_container_uses_stays_whatever_its_time(stage: Sta
     await stage.days(30)
     assert VOLUME in stage.host.volumes
     assert stage.phases()["alice"] == "running"
+
+
+async def test_a_deletion_says_how_long_the_workspace_is_kept(stage: Stage):
+    await stage.converge({"alice": "running", "bob": "running"})
+    await stage.converge({"bob": "running"})
+    (line,) = stage.notes.said(Event.VOLUME_ORPHANED, sandbox="alice")
+    assert (line["volume"], line["cause"]) == (VOLUME, "its record was taken out")
+    kept_until = datetime.fromisoformat(line["kept_until"]).timestamp()
+    assert kept_until == pytest.approx(stage.wall() + 7 * DAY, abs=60)
+    await stage.converge({"alice": "running", "bob": "running"})
+    assert len(stage.notes.said(Event.VOLUME_CLAIMED, sandbox="alice")) == 1
+    told = [entry.event for entry in await stage.store.events("alice")]
+    assert told.index(Event.VOLUME_ORPHANED) < told.index(Event.VOLUME_CLAIMED)

@@ -274,7 +274,7 @@ async def test_what_could_go_is_listed_with_its_time(stage: Stage):
         rows[0]["since"]
     ) == timedelta(days=1)
     # To collect is to look at sandboxes: no image goes by it.
-    assert not [row for row in stage.manager.answers.collect() if row["kind"] == "image"]
+    assert not [row for row in await stage.manager.answers.collect() if row["kind"] == "image"]
     stage.manager.informer.complete = False
     assert not [row for row in stage.manager.answers.garbage() if row["kind"] == "image"]
 

@@ -41,7 +41,7 @@ async def test_a_held_collection_stays_held_over_restarts_and_plain_gc(stage: St
     orphans(stage, NAMES[:4])
     await stage.after(400)
     await stage.restart()
-    stage.manager.answers.collect()
+    await stage.manager.answers.collect()
     await stage.after(400)
     assert set(NAMES[:4]) < set(stage.phases())
 
@@ -50,7 +50,7 @@ async def test_a_confirmed_collection_goes_and_is_reported(stage: Stage):
     await stage.converge({"alice": "running"})
     orphans(stage, NAMES[:4])
     await stage.after(400)
-    stage.manager.answers.collect(allow_mass_delete=True)
+    await stage.manager.answers.collect(allow_mass_delete=True)
     await stage.after(60)
     assert stage.phases() == {"alice": "running"}
     assert stage.notes.said(Event.GC_RELEASED)
@@ -64,7 +64,7 @@ async def test_a_confirmation_does_not_shorten_the_grace(stage: Stage):
     await stage.converge({"alice": "running"})
     orphans(stage, NAMES[:4])
     await stage.after(100)
-    stage.manager.answers.collect(allow_mass_delete=True)
+    await stage.manager.answers.collect(allow_mass_delete=True)
     await stage.after(100)
     assert set(NAMES[:4]) < set(stage.phases())
     await stage.after(200)

@@ -1,4 +1,4 @@
-"""A crash loop costs one line and a summary a period."""
+"""A repeated warning costs one line and a summary a period, for each incident."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def clock():
 
 @pytest.fixture
 def complaints(clock):
-    return Complaints(clock, period=60.0, limit=3)
+    return Complaints(clock, period=60.0, quiet=900.0, limit=3)
 
 
 # Each step: seconds since the step before, and what say() answers.
@@ -32,11 +32,13 @@ def complaints(clock):
         [(0, 0), (60, 1)],
         [(0, 0), (59.9, None), (0.1, 2)],
         [(0, 0), (30, None), (30, 2), (30, None), (30, 2)],
-        [(0, 0), (1000, 1), (1, None)],
+        [(0, 0), (899, 1), (1, None)],
+        [(0, 0), (1, None), (901, 0), (1, None), (60, 2)],
+        [(0, 0), (86400, 0), (1, None)],
         [(0, 0), (-500, None), (560, 2)],
     ],
 )
-def test_said_once_then_summed_up(clock, complaints, steps):
+def test_logged_once_then_summed_up_until_it_is_quiet(clock, complaints, steps):
     for pause, expected in steps:
         clock.now += pause
         assert complaints.say("lost") == expected
@@ -48,7 +50,7 @@ def test_keys_do_not_mix(complaints):
     assert complaints.say(("alice", "died")) is None
 
 
-def test_resolved_returns_all_and_begins_anew(clock, complaints):
+def test_resolved_returns_all_and_ends_the_incident(clock, complaints):
     for _ in range(5):
         complaints.say("lost")
     assert complaints.resolved("lost") == 5

@@ -288,7 +288,13 @@ class Event(StrEnum):
         *("action", "error", "retry_in", "repeated?"),
     )
 
-    PULL_STARTED = _of("pull.started", "info", "An image is being pulled.", "image")
+    PULL_STARTED = _of(
+        "pull.started",
+        "info",
+        "An image is being pulled for these sandboxes.",
+        "image",
+        "sandboxes",
+    )
     PULL_PROGRESS = _of(
         "pull.progress",
         "info",
@@ -296,8 +302,14 @@ class Event(StrEnum):
         *("image", "layers", "bytes_done", "bytes_total"),
     )
     PULL_DONE = _of("pull.done", "info", "The image is here.", "image", "seconds")
+    PULL_CANCELLED = _of(
+        "pull.cancelled", "info", "The pull was ended: no sandbox waits for the image.", "image"
+    )
     PULL_FAILED = _of(
-        "pull.failed", "error", "The image could not be pulled.", "image", "error", "repeated?"
+        "pull.failed",
+        "error",
+        "The image could not be pulled; it is tried again, which is logged once a minute.",
+        *("image", "error", "sandboxes", "repeated?"),
     )
 
     PORT_REPLACED = _of(
