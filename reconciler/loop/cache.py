@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from reconciler.core.errors import EngineError, EngineUnavailable
@@ -25,12 +26,24 @@ T = TypeVar("T")
 # Seconds that a list may lag behind what this process did to a volume.
 _LIST_SLACK: Final = 30.0
 _CONCURRENT_INSPECTIONS: Final = 16
+# Seconds between two lists that only confirm what is known: many deletions share one.
+_LIST_SPACING: Final = 1.0
 # Ids to inspect under one key; beyond them a list says what is there.
 _MOST_DIRTY: Final = 64
 
 
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """The keys of all containers in the latest list, and which list that was."""
+
+    number: int
+    keys: frozenset[str]
+
+
 class Cache:
     """Containers and volumes by key. ``listed_at`` is when the engine last answered a list.
+
+    ``lists`` counts the lists that were asked for.
 
     ``clock`` is monotonic, in seconds.
     """
@@ -49,6 +62,9 @@ class Cache:
         self._broken_ids: set[str] = set()
         self._broken_volumes: set[str] = set()
         self.listed_at = 0.0
+        self._confirmed = -_LIST_SPACING
+        self.lists = 0
+        self._listed = _Listed(0, frozenset())
 
     # --- what is known ------------------------------------------------------------------------
 
@@ -153,9 +169,32 @@ class Cache:
         Raises:
             EngineError: it could not be asked.
         """
+        self.lists += 1
+        number = self.lists
         listing = await self._engine.list()
         self.listed_at = self._clock()
+        if number > self._listed.number:
+            broken = {row.sandbox for row in listing.broken_containers}
+            whole = {summary.sandbox for summary in listing.containers}
+            self._listed = _Listed(number, frozenset(broken | whole))
         return listing
+
+    def listed(self, key: str, after: int) -> bool | None:
+        """Whether the key had a container in the latest list; None: no list came after that one."""
+        return key in self._listed.keys if self._listed.number > after else None
+
+    def until_confirmation(self) -> float:
+        """Return the seconds until ``confirm`` may be called."""
+        return max(self._confirmed + _LIST_SPACING - self._clock(), 0.0)
+
+    async def confirm(self) -> None:
+        """Ask for a list only to confirm what is known.
+
+        Raises:
+            EngineError: the engine could not be asked.
+        """
+        self._confirmed = self._clock()
+        await self.listing()
 
     async def _rediscover(self, key: str) -> None:
         listing = await self.listing()

@@ -116,6 +116,7 @@ class Controller:
         self._blind: Counter[str] = Counter()
         self._unanswered: Counter[str] = Counter()
         self._moves: Counter[str] = Counter()
+        self._gone: dict[str, int] = {}
 
     async def reconcile(self, key: str) -> None:
         """One pass. Whatever goes wrong is remembered, and the key comes back when it is due."""
@@ -159,8 +160,13 @@ class Controller:
                     self._enqueue(key, Priority.TIMER, _LATER)
                     return
                 done = (decision.action, view.observed) if outcome is _Outcome.DONE else None
-            elif await self._is_believed(view):
+                continue
+            wait = await self._until_believed(view)
+            if wait is None:
                 self._settle(view, decision)
+                return
+            if wait:
+                self._enqueue(key, Priority.TIMER, wait)
                 return
         self._enqueue(key, Priority.TIMER, _AGAIN)
 
@@ -338,13 +344,28 @@ class Controller:
 
     # --- come to rest -------------------------------------------------------------------------
 
-    async def _is_believed(self, view: View) -> bool:
-        """Before a deletion is forgotten, a list has to agree: one answer alone may be wrong."""
+    async def _until_believed(self, view: View) -> float | None:
+        """Seconds until a deletion may be forgotten; None: now.
+
+        One answer alone may be wrong, so a list that is newer than the removal has to agree.
+        """
+        key = view.key
         if view.desired is not None or view.fate is Fate.UNKNOWN or view.observed.containers:
-            return True
-        self._cache.doubt(view.key)
-        await self._cache.refresh(view.key)
-        return not self._cache.observed(view.key).containers
+            self._gone.pop(key, None)
+            return None
+        after = self._gone.setdefault(key, self._cache.lists)
+        listed = self._cache.listed(key, after)
+        if listed is None:
+            if wait := self._cache.until_confirmation():
+                return wait
+            await self._cache.confirm()
+            listed = self._cache.listed(key, after)
+        del self._gone[key]
+        if listed:
+            # What the list has may be foreign: only an inspection tells.
+            self._cache.doubt(key)
+            await self._refresh(key)
+        return 0.0 if self._cache.observed(key).containers else None
 
     def _settle(self, view: View, decision: Decision) -> None:
         if decision.wait_until is not None:

@@ -361,3 +361,34 @@ async def test_an_edit_is_followed_through_the_watched_file(stage: Stage):
     stage.write({"alice": "paused"})
     await stage.after(11)
     assert stage.statuses() == {"alice": "PAUSED"}
+
+
+async def test_many_deletions_share_their_lists(stage: Stage):
+    names = [f"job-{number}" for number in range(60)]
+    await stage.converge({"stays": "stopped", **dict.fromkeys(names, "stopped")})
+    lists = stage.engine.count("list")
+    stage.write({"stays": "stopped"})
+    await stage.manager.intake.read(allow_mass_delete=True)
+    await stage.after(10)
+    assert stage.statuses() == {"stays": "STOPPED"}
+    assert not stage.store.deleted
+    assert stage.engine.count("list") - lists <= 10
+
+
+async def test_a_deletion_that_a_list_contradicts_goes_on(stage: Stage):
+    await stage.converge({"alice": "running", "bob": "running"})
+    gone = stage.engine.remove
+
+    async def pretend(container_id: str) -> None:
+        stage.engine.remove = gone
+
+    async def vanished(_container_id: str) -> None:
+        stage.engine.inspect = true
+
+    true = stage.engine.inspect
+    stage.engine.remove = pretend
+    stage.engine.inspect = vanished
+    await stage.converge({"bob": "running"})
+    await stage.after(30)
+    assert stage.phases() == {"bob": "running"}
+    assert not stage.store.deleted
