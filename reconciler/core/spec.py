@@ -1,7 +1,8 @@
 """The YAML that users write, as models: specs, records, the whole file.
 
-What a spec does not say is the engine's own default, so a spec never means more than it says. All
-models are frozen and forbid unknown keys. ``merge`` lays a record's overrides over its spec.
+What a spec does not say is the engine's own default, but for ``init``, ``network.extra_hosts`` and
+the rotation of ``log``. All models are frozen and forbid unknown keys. ``merge`` lays a record's
+overrides over its spec.
 """
 
 from __future__ import annotations
@@ -218,8 +219,20 @@ class RestartSpec(Model):
 
 
 class LogSpec(Model):
-    """Rotation of the container's own log."""
+    """Where the container's output goes.
 
+    With ``driver`` null it is the engine's own driver; json-file is then rotated by ``max_size``
+    and ``max_files``, and any other keeps the host's options.
+    """
+
+    driver: NonEmpty | None = Field(
+        default=None,
+        description="Docker's log driver; null: the engine's own.",
+    )
+    options: dict[NonEmpty, Text] = Field(
+        default={},
+        description="Options of the driver, such as tag; they go before max_size and max_files.",
+    )
     max_size: Size = Field(default=10 << 20, json_schema_extra={"default": "10m"})
     max_files: Count = 3
 

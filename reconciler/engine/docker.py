@@ -25,7 +25,7 @@ from reconciler.engine import docker_codec as codec
 from reconciler.engine import docker_errors as errors
 from reconciler.engine import docker_requests as requests
 from reconciler.engine.docker_client import Client
-from reconciler.engine.docker_config import create_body
+from reconciler.engine.docker_config import JSON_FILE, create_body
 from reconciler.engine.docker_errors import understood
 from reconciler.engine.docker_images import Images
 from reconciler.engine.docker_inside import Inside
@@ -50,6 +50,8 @@ _LONGEST_GONE_POLL: Final = 1.0
 # Seconds to wait for a removal that another request began.
 _BRIEFLY: Final = 5.0
 _EVENT_OVERLAP: Final = 1.0
+# Seconds; an engine has another log driver after a restart at the earliest.
+_DRIVER_SECONDS: Final = 60.0
 
 
 class DockerEngine:
@@ -75,15 +77,7 @@ class DockerEngine:
         self._images = Images(self._client, read_timeout, pull_timeout)
         self._workspaces = Workspaces(self._client, call_timeout)
         self._inside = Inside(self._client, read_timeout, call_timeout)
-
-    async def connect(self) -> None:
-        """Find the engine and agree on its API's version; every other method does so too.
-
-        Raises:
-            EngineUnavailable: it does not answer.
-            SettingsError: what names the engine cannot be used.
-        """
-        await self._client.connect(self._read_timeout)
+        self._driver: tuple[str, float] | None = None
 
     async def close(self) -> None:
         """Let go of every connection."""
@@ -190,7 +184,8 @@ class DockerEngine:
             NameTaken: another container has the name.
             Refused: the engine will not make it: a mount's source is missing, an option is wrong.
         """
-        request = post("containers/create", create_body(blueprint), name=blueprint.name)
+        body = create_body(blueprint, await self._log_driver())
+        request = post("containers/create", body, name=blueprint.name)
         try:
             answer = await self._change(request, errors.on_create)
         except NameTaken as error:
@@ -199,6 +194,19 @@ class DockerEngine:
             container_id = codec.identifier(answer)
         await self._hold_to_runtime(container_id, blueprint)
         return container_id
+
+    async def _log_driver(self) -> str:
+        """Return the engine's own log driver; json-file where it does not say."""
+        now = asyncio.get_running_loop().time()
+        if self._driver is None or now >= self._driver[1]:
+            try:
+                driver = codec.log_driver(await self._ask(get("info")))
+            except EngineUnavailable:
+                raise
+            except EngineError:
+                driver = ""
+            self._driver = (driver or JSON_FILE, now + _DRIVER_SECONDS)
+        return self._driver[0]
 
     async def _hold_to_runtime(self, container_id: str, blueprint: Blueprint) -> None:
         """Podman (up to 6.1) passes over a runtime: what was to be isolated would not be."""

@@ -233,6 +233,11 @@ def info(version: Mapping[str, Any], info: Mapping[str, Any], *, local: bool = F
     )
 
 
+def log_driver(info: Mapping[str, Any]) -> str:
+    """Return the engine's own log driver; empty where it names none."""
+    return text(info.get("LoggingDriver") or "")
+
+
 def index_server(info: Mapping[str, Any]) -> str:
     """The address of the engine's default registry; empty where it names none."""
     return text(info.get("IndexServerAddress") or "")

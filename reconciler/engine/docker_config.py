@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from reconciler.core.blueprint import Blueprint
     from reconciler.core.spec import LogSpec, MountSpec, ResourcesSpec, SandboxSpec, SecuritySpec
 
+JSON_FILE: Final = "json-file"
+_ROTATED: Final = frozenset({JSON_FILE, "local"})
 _OWN_NAMES: Final = frozenset({"host", "none"})
 
 
-def create_body(blueprint: Blueprint) -> dict[str, Any]:
-    """All of the container, as JSON values."""
+def create_body(blueprint: Blueprint, engine_driver: str = JSON_FILE) -> dict[str, Any]:
+    """Return all of the container, as JSON values; ``engine_driver`` is the engine's log driver."""
     spec = blueprint.spec
     body: dict[str, Any] = {
         "Image": spec.image,
@@ -34,7 +36,7 @@ def create_body(blueprint: Blueprint) -> dict[str, Any]:
         "Healthcheck": {"Test": ["NONE"]} if spec.healthcheck == "none" else None,
         "ExposedPorts": {f"{port}/tcp": {} for port in blueprint.ports},
         "StopTimeout": math.ceil(spec.stop_timeout),
-        "HostConfig": _host_config(blueprint),
+        "HostConfig": _host_config(blueprint, engine_driver),
     }
     return _without_none(body)
 
@@ -58,7 +60,7 @@ def volume_labels(labels: Mapping[str, str]) -> dict[str, str]:
     return {key: labels[key] for key in owner if key in labels}
 
 
-def _host_config(blueprint: Blueprint) -> dict[str, Any]:
+def _host_config(blueprint: Blueprint, engine_driver: str) -> dict[str, Any]:
     spec = blueprint.spec
     config: dict[str, Any] = {
         "Init": spec.init,
@@ -67,7 +69,7 @@ def _host_config(blueprint: Blueprint) -> dict[str, Any]:
         "PortBindings": _port_bindings(blueprint),
         "Mounts": _mounts(blueprint),
         "RestartPolicy": {"Name": "no"},
-        "LogConfig": _log(spec.log),
+        "LogConfig": _log(spec.log, engine_driver),
         **_resources(spec.resources),
         **_security(spec.security),
     }
@@ -113,9 +115,14 @@ def _bind(mount: MountSpec) -> dict[str, Any]:
     }
 
 
-def _log(log: LogSpec) -> dict[str, Any]:
+def _log(log: LogSpec, engine_driver: str) -> dict[str, Any] | None:
+    """Return the log's configuration; None leaves it to the host."""
+    if log.driver is None and engine_driver != JSON_FILE and not log.options:
+        return None
+    driver = log.driver or engine_driver
     rotation = {"max-size": str(log.max_size), "max-file": str(log.max_files)}
-    return {"Type": "json-file", "Config": rotation if log.max_size else {}}
+    rotates = log.max_size and driver in (_ROTATED if log.driver else {JSON_FILE})
+    return {"Type": driver, "Config": {**(rotation if rotates else {}), **log.options}}
 
 
 def _resources(resources: ResourcesSpec) -> dict[str, Any]:

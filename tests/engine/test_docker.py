@@ -138,6 +138,22 @@ async def test_a_user_that_the_image_lacks(real: RealWorld) -> None:
         await prepared(real, user="nobody-here", workspace={"path": "/workspace"})
 
 
+async def test_a_program_may_be_pid_1_and_log_elsewhere(real: RealWorld) -> None:
+    log = {"driver": "local", "options": {"max-file": "2"}}
+    command = ["sh", "-c", "echo pid $$; sleep 60"]
+    made = blueprint(real, "alice", command=command, init=False, log=log)
+    container = await real.engine.create(made)
+    await real.engine.start(container)
+    config = real.docker.inspect(made.name)["HostConfig"]
+    if not real.podman:
+        rotation = {"max-size": str(10 << 20), "max-file": "2"}
+        assert config["LogConfig"] == {"Type": "local", "Config": rotation}
+    async with asyncio.timeout(60):
+        while not (lines := await real.engine.log_tail(container, 1)):  # noqa: ASYNC110 - polled
+            await asyncio.sleep(0.05)
+    assert lines[0].strip() == "pid 1"
+
+
 async def test_every_limit_reaches_the_engine(real: RealWorld) -> None:
     made = blueprint(
         real,

@@ -205,6 +205,42 @@ def test_devices(device: str, expected: tuple[str, ...]) -> None:
     assert tuple(made.values()) == expected
 
 
+ROTATION = {"max-size": str(10 << 20), "max-file": "3"}
+
+
+@pytest.mark.parametrize(
+    ("log", "engine_driver", "expected"),
+    [
+        ({}, "json-file", {"Type": "json-file", "Config": ROTATION}),
+        ({}, "journald", None),
+        ({}, "local", None),
+        ({"max_size": 0}, "json-file", {"Type": "json-file", "Config": {}}),
+        ({"driver": "json-file"}, "journald", {"Type": "json-file", "Config": ROTATION}),
+        ({"driver": "local"}, "json-file", {"Type": "local", "Config": ROTATION}),
+        ({"driver": "none"}, "json-file", {"Type": "none", "Config": {}}),
+        (
+            {"driver": "journald", "options": {"tag": "x"}},
+            "json-file",
+            {"Type": "journald", "Config": {"tag": "x"}},
+        ),
+        ({"options": {"tag": "x"}}, "journald", {"Type": "journald", "Config": {"tag": "x"}}),
+        (
+            {"options": {"max-file": "9"}},
+            "json-file",
+            {"Type": "json-file", "Config": {**ROTATION, "max-file": "9"}},
+        ),
+    ],
+)
+def test_the_log_driver(log: Any, engine_driver: str, expected: Any) -> None:
+    body = create_body(blueprint(FakeWorld(), "alice", log=log), engine_driver)
+    assert body["HostConfig"].get("LogConfig") == expected
+
+
+def test_an_engine_names_its_log_driver() -> None:
+    assert codec.log_driver({"LoggingDriver": "journald"}) == "journald"
+    assert codec.log_driver({}) == ""
+
+
 def test_a_spec_that_says_nothing_asks_for_nothing() -> None:
     body = create_body(blueprint(FakeWorld(), "alice"))
     assert {"Cmd", "User", "WorkingDir"}.isdisjoint(body)
