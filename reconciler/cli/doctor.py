@@ -30,7 +30,9 @@ def doctor(context: Context, *, as_json: bool) -> int:
 
     \b
     The engine and the right to use it, the state directory, the host ports, the desired file,
-    disk space, and whether a sandbox can reach this host on the webhook port.
+    disk space, and whether a sandbox can reach this host on the webhook port. For the last check, a
+    container is started from an image of the desired file, for some seconds, and where nothing
+    listens on the webhook port (setting host_port), this process listens there meanwhile.
     Exit codes: 0, or 1 where a check fails.
     """
     with loading():

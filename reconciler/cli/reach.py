@@ -87,7 +87,7 @@ fi
 def _blueprint(settings: Settings, image: str) -> Blueprint:
     # The key has a colon, so that a running daemon takes it for garbage at the worst, after the
     # grace, and never for a record's.
-    key = naming.garbage_key(f"doctor-{secrets.token_hex(4)}")
+    key = naming.doctor_key(secrets.token_hex(4))
     return Blueprint(
         name=f"{settings.container_name_prefix}doctor.{key.rpartition('-')[2]}",
         labels=labels(settings.instance, key),

@@ -18,6 +18,7 @@ LABEL_SPEC: Final = LABEL + "spec"
 LABEL_SPEC_HASH: Final = LABEL + "spec-hash"
 LABEL_RETAIN: Final = LABEL + "retain"
 
+_DOCTOR: Final = "doctor-"
 SESSION_KEY_VARIABLE: Final = "OH_SESSION_API_KEYS_0"
 WEBHOOK_VARIABLE: Final = "OH_WEBHOOKS_0_BASE_URL"
 
@@ -48,6 +49,16 @@ def garbage_key(container: str) -> str:
     A colon stands in no sandbox's name, so the key never meets a record.
     """
     return f"garbage:{container}"
+
+
+def doctor_key(token: str) -> str:
+    """Return the key of a container that ``doctor`` makes, and removes within seconds."""
+    return garbage_key(f"{_DOCTOR}{token}")
+
+
+def is_doctors(key: str) -> bool:
+    """Whether a container of that key was made by ``doctor``."""
+    return key.startswith(garbage_key(_DOCTOR))
 
 
 def _transient(prefix: str, sandbox: str, role: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reconciler.core import naming
 from reconciler.core.model import Fate
 from reconciler.core.roles import surplus_volumes, wanted_volume
 from reconciler.core.units import FOREVER, iso, parse_retain
@@ -85,6 +86,9 @@ class Collector:
         fresh = [c for c in view.observed.containers if c.id not in view.orphans.containers]
         for container in fresh:
             self._note("container", container.id, view, None)
+            if naming.is_doctors(view.key):
+                # It is removed in a moment; where doctor was killed, when its grace is over.
+                continue
             self._reporter.tell(
                 Event.GARBAGE_FOUND,
                 view.key,

@@ -51,3 +51,9 @@ def test_labels_are_in_our_own_namespace():
     labels = [v for k, v in vars(naming).items() if k.startswith("LABEL_")]
     assert len(set(labels)) == 5
     assert [label for label in labels if not label.startswith(naming.LABEL)] == []
+
+
+def test_what_doctor_makes_is_known_by_its_key():
+    assert naming.is_doctors(naming.doctor_key("0a1b"))
+    assert not naming.is_doctors(naming.garbage_key("x"))
+    assert not naming.is_doctors("doctor-0a1b")

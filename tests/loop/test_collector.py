@@ -6,7 +6,7 @@ import pytest
 
 from reconciler.core.blueprint import labels
 from reconciler.core.errors import EngineTimeout
-from reconciler.core.naming import LABEL_RETAIN
+from reconciler.core.naming import LABEL_RETAIN, doctor_key
 from reconciler.service.events import Event
 from tests.loop.stage import DAY, PREFIX, Stage
 
@@ -121,3 +121,12 @@ async def test_a_deletion_says_how_long_the_workspace_is_kept(stage: Stage):
     assert len(stage.notes.said(Event.VOLUME_CLAIMED, sandbox="alice")) == 1
     told = [entry.event for entry in await stage.store.events("alice")]
     assert told.index(Event.VOLUME_ORPHANED) < told.index(Event.VOLUME_CLAIMED)
+
+
+async def test_the_container_of_doctor_is_no_news(stage: Stage):
+    await stage.converge({"alice": "running"})
+    stage.host.add_container("probe", labels("default", doctor_key("0a1b")))
+    await stage.after(120)
+    assert not stage.notes.said(Event.GARBAGE_FOUND)
+    await stage.after(600)
+    assert stage.phases() == {"alice": "running"}
