@@ -125,7 +125,9 @@ def _clear_wreckage(world: _World) -> Decision | None:
             if aside:
                 cause = "it cannot be removed, and its name is needed"
                 return step_on(Verb.RENAME, container, cause, new_name=aside)
-            return step_on(Verb.REMOVE, container, f"the engine says it is {container.phase}")
+            begun = container.phase is Phase.REMOVING
+            cause = "its removal has begun already" if begun else "the engine says it is dead"
+            return step_on(Verb.REMOVE, container, cause)
     return None
 
 

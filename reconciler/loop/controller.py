@@ -117,6 +117,7 @@ class Controller:
         self._unanswered: Counter[str] = Counter()
         self._moves: Counter[str] = Counter()
         self._gone: dict[str, int] = {}
+        self._removed: set[str] = set()
 
     async def reconcile(self, key: str) -> None:
         """One pass. Whatever goes wrong is remembered, and the key comes back when it is due."""
@@ -174,7 +175,9 @@ class Controller:
 
     async def _look(self, key: str) -> View:
         self._blind[key] += 1
+        before = self._cache.observed(key).containers
         await self._refresh(key)
+        self._report_vanished(key, before)
         self._lanes.review()
         record = self._store.records.get(key)
         if record is not None:
@@ -184,6 +187,21 @@ class Controller:
         learned = await self._exits.account_for(view, insist=not self._is_enough(self._blind[key]))
         del self._blind[key]
         return self._views.view(key) if noted or learned else view
+
+    def _report_vanished(self, key: str, before: tuple[Container, ...]) -> None:
+        """Report the containers of a record that are gone, and that this daemon did not remove."""
+        observed = self._cache.observed(key)
+        gone = [container for container in before if observed.container(container.id) is None]
+        for container in gone:
+            ours = container.id in self._removed
+            self._removed.discard(container.id)
+            if not ours and key in self._store.records:
+                self._reporter.tell(
+                    Event.SANDBOX_REMOVED,
+                    key,
+                    "it was removed, and not by this daemon",
+                    container=container.name,
+                )
 
     def _is_enough(self, unanswered: int) -> bool:
         """Whether the engine works, and it is this one question that it does not answer."""
@@ -248,6 +266,8 @@ class Controller:
     async def _step(self, view: View, action: Action) -> _Outcome:
         """Do the action. Whatever did not work is remembered with a backoff."""
         began = _now()
+        if action.verb is Verb.REMOVE:
+            self._removed.add(action.container_id)
         with bound_contextvars(sandbox=view.key, cause=action.cause):
             try:
                 await self._executor.execute(view, action)

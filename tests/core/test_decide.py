@@ -47,7 +47,7 @@ DAY = 86400.0
         ("running", Phase.PAUSED, "unpause alice (running is desired)"),
         ("running", Phase.RESTARTING, "wait until +1: the engine restarts it"),
         ("running", Phase.EXITED, "start alice (it ended: exit code 0)"),
-        ("running", Phase.REMOVING, "remove alice (the engine says it is removing)"),
+        ("running", Phase.REMOVING, "remove alice (its removal has begun already)"),
         ("running", Phase.DEAD, "remove alice (the engine says it is dead)"),
         ("paused", Phase.CREATED, "start alice (paused is desired)"),
         ("paused", Phase.RUNNING, "pause alice (paused is desired)"),

@@ -392,3 +392,16 @@ async def test_a_deletion_that_a_list_contradicts_goes_on(stage: Stage):
     await stage.after(30)
     assert stage.phases() == {"bob": "running"}
     assert not stage.store.deleted
+
+
+async def test_a_container_that_somebody_removes_is_reported(stage: Stage):
+    await stage.converge({"alice": "running"})
+    stage.host.remove(ALICE)
+    await stage.after(10)
+    assert stage.phases() == {"alice": "running"}
+    (line,) = stage.notes.said(Event.SANDBOX_REMOVED, sandbox="alice")
+    assert line["cause"] == "it was removed, and not by this daemon"
+    await stage.converge({"alice": {"env": {"A": "2"}}})
+    await stage.converge({"alice": "stopped"})
+    assert len(stage.notes.said(Event.SANDBOX_REMOVED)) == 1
+    assert not stage.manager._controller._removed
