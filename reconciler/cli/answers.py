@@ -68,7 +68,7 @@ def status(
     if name is not None and not answer["sandboxes"]:
         say(f"reconciler: {render.former_line(name, answer['former'])}", err=True)
         return 1
-    return 0
+    return 0 if answer["engine"]["reachable"] else 1
 
 
 @click.command()

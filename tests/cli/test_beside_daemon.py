@@ -125,7 +125,7 @@ def test_without_the_engine_nothing_is_called_in_sync(
     assert done.returncode == 1
     assert "the engine cannot be asked" in done.stderr
     done = cli("status")
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert "engine: cannot be asked" in done.stdout
 
 
