@@ -209,8 +209,7 @@ class Intake:
         )
 
     def _gone(self, loaded: Loaded) -> list[str]:
-        declared = (r.name for r in self._store.records.values() if r.origin == "declared")
-        known = {*declared, *self._store.held}
+        known = {*self._store.records, *self._store.held}
         return sorted(n for n in known if n not in loaded.records and not loaded.is_held(n))
 
     def _braked(self, loaded: Loaded, gone: list[str]) -> tuple[str, ...]:
@@ -227,7 +226,7 @@ class Intake:
         clock = self._store.clock
         today = clock.date(clock())
         return {
-            name: Record(name, "declared", declared.spec_name, declared.state, declared.spec, today)
+            name: Record(name, declared.spec_name, declared.state, declared.spec, today)
             for name, declared in loaded.records.items()
         }
 

@@ -55,13 +55,12 @@ class Query:
 
 
 class Pending:
-    """Entries that are not yet durable: the newest 10,000. What is older is lost, and counted."""
+    """Entries that are not yet durable: the newest 10,000. What is older is lost."""
 
     def __init__(self, last_id: int, clock: Callable[[], float]) -> None:
         self._last_id = last_id
         self._clock = clock
         self._entries: deque[LedgerEntry] = deque(maxlen=MAX_PENDING)
-        self.lost = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -71,7 +70,6 @@ class Pending:
     ) -> LedgerEntry:
         """Adds one entry, clipped to the size bound."""
         self._last_id += 1
-        self.lost += len(self._entries) == MAX_PENDING
         entry = LedgerEntry(self._last_id, self._clock(), event, sandbox, _text(cause), clip(data))
         self._entries.append(entry)
         return entry

@@ -13,7 +13,6 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
         """CREATE TABLE record (
             name TEXT PRIMARY KEY NOT NULL,
-            origin TEXT NOT NULL CHECK (origin IN ('declared', 'api')),
             spec_name TEXT NOT NULL,
             state TEXT NOT NULL,
             spec_id TEXT NOT NULL REFERENCES spec (id) DEFERRABLE INITIALLY DEFERRED,

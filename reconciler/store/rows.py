@@ -18,7 +18,6 @@ from reconciler.core.units import FOREVER
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Origin = Literal["declared", "api"]
 OrphanKind = Literal["container", "volume"]
 V = TypeVar("V")
 
@@ -33,7 +32,6 @@ class Record:
     """
 
     name: str
-    origin: Origin
     spec_name: str
     state: DesiredState
     spec: SandboxSpec = field(repr=False)  # its env may hold secrets
@@ -74,12 +72,11 @@ class Orphan:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What an edit changed. ``refused`` are names that records made through the API hold."""
+    """The names of the records that an edit changed."""
 
     added: frozenset[str] = frozenset()
     changed: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
-    refused: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.added or self.changed or self.removed)
@@ -105,7 +102,6 @@ def _encode_record(name: str, record: Record) -> dict[str, Any]:
     spec = json.dumps(layer_of(record.spec))
     return {
         "name": name,
-        "origin": record.origin,
         "spec_name": record.spec_name,
         "state": record.state.value,
         "spec": spec,
@@ -114,10 +110,8 @@ def _encode_record(name: str, record: Record) -> dict[str, Any]:
     }
 
 
-def _decode_record(  # noqa: PLR0917 - a row is positional
-    name: str, origin: Origin, spec_name: str, state: str, spec: str, created_at: float
-) -> Record:
-    return Record(name, origin, spec_name, DesiredState(state), _decode_spec(spec), created_at)
+def _decode_record(name: str, spec_name: str, state: str, spec: str, created_at: float) -> Record:
+    return Record(name, spec_name, DesiredState(state), _decode_spec(spec), created_at)
 
 
 # Records that share a spec have their rows side by side.
@@ -178,7 +172,7 @@ _MEMORY: Final = TypeAdapter(Memory)
 
 RECORDS: Final[Table[Record]] = Table(
     name="record",
-    select="SELECT name, origin, spec_name, state, spec.body, created_at"
+    select="SELECT name, spec_name, state, spec.body, created_at"
     " FROM record LEFT JOIN spec ON spec.id = record.spec_id",
     delete="DELETE FROM record WHERE name = ?",
     insert=(
@@ -187,8 +181,8 @@ RECORDS: Final[Table[Record]] = Table(
             " ON CONFLICT (id) DO UPDATE SET body = excluded.body"
         ),
         (
-            "INSERT INTO record (name, origin, spec_name, state, spec_id, created_at)"
-            " VALUES (:name, :origin, :spec_name, :state, :spec_id, :created_at)"
+            "INSERT INTO record (name, spec_name, state, spec_id, created_at)"
+            " VALUES (:name, :spec_name, :state, :spec_id, :created_at)"
         ),
     ),
     encode=_encode_record,

@@ -116,23 +116,21 @@ class State:
         """Takes in what the desired file declares, as one step that is durable whole or not at all.
 
         A declared record in neither argument stays as last accepted, and so does ``created_at`` of
-        one that exists. A record that comes back loses its tombstone. Records made through the API
-        are never touched: a declared one of the same name is refused.
+        one that exists. A record that comes back loses its tombstone.
 
         Args:
             records: Declared records by name, whether new, changed or neither.
             removed: Names that are declared no more. Unknown ones do no harm.
         """
         self._facts.put(_DESIRED_KNOWN, "yes")
-        ours = {name: record for name, record in records.items() if not self._is_of_api(name)}
+        known = {*self.records, *self.held}
         changes = Changes(
-            added=frozenset(name for name in ours if name not in self.records),
-            changed=frozenset(name for name, record in ours.items() if self._is_changed(record)),
-            removed=frozenset(n for n in removed if n not in records and self._is_removable(n)),
-            refused=frozenset(name for name in records if name not in ours),
+            added=frozenset(name for name in records if name not in self.records),
+            changed=frozenset(name for name, record in records.items() if self._is_changed(record)),
+            removed=frozenset(name for name in removed if name in known and name not in records),
         )
         for name in changes.added | changes.changed:
-            self.put_record(ours[name])
+            self.put_record(records[name])
         for name in changes.removed:
             self.remove_record(name)
         return changes
@@ -275,13 +273,6 @@ class State:
         entry = self._ledger.append(event, sandbox, cause, data)
         self._touched()
         return entry
-
-    def _is_of_api(self, name: str) -> bool:
-        known = self.records.get(name)
-        return known is not None and known.origin == "api"
-
-    def _is_removable(self, name: str) -> bool:
-        return (name in self.records or name in self.held) and not self._is_of_api(name)
 
     def _is_changed(self, record: Record) -> bool:
         known = self.records.get(record.name)

@@ -43,9 +43,9 @@ async def opened(state_dir: Path, listener: Listener | None = None, **options: A
     )
 
 
-def record(name: str, *, origin: str = "declared", created_at: float = 1.0, **spec: Any) -> Record:
+def record(name: str, *, created_at: float = 1.0, **spec: Any) -> Record:
     whole = SandboxSpec.model_validate({"image": "demo", **spec})
-    return Record(name, origin, "agent", DesiredState.RUNNING, whole, created_at)
+    return Record(name, "agent", DesiredState.RUNNING, whole, created_at)
 
 
 @contextmanager
