@@ -148,7 +148,11 @@ class Daemon:
         )
         store.supervised_by(self._supervise)
         self._reporter.ledger = store.append
-        self._reporter.log(Event.STORE_OPENED, path=str(self._settings.state_dir))
+        path = str(self._settings.state_dir)
+        self._reporter.log(Event.STORE_OPENED, path=path)
+        if store.unreadable:
+            rows = [f"{row}: {why}" for row, why in store.unreadable.items()]
+            self._reporter.log(Event.STORE_UNREADABLE, path=path, rows=rows)
         return store
 
     async def _serve(self, manager: Manager) -> None:

@@ -388,6 +388,13 @@ class Event(StrEnum):
     )
 
     STORE_OPENED = _of("store.opened", "info", "The database is open.", "path")
+    STORE_UNREADABLE = _of(
+        "store.unreadable",
+        "error",
+        "Rows of the database cannot be read by this release; they are left as they are, and what"
+        " they are about is left alone.",
+        *("path", "rows"),
+    )
     STORE_WRITE_FAILED = _of(
         "store.write_failed",
         "error",
