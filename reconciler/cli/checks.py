@@ -46,6 +46,8 @@ _OLDEST_ENGINE: Final = (20, 10)
 _SAMPLED_PORTS: Final = 200
 _MANY: Final = 0.5
 _EXEC_LIMIT: Final = 10.0
+# The parts of the engine's API without which nothing can be done.
+_VITAL: Final = frozenset({"CONTAINERS", "POST"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,14 @@ def _engine(info: EngineInfo) -> Finding:
     return Finding("engine", "OK", found)
 
 
+def _limits(info: EngineInfo) -> Finding:
+    if not info.missing_limits:
+        return Finding("resource limits", "OK", "the engine enforces cpus, memory and pids")
+    mend = "boot with cgroup v2, and delegate its controllers to the user of a rootless engine"
+    found = f"the engine does not enforce {', '.join(info.missing_limits)}"
+    return Finding("resource limits", "WARN", found, mend)
+
+
 async def _desired(settings: Settings) -> Finding:
     loaded, diagnostics = await validate(settings.desired, defaults_of(settings))
     if diagnostics:
@@ -177,9 +187,13 @@ async def _through_engine(
     if root is not None:
         findings.append(await _disk("engine disk", root, settings))
     loaded, _ = await validate(settings.desired, defaults_of(settings))
-    findings.append(_published_ports(info, settings.publish_address))
+    findings += [_limits(info), _published_ports(info, settings.publish_address)]
     status = await asyncio.to_thread(_status, settings)
     findings += _unknown_health(status)
+    access = await _access(engine)
+    findings += access
+    if any(finding.verdict == "FAIL" for finding in access):
+        return findings
     if wedged := status["engine"].get("wedged"):
         return [*findings, Finding("engine's changes", "FAIL", *wedged.split(": ", 1))]
     try:
@@ -188,6 +202,22 @@ async def _through_engine(
     except EngineTimeout as error:
         mend = "see whether it is overloaded; else restart it (`systemctl restart docker`)"
         return [*findings, Finding("engine's changes", "FAIL", str(error), mend)]
+
+
+async def _access(engine: DockerEngine) -> list[Finding]:
+    """One line of what is allowed, and one for each part of the API that is forbidden."""
+    try:
+        access = await engine.access()
+    except EngineError as error:
+        return [Finding("engine API", "FAIL", str(error), "see whether the engine is overloaded")]
+    allowed = " ".join(part for part, refusal in access.items() if refusal is None)
+    findings = [Finding("engine API", "OK", f"{allowed} allowed")]
+    for part, refusal in access.items():
+        if refusal is not None:
+            found, _, mend = str(refusal).rpartition("; ")
+            verdict: Verdict = "FAIL" if part in _VITAL else "WARN"
+            findings.append(Finding(f"engine API {part}", verdict, found, mend))
+    return findings
 
 
 def _status(settings: Settings) -> dict[str, Any]:

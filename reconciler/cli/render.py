@@ -66,7 +66,7 @@ def status_table(answer: dict[str, Any]) -> Table:
 def status_notes(answer: dict[str, Any]) -> list[str]:
     """What else a user must know."""
     engine = answer["engine"]
-    notes = [_engine_line(engine)]
+    notes = [_engine_line(engine), *engine.get("forbidden", ())]
     notes += answer.get("disk", {}).get("pressure", [])  # a daemon of an older release has none
     notes += answer["desired"]["errors"]
     if answer["desired"]["awaiting_confirmation"]:

@@ -103,7 +103,14 @@ class CommandTimeout(EngineError):
 
 
 class Forbidden(EngineError):
-    """The engine, or a proxy before it, does not allow the call: asking again will not help."""
+    """The engine, or a proxy before it, does not allow the call.
+
+    ``part`` is the part of the API that it is of, where it is known.
+    """
+
+    def __init__(self, message: str, part: str = "") -> None:
+        super().__init__(message)
+        self.part = part
 
 
 class NotFound(EngineError):

@@ -363,6 +363,8 @@ class View:
     ``held`` says why the desired file's record cannot be used, ``unseen`` why what is under the key
     could not be inspected, ``blind`` why the engine cannot be asked at all; each is empty where all
     is well.
+    ``sees_volumes`` is False where the engine forbids to list volumes: one that is not observed may
+    exist then.
     """
 
     key: str
@@ -382,6 +384,7 @@ class View:
     held: str = ""
     unseen: str = ""
     blind: str = ""
+    sees_volumes: bool = True
 
     @property
     def hindrance(self) -> str:

@@ -73,8 +73,10 @@ def has_volume(view: View, name: str) -> bool:
 
 
 def surplus_volumes(view: View) -> tuple[Volume, ...]:
-    """Volumes under the key that nothing asks for."""
+    """Volumes under the key that nothing asks for; none where volumes cannot be seen."""
     wanted = wanted_volume(view)
+    if not view.sees_volumes:
+        return ()
     return tuple(volume for volume in view.observed.volumes if volume.name != wanted)
 
 
@@ -105,7 +107,7 @@ def _host_drift(view: View, desired: Desired, container: Container) -> str:
     if any(leased.get(inside, host) != host for inside, host in container.ports.items()):
         return "its host ports changed"
     volume = wanted_volume(view)
-    if volume in container.volumes and not has_volume(view, volume):
+    if view.sees_volumes and volume in container.volumes and not has_volume(view, volume):
         return "its workspace volume is gone"
     # One of an older spec that is to be kept is not replaced by another spec's to find out.
     doubtful = not spec_drift(desired, container) and policy.keeps_failing(view.memory, container)

@@ -15,6 +15,7 @@ from reconciler.core.errors import (
     EngineError,
     EngineTimeout,
     EngineUnavailable,
+    Forbidden,
     NameTaken,
     NotFound,
     Refused,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from reconciler.engine.docker_errors import Translator
     from reconciler.engine.protocol import EngineEvent, EngineInfo, Image, PullProgress
 
+_MOST_WARNINGS: Final = 32
+_NO_VOLUMES: Final[Mapping[str, Any]] = {"Volumes": []}
 _LONGEST_EVENT: Final = 1 << 20
 # Seconds; an engine that takes long over a removal is not to be kept busy by being asked.
 _GONE_POLL: Final = 0.02
@@ -76,6 +79,7 @@ class DockerEngine:
         self._client = Client(docker_host)
         self._images = Images(self._client, read_timeout, pull_timeout)
         self._workspaces = Workspaces(self._client, call_timeout)
+        self._warnings: list[str] = []
         self._inside = Inside(self._client, read_timeout, call_timeout)
         self._driver: tuple[str, float] | None = None
 
@@ -83,16 +87,54 @@ class DockerEngine:
         """Let go of every connection."""
         await self._client.close()
 
+    def forbidden(self) -> Sequence[Forbidden]:
+        """One error for each part of the API that was forbidden lately."""
+        return self._client.forbidden
+
+    def warnings(self) -> Sequence[str]:
+        """What the engine warned of when it made containers: each text once."""
+        return tuple(self._warnings)
+
+    async def access(self) -> Mapping[str, Forbidden | None]:
+        """Try each part of the engine's API that is used; the error where it is forbidden.
+
+        A part that cannot be tried without another one that is forbidden is not in the answer.
+        Nothing is changed: what is asked to be changed does not exist.
+
+        Raises:
+            EngineUnavailable: it does not answer.
+        """
+        found: dict[str, Forbidden | None] = {}
+        for part, request in requests.samples(self._instance).items():
+            needed = {"POST": "CONTAINERS", "EXEC": "POST"}.get(part, "")
+            if needed and (needed not in found or found[needed] is not None):
+                continue
+            found[part] = None
+            try:
+                await self._ask(request)
+            except Forbidden as error:
+                found[part] = error
+            except EngineUnavailable:
+                raise
+            except EngineError:
+                continue  # such as that nobody has the name
+        return found
+
     async def ping(self) -> None:
         """Return if the engine answers."""
-        await self._client.call(get("_ping"), self._read_timeout)
+        await self._unless_forbidden(get("_ping"))
 
     async def info(self) -> EngineInfo:
         """Who the engine is."""
-        version = await self._client.call(get("version"), self._read_timeout)
-        about = await self._client.call(get("info"), self._read_timeout)
+        version = await self._unless_forbidden(get("version"))
+        about = await self._unless_forbidden(get("info"))
         with understood("itself"):
-            who = codec.info(version, about, local=self._client.is_local)
+            who = codec.info(
+                version,
+                about,
+                local=self._client.is_local,
+                api_version=self._client.api_version,
+            )
         return replace(who, gateway=await self._gateway())
 
     async def _gateway(self) -> str:
@@ -109,11 +151,13 @@ class DockerEngine:
     async def list(self) -> Listing:
         """Containers in every phase, and volumes; apart from them, the rows that cannot be read."""
         containers = await self._ask(requests.containers_of(self._instance))
-        volumes = await self._ask(requests.volumes_of(self._instance))
+        volumes = await self._unless_forbidden(requests.volumes_of(self._instance))
         with understood("what it has"):
             seen, broken = codec.rows(containers, codec.summary)
-            kept, lost = codec.rows(codec.volume_rows(volumes), codec.listed_volume)
-            return Listing(seen, kept, broken, lost)
+            kept, lost = codec.rows(
+                codec.volume_rows(_NO_VOLUMES if volumes is None else volumes), codec.listed_volume
+            )
+            return Listing(seen, kept, broken, lost, sees_volumes=volumes is not None)
 
     async def inspect(self, container_id: str) -> Container | None:
         """One container by id or name; None where it is not there or is not of this instance."""
@@ -192,6 +236,8 @@ class DockerEngine:
             return await self._adopt(blueprint, error)
         with understood("a new container"):
             container_id = codec.identifier(answer)
+            fresh = [text for text in codec.warnings(answer) if text not in self._warnings]
+        self._warnings += fresh[: _MOST_WARNINGS - len(self._warnings)]
         await self._hold_to_runtime(container_id, blueprint)
         return container_id
 
@@ -393,6 +439,16 @@ class DockerEngine:
             return None
         with understood(f"container {container_id[:12]}"):
             return answer if codec.is_asked_for(answer, container_id) else None
+
+    async def _unless_forbidden(self, request: requests.Request) -> Any:
+        """The answer; None where the question is forbidden."""
+        try:
+            answer = await self._ask(request)
+        except Forbidden:
+            return None
+        if answer is None:
+            raise errors.not_understood(str(request), TypeError("null"))
+        return answer
 
     async def _ask(self, request: requests.Request) -> Any:
         return await self._client.call(request, self._read_timeout)

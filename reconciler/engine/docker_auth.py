@@ -10,25 +10,34 @@ import asyncio
 import base64
 import binascii
 import json
+import os
 import re
+import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from reconciler.core.errors import PullFailed
-from reconciler.engine.docker_host import config_folder, read_json
+from reconciler.core.errors import PullFailed, SettingsError, Unreadable
+from reconciler.engine.docker_errors import understood
+from reconciler.engine.docker_host import read_config
+from reconciler.engine.docker_json import decode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from reconciler.threads import BoundedCalls
 
 Config = dict[str, Any]
 
 _HELPER: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _TOKEN_USER: Final = "<token>"  # noqa: S105 - how a helper marks a token, not a secret
+_LONGEST_ANSWER: Final = 1 << 20
+_CHUNK: Final = 1 << 16
+_END: Final = 2.0
 _NONE_FOUND: Final = b"credentials not found"
 
 
 async def auth_header(
-    registry: str, index: str, environ: Mapping[str, str], seconds: float
+    registry: str, index: str, environ: Mapping[str, str], seconds: float, files: BoundedCalls
 ) -> dict[str, str]:
     """The header that carries the credentials; empty where there are none.
 
@@ -36,11 +45,14 @@ async def auth_header(
     credential helper may take ``seconds``.
 
     Raises:
-        PullFailed: a credential helper is missing or fails.
-        SettingsError: config.json cannot be read.
+        PullFailed: config.json cannot be read, or a credential helper is missing or fails.
     """
-    path = config_folder(environ) / "config.json"
-    config: Config = await asyncio.to_thread(read_json, path)
+    try:
+        config: Config = await files.run("config.json", read_config, environ)
+    except SettingsError as error:
+        raise PullFailed(str(error)) from error
+    except OSError as error:
+        raise PullFailed(f"Docker's config.json cannot be read: {error.strerror}") from error
     server = index if is_default(registry, index) else registry
     found = await _from_helper(config, server, environ, seconds) or _from_file(config, server)
     return {"X-Registry-Auth": _encode({**found, "serveraddress": server})} if found else {}
@@ -89,8 +101,9 @@ async def _ask(
             return {}
         raise _broken(helper, f"it ended with {code}")
     try:
-        answer = json.loads(output)
-    except ValueError as error:
+        with understood("credentials"):
+            answer = decode(output)
+    except Unreadable as error:
         raise _broken(helper, "its answer is not JSON") from error
     return answer if isinstance(answer, dict) else {}
 
@@ -106,29 +119,54 @@ async def _run(
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             env=dict(environ),
+            start_new_session=True,
         )
-    except OSError as error:
-        raise _broken(helper, f"it cannot be run ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "its environment"
+        raise _broken(helper, f"it cannot be run ({why})") from error
     try:
         async with asyncio.timeout(seconds):
-            output, _ = await process.communicate(server)
+            return await _talk(process, server)
     except TimeoutError as error:
+        await _kill(process)
         raise _broken(helper, f"it took longer than {seconds:g} s") from error
-    finally:
-        await _end(process)
-    return process.returncode or 0, output
+    except BaseException:
+        await _kill(process)
+        raise
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+async def _talk(process: asyncio.subprocess.Process, server: bytes) -> tuple[int, bytes]:
+    """Its exit code, and what it answers as far as an answer can be long, once it has ended."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(ConnectionError):
+        process.stdin.write(server)
+        await process.stdin.drain()
+    process.stdin.close()
+    output = b""
+    while chunk := await process.stdout.read(_CHUNK):
+        output = (output + chunk)[:_LONGEST_ANSWER]
+    return await process.wait(), output
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """End it, and what it has started, which may hold its output open."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(_END):
+            while await process.stdout.read(_CHUNK):
+                pass
+            await process.wait()
+    except TimeoutError:
+        # A child in a session of its own keeps the output open.
+        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _broken(helper: str, what: str) -> PullFailed:
     return PullFailed(
-        f"the credential helper docker-credential-{helper} gave nothing: {what}; mend it, or take "
+        f"the credential helper docker-credential-{helper} gave nothing: {what}; fix it, or take "
         "it out of Docker's config.json"
     )
 

@@ -1,7 +1,7 @@
 """Two connection pools to one engine: calls, and streams, which would starve calls in a shared one.
 
-This is where aiodocker is used. It limits neither a wait nor the size of an answer and never closes
-a stream that is left early, so requests are sent and answers are read here.
+Requests are sent and answers are read here, with bounds on time and size. aiodocker has no
+bounds, never closes a stream that is left early, and cannot be imported by a user without a home.
 """
 
 from __future__ import annotations
@@ -9,27 +9,34 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import aiohttp
-from aiodocker import Docker, DockerError
+from yarl import URL
 
 from reconciler.core.errors import (
     OUT_OF_FILES,
     EngineError,
     EngineTimeout,
     EngineUnavailable,
+    Forbidden,
     ReconcilerError,
+    SettingsError,
     Unreadable,
     is_out_of_files,
 )
 from reconciler.engine import docker_errors
 from reconciler.engine import docker_requests as requests
+from reconciler.engine.docker_access import Access
 from reconciler.engine.docker_errors import common, cut, understood
 from reconciler.engine.docker_host import Endpoint, resolve
 from reconciler.engine.docker_json import decode
 from reconciler.progress import waiting
+from reconciler.threads import BoundedCalls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -48,7 +55,27 @@ _LONGEST_REFUSAL: Final = 1 << 16
 # A compressed answer could unfold to any size.
 _HEADERS: Final = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
 _REFUSED: Final = 400
+_TAGS: Final = re.compile(r"<[^<>]*>")
+_API_LIMIT: Final = re.compile(r"supported API version is (\d+)\.(\d+)")
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+
+class _Refusal(Exception):
+    """The engine's status and text, before they are translated."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(slots=True)
+class _Link:
+    """One pool of connections, and the version of the API that is spoken over it."""
+
+    url: str
+    session: aiohttp.ClientSession
+    api_version: str = _UNAGREED
 
 
 class Client:
@@ -57,45 +84,49 @@ class Client:
     def __init__(self, docker_host: str | None) -> None:
         self._docker_host = docker_host
         self._agreeing = asyncio.Lock()
-        self._calls: Docker | None = None
-        self._streams: Docker | None = None
+        self._calls: _Link | None = None
+        self._streams: _Link | None = None
         self._connectors: list[aiohttp.BaseConnector] = []
+        self._access = Access(time.monotonic)
+        self._files = BoundedCalls()
+        self._hint = ""
+        self._api = _KNOWN_API
+
+    @property
+    def forbidden(self) -> tuple[Forbidden, ...]:
+        """The parts of the API that were forbidden lately."""
+        return self._access.forbidden
+
+    @property
+    def api_version(self) -> str:
+        """The version of the API that is spoken; empty before it was agreed on."""
+        spoken = self._calls.api_version if self._calls else _UNAGREED
+        return "" if spoken == _UNAGREED else spoken.removeprefix("v")
 
     @property
     def is_local(self) -> bool:
         """Whether the engine was reached by a socket of this host."""
         return any(isinstance(each, aiohttp.UnixConnector) for each in self._connectors)
 
-    async def connect(self, seconds: float) -> None:
-        """Find the engine and agree on a version of its API, once.
-
-        Raises:
-            EngineUnavailable: it does not answer; the next request tries again.
-            SettingsError: what names the engine cannot be used.
-        """
-        async with _bounded(seconds, "GET /version", common):
-            await self._agreed()
-
     async def close(self) -> None:
         """Let go of every connection."""
         clients, self._calls, self._streams = (self._calls, self._streams), None, None
         self._connectors = []
         for client in filter(None, clients):
-            await client.close()
             await client.session.close()
 
     async def call(self, request: Request, seconds: float, say: Translator = common) -> Any:
         """The decoded answer: JSON, text, or an empty string."""
         async with _bounded(seconds, str(request), self._noticing(say)):
             calls, _ = await self._agreed()
-            async with _answered(calls, request) as response:
+            async with self._answered(calls, request) as response:
                 return await _content(response, request)
 
     async def headers(self, request: Request, seconds: float) -> Mapping[str, str]:
         """The headers of an answer that has nothing else."""
         async with _bounded(seconds, str(request), self._noticing(common)):
             calls, _ = await self._agreed()
-            async with _answered(calls, request) as response:
+            async with self._answered(calls, request) as response:
                 return response.headers
 
     @asynccontextmanager
@@ -109,23 +140,98 @@ class Client:
         async with AsyncExitStack() as stack:
             async with _bounded(seconds, str(request), self._noticing(say)):
                 _, streams = await self._agreed()
-                response = await stack.enter_async_context(_answered(streams, request))
+                response = await stack.enter_async_context(self._answered(streams, request))
             stack.callback(response.close)
             yield _chunks(response)
 
-    async def _agreed(self) -> tuple[Docker, Docker]:
+    async def _agreed(self) -> tuple[_Link, _Link]:
         async with self._agreeing:
             if self._calls is None or self._streams is None:
                 self._calls, self._streams = await self._open()
             if _UNAGREED in {self._calls.api_version, self._streams.api_version}:
-                await _agree(self._calls, self._streams)
+                await self._agree(self._calls, self._streams)
             return self._calls, self._streams
 
-    async def _open(self) -> tuple[Docker, Docker]:
-        endpoint = await asyncio.to_thread(resolve, self._docker_host, dict(os.environ))
+    async def _open(self) -> tuple[_Link, _Link]:
+        endpoint = await self._endpoint()
+        self._hint = endpoint.hint
         self._connectors = [_connector(endpoint), _connector(endpoint)]
         calls, streams = (_docker(endpoint.url, each) for each in self._connectors)
         return calls, streams
+
+    async def _agree(self, *clients: _Link) -> None:
+        """Agree on a version of the API; where no question about it is allowed, on a known one."""
+        try:
+            newest, oldest = await self._limits(clients[0])
+            agreed = max(oldest, min(newest, _KNOWN_API))
+        except Forbidden:
+            agreed = self._api
+        for client in clients:
+            client.api_version = "v" + ".".join(map(str, agreed))
+
+    async def _limits(self, docker: _Link) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The newest version and the oldest that the engine speaks."""
+        version, ping = requests.get("version"), requests.get("_ping")
+        try:
+            async with self._answered(docker, version, versioned=False) as response:
+                answer = await _content(response, version)
+            with understood("its version"):
+                return _numbers(answer["ApiVersion"]), _numbers(answer["MinAPIVersion"])
+        except Forbidden:
+            async with self._answered(docker, ping, versioned=False) as response:
+                with understood("its version"):
+                    return _numbers(response.headers["Api-Version"]), (0, 0)
+
+    @asynccontextmanager
+    async def _answered(
+        self, docker: _Link, request: Request, *, versioned: bool = True
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The engine's answer, of which only the headers have been read."""
+        version = f"{docker.api_version}/" if versioned else ""
+        query = docker.session.request(
+            request.method,
+            URL(f"{docker.url}/{version}{request.path}"),
+            params=request.params,
+            data=request.body,
+            headers={**_HEADERS, **(request.headers or {})},
+            allow_redirects=False,
+        )
+        try:
+            response = await query
+        except aiohttp.ClientConnectionError as error:
+            text = f"no connection: {error}{self._hint}"
+            raise _Refusal(docker_errors.NO_CONNECTION, text) from error
+        async with response:
+            encoding = response.headers.get("Content-Encoding", "identity").lower()
+            if encoding != "identity" or response.status in _REDIRECTS:
+                raise Unreadable(
+                    f"{request}: the answer is compressed or leads elsewhere (status "
+                    f"{response.status}, encoding {docker_errors.cut(encoding)}): see that no web "
+                    "proxy stands before the engine"
+                )
+            if response.status >= _REFUSED:
+                await self._refuse(request, response)
+            self._access.answered(request)
+            yield response
+
+    async def _refuse(self, request: Request, response: aiohttp.ClientResponse) -> NoReturn:
+        text = await _refusal(response)
+        if error := self._access.refused(request, response.status, text):
+            raise error
+        if response.status not in docker_errors.GATEWAY:
+            self._access.answered(request)
+        raise _Refusal(response.status, text)
+
+    async def _endpoint(self) -> Endpoint:
+        try:
+            return await self._files.run("engine", resolve, self._docker_host, dict(os.environ))
+        except SettingsError as error:
+            # What names the engine is read again with each attempt, so it can be corrected.
+            raise EngineUnavailable(str(error)) from error
+        except OSError as error:
+            raise EngineUnavailable(
+                f"Docker's configuration cannot be read ({error.strerror}): set DOCKER_HOST"
+            ) from error
 
     def _noticing(self, say: Translator) -> Translator:
         """Agree anew before the next request where the engine was replaced by another version."""
@@ -133,6 +239,8 @@ class Client:
         def translate(status: int, text: str) -> EngineError:
             if docker_errors.is_other_version(status, text) and self._calls:
                 self._calls.api_version = _UNAGREED
+                if limit := _API_LIMIT.search(text):
+                    self._api = (int(limit[1]), int(limit[2]))
                 return common(status, text)
             return say(status, text)
 
@@ -145,22 +253,11 @@ def _connector(endpoint: Endpoint) -> aiohttp.BaseConnector:
     return aiohttp.TCPConnector(limit=0, ssl=endpoint.ssl or True)
 
 
-async def _agree(*clients: Docker) -> None:
-    question = requests.get("version")
-    async with _answered(clients[0], question, versioned=False) as response:
-        version = await _content(response, question)
-    with understood("its version"):
-        newest, oldest = (_numbers(version[key]) for key in ("ApiVersion", "MinAPIVersion"))
-        agreed = max(oldest, min(newest, _KNOWN_API))
-    for client in clients:
-        client.api_version = "v" + ".".join(map(str, agreed))
-
-
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def _docker(url: str, connector: aiohttp.BaseConnector) -> Docker:
+def _docker(url: str, connector: aiohttp.BaseConnector) -> _Link:
     session = aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(),
@@ -168,38 +265,7 @@ def _docker(url: str, connector: aiohttp.BaseConnector) -> Docker:
         cookie_jar=aiohttp.DummyCookieJar(),
         max_field_size=_LONGEST_HEADER,
     )
-    return Docker(url, connector=connector, session=session)
-
-
-@asynccontextmanager
-async def _answered(
-    docker: Docker, request: Request, *, versioned: bool = True
-) -> AsyncIterator[aiohttp.ClientResponse]:
-    """The engine's answer, of which only the headers have been read."""
-    url = docker._canonicalize_url(request.path, versioned_api=versioned)  # noqa: SLF001
-    query = docker.session.request(
-        request.method,
-        url,
-        params=request.params,
-        data=request.body,
-        headers={**_HEADERS, **(request.headers or {})},
-        allow_redirects=False,
-    )
-    try:
-        response = await query
-    except aiohttp.ClientConnectionError as error:
-        raise DockerError(docker_errors.NO_CONNECTION, f"no connection: {error}") from error
-    async with response:
-        encoding = response.headers.get("Content-Encoding", "identity").lower()
-        if encoding != "identity" or response.status in _REDIRECTS:
-            raise Unreadable(
-                f"{request}: the answer is compressed or leads elsewhere (status "
-                f"{response.status}, encoding {docker_errors.cut(encoding)}): see that no web "
-                "proxy stands before the engine"
-            )
-        if response.status >= _REFUSED:
-            raise DockerError(response.status, await _refusal(response))
-        yield response
+    return _Link(url, session)
 
 
 async def _content(response: aiohttp.ClientResponse, request: Request) -> Any:
@@ -222,7 +288,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> str:
     try:
         return str(json.loads(body)["message"])
     except Exception:  # noqa: BLE001 - a proxy answers with a page, and may answer with anything
-        return body.strip() or f"{response.status} {response.reason}"
+        return _TAGS.sub(" ", body).strip() or f"{response.status} {response.reason}"
 
 
 async def _bytes(response: aiohttp.ClientResponse, longest: int) -> bytes:
@@ -255,7 +321,7 @@ async def _bounded(seconds: float, what: str, say: Translator) -> AsyncIterator[
             f"the engine did not answer {what} within {seconds:g} s: see whether it is overloaded "
             "or stuck"
         ) from error
-    except DockerError as error:
+    except _Refusal as error:
         if is_out_of_files(error):
             raise EngineUnavailable(f"{what}: {OUT_OF_FILES}") from error
         raise say(error.status, str(error.message)) from error

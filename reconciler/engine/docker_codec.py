@@ -59,6 +59,7 @@ _CHECK_STATES: Final = frozenset(state.value for state in CheckState)
 _NAMELESS: Final = "<none>"
 _ANONYMOUS: Final = re.compile(r"[0-9a-f]{64}")
 _DEFAULT_STOP_TIMEOUT: Final = 10.0
+_LIMITS: Final = {"CpuCfsQuota": "cpus", "MemoryLimit": "memory", "PidsLimit": "pids"}
 _LONGEST_TEXT: Final = 4096
 _LAST_DATE: Final = datetime.max.replace(tzinfo=UTC).timestamp()
 _INT32: Final = 2**31
@@ -220,15 +221,23 @@ def image(row: Mapping[str, Any]) -> Image:
     )
 
 
-def info(version: Mapping[str, Any], info: Mapping[str, Any], *, local: bool = False) -> EngineInfo:
-    """Who the engine is, from its two answers about itself."""
-    components = str(version.get("Components", ""))
+def info(
+    version: Mapping[str, Any] | None,
+    about: Mapping[str, Any] | None,
+    *,
+    api_version: str,
+    local: bool = False,
+) -> EngineInfo:
+    """Who the engine is, from its two answers about itself; None where one is forbidden."""
+    components = str(version.get("Components", "")) if version is not None else ""
+    options = (about.get("SecurityOptions") or ()) if about is not None else ()
     return EngineInfo(
         name="Podman" if "Podman" in components else "Docker",
-        version=text(version["Version"]),
-        api_version=text(version["ApiVersion"]),
-        root=text(info["DockerRootDir"]),
-        rootless="name=rootless" in (info.get("SecurityOptions") or ()),
+        version=text(version["Version"]) if version is not None else "of unknown version",
+        api_version=text(version["ApiVersion"]) if version is not None else api_version,
+        root=text(about["DockerRootDir"]) if about is not None else "",
+        rootless="name=rootless" in options,
+        missing_limits=_missing_limits(about or {}),
         local=local,
     )
 
@@ -254,6 +263,15 @@ def gateway(network: Mapping[str, Any]) -> str:
         if pool.get("Subnet"):
             return str(ip_network(text(pool["Subnet"]))[1])
     return ""
+
+
+def warnings(answer: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the engine warns of in its answer to a create."""
+    return tuple(cut(text(each)) for each in answer.get("Warnings") or ())
+
+
+def _missing_limits(about: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(limit for key, limit in _LIMITS.items() if about.get(key) is False)
 
 
 def event(line: bytes, instance: str) -> EngineEvent | None:

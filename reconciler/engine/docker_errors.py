@@ -41,7 +41,7 @@ BAD_REQUEST: Final = 400
 _FORBIDDEN: Final = 403
 NOT_FOUND: Final = 404
 CONFLICT: Final = 409
-_GATEWAY: Final = frozenset({502, 503, 504})
+GATEWAY: Final = frozenset({502, 503, 504})
 _LONGEST: Final = 256
 # Characters at either end of a text that are looked at.
 _END: Final = 1 << 14
@@ -101,7 +101,7 @@ def common(status: int, text: str) -> EngineError:
         return EngineUnavailable(
             f"{cut(text)}: see that the engine runs, and that this user may use its socket"
         )
-    if status in _GATEWAY:
+    if status in GATEWAY:
         return EngineUnavailable(f"the engine is not ready ({status}): {cut(text)}")
     if is_other_version(status, text):
         return EngineUnavailable(f"the engine's version changed: {cut(text)}")
@@ -227,5 +227,5 @@ def _port(text: str) -> int | None:
 
 
 def _will_not(status: int, text: str) -> bool:
-    known = status not in {NO_CONNECTION, BAD_REQUEST, NOT_FOUND, CONFLICT} | _GATEWAY
+    known = status not in {NO_CONNECTION, BAD_REQUEST, NOT_FOUND, CONFLICT} | GATEWAY
     return known and bool(_WILL_NOT.search(text)) and not _SHORTAGE.search(text)

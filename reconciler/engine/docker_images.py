@@ -7,13 +7,14 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.errors import NotFound, PullFailed, Refused
+from reconciler.core.errors import Forbidden, NotFound, PullFailed, Refused
 from reconciler.engine import docker_codec as codec
 from reconciler.engine import docker_requests as requests
 from reconciler.engine.docker_auth import auth_header
 from reconciler.engine.docker_errors import on_image_removal, on_pull_of, understood
 from reconciler.engine.docker_pull import LONGEST_PULL_LINE, Pull, registry_of, split_reference
 from reconciler.engine.docker_stream import Lines, lines_of
+from reconciler.threads import BoundedCalls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 # store says nothing: 10 GB onto a disk that takes 6 MB/s are half an hour. Where the network
 # breaks, so does the connection: this ends only a pull that the engine itself has forgotten.
 _SILENCE: Final = 1800.0
+# Of an engine that names no other.
+_DEFAULT_INDEX: Final = "https://index.docker.io/v1/"
 
 
 class Images:
@@ -34,6 +37,7 @@ class Images:
         self._client = client
         self._read_timeout = read_timeout
         self._pull_timeout = pull_timeout
+        self._files = BoundedCalls()
 
     async def has(self, image: str) -> bool:
         """Whether a create would find the image."""
@@ -83,18 +87,31 @@ class Images:
 
     async def _pull(self, image: str, progress: Callable[[PullProgress], None]) -> None:
         repository, tag = split_reference(image)
-        headers = await self._credentials(image)
+        try:
+            headers, trouble = await self._credentials(image), None
+        except PullFailed as error:
+            headers, trouble = {}, error
         request, pull = requests.pull(repository, tag, headers), Pull(image)
-        async with self._client.stream(request, _SILENCE, on_pull_of(image)) as chunks:
-            lines = lines_of(_with_a_pulse(image, chunks), Lines(LONGEST_PULL_LINE))
-            async for line in lines:
-                progress(pull.feed(line))
+        try:
+            async with self._client.stream(request, _SILENCE, on_pull_of(image)) as chunks:
+                lines = lines_of(_with_a_pulse(image, chunks), Lines(LONGEST_PULL_LINE))
+                async for line in lines:
+                    progress(pull.feed(line))
+        except PullFailed as error:
+            if trouble is None:
+                raise
+            # Many images need no credentials, so only a pull that fails shows that they lack.
+            raise PullFailed(f"{error}; it was tried without credentials: {trouble}") from error
 
     async def _credentials(self, image: str) -> dict[str, str]:
-        about = await self._client.call(requests.get("info"), self._read_timeout)
+        try:
+            about = await self._client.call(requests.get("info"), self._read_timeout)
+        except Forbidden:
+            about = {}
         with understood("itself"):
-            index = codec.index_server(about)
-        return await auth_header(registry_of(image), index, os.environ, self._read_timeout)
+            index = codec.index_server(about) or _DEFAULT_INDEX
+        registry = registry_of(image)
+        return await auth_header(registry, index, os.environ, self._read_timeout, self._files)
 
 
 async def _with_a_pulse(image: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from reconciler.core.errors import CommandTimeout, EngineTimeout, EngineUnavailable, NotFound
+from reconciler.core.errors import (
+    CommandTimeout,
+    EngineTimeout,
+    EngineUnavailable,
+    Forbidden,
+    NotFound,
+)
 from reconciler.engine import docker_codec as codec
 from reconciler.engine import docker_requests as requests
 from reconciler.engine.docker_errors import on_exec, understood
@@ -21,6 +28,8 @@ if TYPE_CHECKING:
 
 # Commands whose end was not seen; those in containers that are gone count too.
 _MOST_BEGUN: Final = 1024
+# Seconds without another try once a command was forbidden: the engine keeps each that it was given.
+_FORBIDDEN_FOR: Final = 60.0
 
 
 class Inside:
@@ -31,6 +40,7 @@ class Inside:
         self._read_timeout = read_timeout
         self._call_timeout = call_timeout
         self._begun: dict[tuple[str, ...], str] = {}
+        self._forbidden: tuple[Forbidden, float] | None = None
 
     async def log_tail(self, container_id: str, lines: int, since: float) -> tuple[str, ...]:
         """The last lines of both streams."""
@@ -91,19 +101,32 @@ class Inside:
         place = (container_id, *command)
         if place in self._begun and await self._runs(self._begun[place]):
             raise CommandTimeout("the same command, begun earlier, has not ended: see why it hangs")
+        self._raise_forbidden()
         create = requests.exec_create(container_id, command)
         made = await self._client.call(create, self._call_timeout, on_exec)
         with understood("a command"):
             exec_id = codec.identifier(made)
         self._remember(place, exec_id)
         start = requests.exec_start(exec_id)
-        async with self._client.stream(start, self._call_timeout, on_exec) as output:
-            async for _ in output:
-                pass
+        try:
+            async with self._client.stream(start, self._call_timeout, on_exec) as output:
+                async for _ in output:
+                    pass
+        except Forbidden as error:
+            self._begun.pop(place, None)
+            self._forbidden = error, time.monotonic()
+            raise
         self._begun.pop(place, None)
         result = await self._about(exec_id)
         with understood("a command's end"):
             return codec.exit_code(result["ExitCode"])
+
+    def _raise_forbidden(self) -> None:
+        if self._forbidden is not None:
+            error, since = self._forbidden
+            if time.monotonic() - since < _FORBIDDEN_FOR:
+                raise Forbidden(str(error), error.part)
+            self._forbidden = None
 
     def _remember(self, place: tuple[str, ...], exec_id: str) -> None:
         self._begun[place] = exec_id

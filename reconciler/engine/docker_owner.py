@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Final
 from reconciler.core.errors import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from reconciler.core.spec import SandboxSpec
 
 ARCHIVE_HEAD: Final = 1 << 16
 ACCOUNTS_BYTES: Final = 1 << 20
 _NUMERIC: Final = re.compile(r"\d{1,10}")
+_NUMBERS: Final = re.compile(r"/(\d{1,10})\.(\d{1,10})/?$")
 _PERMISSIONS: Final = 0o777
 # Where Go's file modes have what the last three octal digits of Unix's do not hold.
 _SPECIAL: Final = ((1 << 23, 0o4000), (1 << 22, 0o2000), (1 << 20, 0o1000))
@@ -66,6 +67,27 @@ def can_write_beside(path: str, spec: SandboxSpec) -> bool:
     parent = PurePosixPath(posixpath.normpath(path)).parent
     fixed = (mount.container_path for mount in spec.mounts if mount.mode == "ro")
     return not spec.security.read_only and not any(map(parent.is_relative_to, fixed))
+
+
+def remapped_root(root_dir: str, options: Sequence[str]) -> Owner | None:
+    """What root in a container is on the host of an engine with userns-remap; None without it.
+
+    Such an engine keeps its data in a folder that is called by these two numbers.
+    """
+    numbers = _NUMBERS.search(root_dir)
+    if numbers is None or "name=userns" not in options:
+        return None
+    return Owner(int(numbers[1]), int(numbers[2]))
+
+
+def is_remapped(seen: Owner, owner: Owner, root: Owner) -> bool:
+    """Whether ``seen`` on the host is ``owner`` in a container whose root is ``root`` there.
+
+    The ids of a container are mapped by one range or more. Beyond the first range only a change
+    from root shows.
+    """
+    first = Owner(root.uid + owner.uid, root.gid + owner.gid)
+    return seen == first or (seen.uid not in {0, root.uid} and owner.uid != 0)
 
 
 def is_root(user: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -37,6 +38,11 @@ class Request:
 
     def __str__(self) -> str:
         return f"{self.method} /{self.path[:80]}"
+
+    @property
+    def changes(self) -> bool:
+        """Whether the engine is asked to change something."""
+        return self.method not in {"GET", "HEAD"}
 
 
 def get(path: str, **params: str) -> Request:
@@ -136,6 +142,24 @@ def put_archive(container_id: str, path: str, archive: bytes) -> Request:
     """Unpack an archive in a container's folder. No file there gives way to a folder."""
     target = container(container_id, "archive")
     return Request("PUT", target, {"path": path, "noOverwriteDirNonDir": "1"}, archive, _TAR)
+
+
+def samples(instance: str) -> dict[str, Request]:
+    """A request for each part of the API that is used, none of which changes anything.
+
+    That for POST needs CONTAINERS, and that for EXEC needs POST.
+    """
+    nobody = f"reconciler-doctor-{secrets.token_hex(8)}"
+    return {
+        "CONTAINERS": containers_of(instance),
+        "POST": post(container(nobody, "stop")),
+        "EVENTS": get("events", since="1", until="1"),
+        "EXEC": post(f"exec/{nobody}/start", {"Detach": True}),
+        "IMAGES": get(f"images/{nobody}/json"),
+        "INFO": get("info"),
+        "VERSION": get("version"),
+        "VOLUMES": volumes_of(instance),
+    }
 
 
 def _list(path: str, **params: str) -> Request:

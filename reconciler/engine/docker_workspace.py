@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from reconciler.core import naming
-from reconciler.core.errors import NotFound, Refused
+from reconciler.core.errors import Forbidden, NotFound, Refused
 from reconciler.engine import docker_codec as codec
 from reconciler.engine import docker_owner as owners
 from reconciler.engine import docker_requests as requests
@@ -141,12 +141,22 @@ class Workspaces:
 
     async def _prove(self, container_id: str, path: str, owner: Owner) -> None:
         entry = await self._head(container_id, path, owners.ARCHIVE_HEAD)
-        if entry.owner != owner:
+        if entry.owner != owner and not await self._is_remapped(entry.owner, owner):
             raise Refused(
                 f"the engine does not give {path} to {owner.uid}:{owner.gid}: set "
                 "`workspace.owner` to the folder's owner in the image"
             )
         self._proven = True
+
+    async def _is_remapped(self, seen: Owner, owner: Owner) -> bool:
+        """Whether ``seen``, an owner on the host, is ``owner`` in a user namespace."""
+        try:
+            about = await self._client.call(requests.get("info"), self._seconds)
+        except Forbidden:
+            return True  # nothing is known against it
+        with understood("itself"):
+            root = owners.remapped_root(about["DockerRootDir"], about.get("SecurityOptions") or ())
+        return root is not None and owners.is_remapped(seen, owner, root)
 
     async def _modes(
         self, container_id: str, path: str, folders: Sequence[str]

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from reconciler.core.blueprint import Blueprint
+    from reconciler.core.errors import Forbidden
     from reconciler.core.model import Container, Phase, Volume
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """Who the engine is. ``root`` is the folder where it keeps its data, on its own host.
+
+    ``missing_limits`` are those of ``resources`` that it cannot enforce.
 
     ``local``: it was reached by a socket of this host, so ``root`` is, as a rule, a folder here.
     ``gateway`` is its address on its default bridge; empty where it has none or does not say.
@@ -32,6 +35,7 @@ class EngineInfo:
     api_version: str
     root: str
     rootless: bool = False
+    missing_limits: tuple[str, ...] = ()
     local: bool = False
     gateway: str = ""
 
@@ -60,12 +64,16 @@ class BrokenRow:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All that bears the instance's label, or nothing: a partial answer raises."""
+    """All that bears the instance's label, or nothing: a partial answer raises.
+
+    ``sees_volumes`` is False where the engine, or a proxy before it, forbids to list volumes.
+    """
 
     containers: tuple[Summary, ...]
     volumes: tuple[Volume, ...]
     broken_containers: tuple[BrokenRow, ...] = ()
     broken_volumes: tuple[BrokenRow, ...] = ()
+    sees_volumes: bool = True
 
 
 class EventKind(StrEnum):
@@ -118,6 +126,12 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Let go of every connection."""
+
+    def forbidden(self) -> Sequence[Forbidden]:
+        """One error for each part of the engine's API that was forbidden lately."""
+
+    def warnings(self) -> Sequence[str]:
+        """What the engine warned of when it made containers: each text once."""
 
     async def ping(self) -> None:
         """Return if the engine answers."""

@@ -204,6 +204,7 @@ class Answers:
             "api_version": info.api_version,
             "synced": self._loop.informer.synced.is_set(),
             "wedged": self._loop.lanes.wedged or None,
+            "forbidden": [str(error) for error in self._loop.engine.forbidden()],
         }
 
     async def status(self, name: str | None = None, *, secrets: bool = False) -> dict[str, Any]:

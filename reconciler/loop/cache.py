@@ -44,6 +44,7 @@ class Cache:
     """Containers and volumes by key. ``listed_at`` is when the engine last answered a list.
 
     ``lists`` counts the lists that were asked for.
+    ``sees_volumes`` is False while the engine forbids to list volumes: what was known stays.
 
     ``clock`` is monotonic, in seconds.
     """
@@ -61,6 +62,7 @@ class Cache:
         self._unseen: dict[str, str] = {}
         self._broken_ids: set[str] = set()
         self._broken_volumes: set[str] = set()
+        self.sees_volumes = True
         self.listed_at = 0.0
         self._confirmed = -_LIST_SPACING
         self.lists = 0
@@ -100,9 +102,13 @@ class Cache:
         volumes = {volume.sandbox for volume in self._volumes.values()}
         return {*containers, *volumes, *self._dirty, *self._dirty_volumes}
 
-    def ids(self) -> tuple[set[str], set[str]]:
-        """The ids of all containers, and the names of all volumes, readable or not."""
-        return {*self._containers, *self._broken_ids}, {*self._volumes, *self._broken_volumes}
+    def ids(self) -> tuple[set[str], set[str] | None]:
+        """The ids of all containers, and the names of all volumes, readable or not.
+
+        None where volumes cannot be seen.
+        """
+        volumes = {*self._volumes, *self._broken_volumes} if self.sees_volumes else None
+        return {*self._containers, *self._broken_ids}, volumes
 
     def image_ids(self) -> set[str]:
         """The ids of the images of all containers."""
@@ -243,7 +249,9 @@ class Cache:
                 self.touch(row.sandbox, row.id)
         self._broken_ids = {row.id for row in listing.broken_containers}
         self._broken_volumes = {row.id for row in listing.broken_volumes}
-        self._apply_volumes(listing, began)
+        self.sees_volumes = listing.sees_volumes
+        if listing.sees_volumes:
+            self._apply_volumes(listing, began)
 
     def _differs(self, summary: Summary) -> bool:
         cached = self._containers.get(summary.id)

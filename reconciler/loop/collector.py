@@ -140,11 +140,15 @@ class Collector:
             kind, key, sandbox=view.key, since=view.now, retain=retain, confirmed=confirmed
         )
 
-    def sweep(self, containers: Collection[str], volumes: Collection[str]) -> None:
-        """Forget the orphans that are gone, and the keys of sandboxes of which nothing is left."""
+    def sweep(self, containers: Collection[str], volumes: Collection[str] | None) -> None:
+        """Forget the orphans that are gone, and the keys of sandboxes of which nothing is left.
+
+        ``volumes`` is None where it is not known which there are.
+        """
         for container_id in set(self._store.orphans["container"]).difference(containers):
             self._store.drop_orphan("container", container_id)
-        for name in set(self._store.orphans["volume"]).difference(volumes):
+        gone = set() if volumes is None else set(self._store.orphans["volume"]).difference(volumes)
+        for name in gone:
             sandbox = self._store.orphans["volume"][name].sandbox
             self._store.drop_orphan("volume", name)
             self._store.drop_key(sandbox)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import faults, policy
-from reconciler.core.errors import Removing, Wrecked
+from reconciler.core.errors import Forbidden, Removing, Wrecked
 from reconciler.core.faults import faults_of
 from reconciler.core.model import Concern, Failure, Fate, Fault, Verb
 from reconciler.core.roles import roles_of
@@ -56,11 +56,12 @@ class Failures:
             self._report_garbage(view.key, action, failure.cause, retry_in)
             return
         source = str(action.verb)
+        # A step that hangs, or is forbidden, for every sandbox is logged once, of the engine.
+        is_rule = isinstance(error, Forbidden) and error.part
+        logged = action.verb not in self._lanes.hung() and not is_rule
         if source not in self._open(view.key):
-            # A step at which the engine hangs for everybody is logged once, of the engine.
-            logged = action.verb not in self._lanes.hung()
             self._begin(view.key, Fault(source, failure.cause, logged), action.cause)
-        elif action.verb not in self._lanes.hung():
+        elif logged:
             self._reporter.complain(
                 event,
                 about=f"{view.key} {source}",

@@ -147,8 +147,9 @@ class Images:
             if listed is None or kept is None:
                 return False
             await self._remove_but(kept, listed, enough)
-        except EngineUnavailable as error:
+        except EngineError as error:
             self._complain("", error)
+            return isinstance(error, EngineUnavailable)
         return True
 
     async def _remove_but(

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable, Unreadable
+from reconciler.core.errors import (
+    EngineError,
+    EngineTimeout,
+    EngineUnavailable,
+    Forbidden,
+    Unreadable,
+)
 from reconciler.engine.protocol import EventKind
 from reconciler.loop.queue import Priority
 from reconciler.progress import activity, waiting
@@ -26,6 +32,9 @@ _RECONNECT_LONGEST: Final = 5.0
 # A connection that held this long was a good one.
 _STABLE: Final = 5.0
 _INFO_PATIENCE: Final = 5.0
+# Without events: seconds between two lists, and between two attempts to subscribe.
+_POLL: Final = 5.0
+_RESUBSCRIBE: Final = 60.0
 # Broken rows of one list that are logged.
 _MOST_BROKEN: Final = 100
 # Seconds between two lists that events ask for.
@@ -134,7 +143,13 @@ class Informer:
 
     async def _stay_connected(self) -> None:
         # Subscribe first, list after: what changes in between is told by an event.
-        async with self._engine.events() as events:
+        async with AsyncExitStack() as stack:
+            try:
+                events = await stack.enter_async_context(self._engine.events())
+            except Forbidden:
+                await self._sync()
+                await self._poll()
+                return
             await self._sync()
             relisting = asyncio.create_task(
                 supervise("relist", self._keep_relisting, self._reporter), name="relist"
@@ -148,6 +163,21 @@ class Informer:
                 # Not awaited itself: its end would be taken for ours, and ours for its.
                 await asyncio.wait({relisting})
         self._lose(Event.ENGINE_STREAM_LOST, "it ended the event stream, and is asked again")
+
+    async def _poll(self) -> None:
+        """Do without events: list every few seconds, until it is time to subscribe again.
+
+        Raises:
+            EngineError: the engine cannot be asked.
+        """
+        until = self._clock() + _RESUBSCRIBE
+        while self._clock() < until:
+            pause = min(_POLL, self._resync_interval)
+            with waiting(pause):
+                await asyncio.sleep(pause)
+            await self._list(everything=False)
+            for key in self._cache.changed():
+                self._enqueue(key, Priority.EVENT)
 
     def _lose(self, event: Event, why: str) -> None:
         self.error = why

@@ -25,6 +25,7 @@ from reconciler.loop.images import Images
 from reconciler.loop.informer import Informer
 from reconciler.loop.intake import Intake
 from reconciler.loop.lanes import Lanes
+from reconciler.loop.permits import Permits
 from reconciler.loop.ports import Identities
 from reconciler.loop.prober import Prober
 from reconciler.loop.puller import Puller
@@ -249,6 +250,7 @@ class Manager:
             "manifest-watch": self.intake.follow,
             "sweeper": self._keep_sweeping,
             "disk": self.disk.run,
+            "permits": Permits(self.engine, self.reporter).run,
         }
         return {name: partial(supervise, name, run, self.reporter) for name, run in tasks.items()}
 

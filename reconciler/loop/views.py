@@ -106,6 +106,7 @@ class Views:
             held=sources.held_because(key),
             unseen=sources.cache.unseen(key),
             blind=sources.blind(),
+            sees_volumes=sources.cache.sees_volumes,
         )
 
     def may_collect(self, key: str) -> bool:

@@ -6,6 +6,7 @@ import pytest
 
 from reconciler.core.errors import (
     Diagnostic,
+    Forbidden,
     ManifestError,
     PortTaken,
     ReconcilerError,
@@ -45,3 +46,8 @@ def test_that_no_file_can_be_opened_is_seen_through_what_it_caused(number):
 @pytest.mark.parametrize("error", [None, ValueError("no"), OSError(errno.ENOENT, "no such file")])
 def test_other_errors_are_other_errors(error):
     assert not is_out_of_files(error)
+
+
+def test_a_forbidden_call_names_its_part_of_the_api() -> None:
+    assert Forbidden("no", "EVENTS").part == "EVENTS"
+    assert Forbidden("no").part == ""

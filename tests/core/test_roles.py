@@ -85,3 +85,13 @@ def test_what_makes_a_container_another_than_desired(wanted, made, volumes, expe
 def test_what_the_host_lost_counts_once_the_container_no_longer_lives(phase, expected):
     wanted, made = desired(identity=MOVED), container(NAME, phase)
     assert replace_cause(view(wanted, made), wanted, made) == expected
+
+
+def test_a_volume_that_cannot_be_seen_is_neither_surplus_nor_gone() -> None:
+    other = volume("other")
+    assert surplus_volumes(view(desired(), volumes=(other,))) == (other,)
+    assert surplus_volumes(view(desired(), volumes=(other,), sees_volumes=False)) == ()
+    ended = container(phase=Phase.EXITED)
+    for sees, cause in ((True, GONE), (False, "")):
+        blind = view(desired(), ended, volumes=(), sees_volumes=sees)
+        assert replace_cause(blind, desired(), ended) == cause

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from reconciler.core.errors import PullFailed, SettingsError
+from reconciler.core.errors import PullFailed
 from reconciler.engine.docker_auth import auth_header, is_default
+from reconciler.threads import BoundedCalls
 
 INDEX = "https://index.example/v1/"
 
@@ -28,7 +29,7 @@ class Home:
         path.chmod(0o755)
 
     async def ask(self, registry: str, seconds: float = 5) -> dict[str, str] | None:
-        header = await auth_header(registry, INDEX, self.environ, seconds)
+        header = await auth_header(registry, INDEX, self.environ, seconds, BoundedCalls(seconds))
         if not header:
             return None
         decoded: dict[str, str] = json.loads(base64.urlsafe_b64decode(header["X-Registry-Auth"]))
@@ -114,6 +115,12 @@ async def test_a_store_that_knows_nothing_leaves_the_file(home: Home) -> None:
     [
         ("echo locked; exit 3", "it ended with 3"),
         ("echo nonsense", "is not JSON"),
+        ("printf '\\377\\376'", "is not JSON"),
+        ("head -c 500000 /dev/zero | tr '\\0' '['", "is not JSON"),
+        ("yes", "took longer than"),
+        ("exec <&- sleep 60", "took longer than"),
+        ("sleep 60 & echo '{}'", "took longer than"),
+        ("setsid sleep 3 & echo '{}'", "took longer than"),
         ('echo \'{"Username": "me"}\'', "lacks a name or a secret"),
         ("exec sleep 60", "took longer than"),
     ],
@@ -138,11 +145,39 @@ async def test_a_helper_must_have_a_name(home: Home, name: Any) -> None:
         await home.ask("a.example")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "\0"])
-async def test_a_file_that_cannot_be_read_is_named(home: Home, content: str) -> None:
-    (home.folder / "config.json").write_text(content)
-    with pytest.raises(SettingsError, match=r"config\.json"):
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\0", b"\xff", b"[" * 500_000, b"NaN"])
+async def test_a_file_that_cannot_be_read_is_named(home: Home, content: bytes) -> None:
+    (home.folder / "config.json").write_bytes(content)
+    with pytest.raises(PullFailed, match=r"config\.json"):
         await home.ask("a.example")
+
+
+@pytest.mark.parametrize("kind", ["folder", "loop", "pipe"])
+async def test_what_is_no_file_is_named(home: Home, kind: str) -> None:
+    path = home.folder / "config.json"
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "loop":
+            path.symlink_to(path)
+        case _:
+            os.mkfifo(path)
+    with pytest.raises(PullFailed, match=r"config\.json"):
+        await home.ask("a.example", seconds=0.3)
+
+
+async def test_without_a_home_there_are_no_credentials(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    home.environ = {"PATH": os.environ["PATH"]}
+    assert await home.ask("a.example") is None
+
+
+def no_home() -> Path:
+    """What Path.home() does for a user without a passwd entry."""
+    raise RuntimeError("Could not determine home directory.")
 
 
 async def test_odd_values_are_no_credentials(home: Home) -> None:

@@ -25,6 +25,7 @@ from reconciler.engine.docker_config import create_body
 from reconciler.engine.docker_pull import Pull, registry_of, split_reference
 from reconciler.engine.docker_stream import Frames, Lines
 from reconciler.engine.protocol import EventKind, PullProgress
+from tests.engine.answers import INFO, VERSION
 from tests.engine.worlds import FakeWorld, blueprint
 
 LABELS = {
@@ -569,3 +570,21 @@ def test_a_host_name_and_a_check_that_is_off() -> None:
     assert (body["Hostname"], body["Healthcheck"]) == ("box", {"Test": ["NONE"]})
     plain = create_body(blueprint(FakeWorld(), "alice"))
     assert not {"Hostname", "Healthcheck"} & set(plain)
+
+
+def test_a_rootless_engine_without_cgroups() -> None:
+    about = {
+        **INFO,
+        "SecurityOptions": ["name=seccomp,profile=default", "name=rootless"],
+        "CpuCfsQuota": False,
+        "MemoryLimit": False,
+        "PidsLimit": True,
+    }
+    seen = codec.info(VERSION, about, api_version="1.41")
+    assert (seen.rootless, seen.missing_limits) == (True, ("cpus", "memory"))
+    assert codec.info(VERSION, INFO, api_version="1.41").missing_limits == ()
+
+
+def test_warnings_of_a_create() -> None:
+    assert codec.warnings({"Warnings": ["a\n b", "c"]}) == ("a b", "c")
+    assert codec.warnings({"Warnings": None}) == codec.warnings({}) == ()

@@ -87,7 +87,7 @@ READERS: list[tuple[Any, Callable[[Any], Any]]] = [
     ({"Volumes": [VOLUME]}, lambda a: codec.rows(codec.volume_rows(a), codec.listed_volume)),
     (VOLUME, lambda answer: codec.volume(answer, "mine")),
     ([IMAGE], lambda answer: codec.rows(answer, codec.image)),
-    ([VERSION, INFO], lambda answer: codec.info(*answer)),
+    ([VERSION, INFO], lambda answer: codec.info(*answer, api_version="1.41")),
     (INFO, codec.index_server),
     ({"ExitCode": 0}, lambda answer: codec.exit_code(answer["ExitCode"])),
 ]

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.core.errors import SettingsError
+from reconciler.core.errors import EngineUnavailable, SettingsError
+from reconciler.engine import docker_host
+from reconciler.engine.docker import DockerEngine
 from reconciler.engine.docker_host import resolve
 
 
@@ -70,10 +72,47 @@ def test_over_tcp(tmp_path: Path, host: str, url: str) -> None:
     assert (found.url, found.socket, found.ssl) == (url, "", None)
 
 
-@pytest.mark.parametrize("host", ["ssh://host", "host:2375", "tcp://", "fd://", "x"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("ssh://host", "host:2375", "tcp://", "fd://", "x", "npipe:////./pipe/docker_engine", " "),
+        *("tcp://host:abc", "tcp://host:99999", "tcp://host:-1", "tcp://:2375", "tcp://[::1"),
+        *("tcp://host:0", "unix:/run/docker.sock", "/run/docker.sock", "https://"),
+    ],
+)
 def test_what_cannot_be_used_is_said(tmp_path: Path, host: str) -> None:
     with pytest.raises(SettingsError, match="must be unix"):
         resolve(host, environ(tmp_path))
+
+
+def test_a_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        resolve("tcp://me:secret@host:abc", environ(tmp_path))
+    assert "secret" not in str(caught.value)
+
+
+def test_without_a_home_it_is_the_systems_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert resolve(None, {}).socket == "/var/run/docker.sock"
+    assert resolve("tcp://host", {"DOCKER_TLS_VERIFY": "1"}).url == "https://host:2376"
+    with pytest.raises(SettingsError, match="DOCKER_HOST"):
+        resolve(None, {"DOCKER_CONTEXT": "mine"})
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 500_000, "[]", "NaN"])
+def test_a_configuration_that_is_broken_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(SettingsError, match=r"config\.json"):
+        resolve(None, environ(tmp_path))
+    assert resolve("unix:///x", environ(tmp_path)).socket == "/x"
+
+
+def test_a_folder_without_certificates_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"DOCKER_CERT_PATH.*none of ca\.pem"):
+        resolve("tcp://h", {"DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path / "no")})
 
 
 def test_tls_without_certificates_trusts_the_systems(tmp_path: Path) -> None:
@@ -125,3 +164,34 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SettingsError, match=r"config\.json: is not JSON"):
         resolve(None, environ(tmp_path))
+
+
+async def test_a_rootless_engine_is_named_and_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = environ(tmp_path, XDG_RUNTIME_DIR=str(tmp_path))
+    assert resolve(None, here).hint == ""
+    (tmp_path / "docker.sock").touch()
+    found = resolve(None, here)
+    assert found.socket == "/var/run/docker.sock"
+    assert found.hint.endswith(f"set DOCKER_HOST=unix://{tmp_path}/docker.sock")
+    monkeypatch.setattr(docker_host, "_DEFAULT", f"unix://{tmp_path}/none.sock")
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in here.items():
+        monkeypatch.setenv(name, value)
+    engine = DockerEngine(instance="mine")
+    with pytest.raises(EngineUnavailable, match="set DOCKER_HOST=unix://"):
+        await engine.ping()
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    "host", ["npipe:////./pipe/docker_engine", "fd://", "ssh://host", "tcp://"]
+)
+async def test_an_address_that_is_none_is_an_engine_that_is_lost(tmp_path: Path, host: str) -> None:
+    engine = DockerEngine(instance="mine", docker_host=host)
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable, match="must be unix"):
+            await engine.list()
+    await engine.close()

@@ -14,6 +14,7 @@ from reconciler.core.blueprint import Blueprint
 from reconciler.core.errors import (
     Busy,
     CommandTimeout,
+    Forbidden,
     NameTaken,
     NotFound,
     PullFailed,
@@ -70,6 +71,9 @@ class FakeEngine:
         self.closed = False
         # Names of containers whose row and inspection cannot be read.
         self.unreadable: set[str] = set()
+        # Verbs, and parts of the API, that are forbidden.
+        self.warned: list[str] = []
+        self.denied: dict[str, set[str]] = {}
         self.root, self.local = ROOT, True
         self.gateway = ""
         self._sleep = sleep
@@ -109,6 +113,9 @@ class FakeEngine:
         with waiting(latency):
             await self._sleep(latency)
         self.host.check_up()
+        for part, verbs in self.denied.items():
+            if verb in verbs:
+                raise Forbidden(f"{verb} is forbidden: allow {part}=1", part)
         faults = self._faults[verb]
         fault = faults.popleft() if faults else None
         if fault and not fault.after:
@@ -127,6 +134,12 @@ class FakeEngine:
 
     async def close(self) -> None:
         self.closed = True
+
+    def forbidden(self) -> Sequence[Forbidden]:
+        return [Forbidden(f"{part} is forbidden", part) for part in sorted(self.denied)]
+
+    def warnings(self) -> Sequence[str]:
+        return self.warned
 
     async def ping(self) -> None:
         async with self._doing("ping"):
@@ -147,8 +160,9 @@ class FakeEngine:
                 for seen in ours
                 if seen.name in self.unreadable
             ]
-            volumes = self.host.volumes_of(self.instance)
-            return Listing(tuple(rows), tuple(volumes), tuple(broken))
+            sees = "VOLUMES" not in self.denied
+            volumes = self.host.volumes_of(self.instance) if sees else ()
+            return Listing(tuple(rows), tuple(volumes), tuple(broken), sees_volumes=sees)
 
     async def inspect(self, container_id: str) -> Container | None:
         async with self._doing("inspect", container_id):

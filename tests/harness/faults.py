@@ -116,6 +116,13 @@ def matching(method: str = ".*", path: str = ".*") -> Predicate:
     return lambda request: bool(pattern.fullmatch(f"{request.method} {request.path}"))
 
 
+def part(name: str) -> Predicate:
+    """Select the requests that a filtering proxy forbids with ``NAME=0``."""
+    if name == "POST":
+        return lambda request: request.method not in {"GET", "HEAD"}
+    return lambda request: request.path.split("/")[1].lstrip("_").upper() == name
+
+
 def number(wanted: int) -> Predicate:
     """Select the request of that number."""
     return lambda request: request.number == wanted

@@ -123,6 +123,21 @@ class Event(StrEnum):
         "The engine refused a list; work continues, and nothing is collected until one succeeds.",
         *("error", "repeated?"),
     )
+    ENGINE_FORBIDDEN = _of(
+        "engine.forbidden",
+        "error",
+        "The engine, or a proxy before it, forbids a part of its API; what needs it does not work.",
+        *("part", "error"),
+    )
+    ENGINE_ALLOWED = _of(
+        "engine.allowed", "info", "A part of the API that was forbidden is not any more.", "part"
+    )
+    ENGINE_WARNING = _of(
+        "engine.warning",
+        "warning",
+        "The engine made a container, and warns that something about it will not work.",
+        "warning",
+    )
     ENGINE_UNREADABLE = _of(
         "engine.unreadable",
         "error",
