@@ -1,0 +1,72 @@
+"""A disk that does not answer is trouble that is told, and blocks nothing else."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reconciler.core.errors import StoreError
+from reconciler.store import flusher
+from reconciler.store.disk import Disk
+from tests.store.conftest_store import Listener, opened
+
+
+class Gate:
+    """Holds up every write to the database while it is shut."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._open = threading.Event()
+        self._open.set()
+        write = Disk.write
+
+        def guarded(disk: Disk, *arguments: object) -> None:
+            self._open.wait(120)
+            write(disk, *arguments)  # type: ignore[arg-type]
+
+        patch.setattr(Disk, "write", guarded)
+
+    def shut(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    monkeypatch.setattr(flusher.Thread.__init__, "__defaults__", (0.1,))
+    made = Gate(monkeypatch)
+    yield made
+    made.open()
+
+
+async def test_a_hung_write_is_told_and_made_up_for(tmp_path: Path, gate: Gate) -> None:
+    listener = Listener()
+    async with await opened(tmp_path, listener) as store:
+        gate.shut()
+        store.append("tick", None, "", {})
+        for _ in range(3):
+            with pytest.raises(StoreError, match="does not answer within"):
+                await store.flush()
+        assert len(listener.heard) == 1
+        assert store.trouble is not None
+        gate.open()
+        async with asyncio.timeout(60):
+            await listener.over.wait()
+        await store.flush()
+        assert store.trouble is None
+    async with await opened(tmp_path) as again:
+        assert [entry.event for entry in await again.events()] == ["tick"]
+
+
+async def test_it_closes_while_a_write_hangs(tmp_path: Path, gate: Gate) -> None:
+    store = await opened(tmp_path)
+    gate.shut()
+    store.append("tick", None, "", {})
+    with pytest.raises(StoreError):
+        await store.flush()
+    with pytest.raises(StoreError, match="does not answer"):
+        await store.events()
+    await store.close()
