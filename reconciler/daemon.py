@@ -19,10 +19,12 @@ from reconciler.api.app import create_app
 from reconciler.api.server import bind, serve
 from reconciler.core.errors import OUT_OF_FILES, ReconcilerError, StoreError, is_out_of_files
 from reconciler.engine.docker import DockerEngine
+from reconciler.engine.docker_host import address
 from reconciler.loop.manager import Manager
 from reconciler.loop.reporter import Reporter
 from reconciler.progress import IDLE, Progress
 from reconciler.service import logging
+from reconciler.service.engine_lock import EngineLock
 from reconciler.service.events import Event
 from reconciler.service.notify import Notifier, watchdog_interval
 from reconciler.service.redact import describe_error, redactor
@@ -108,7 +110,8 @@ class Daemon:
         """Take the lock, open the store, and run every task until a signal comes.
 
         Raises:
-            LockedError: another daemon works on the state directory.
+            LockedError: another daemon works on the state directory, or with this instance on
+                this engine.
             StoreError: the state directory cannot be used.
             ControlSocketError: the control socket cannot be made.
         """
@@ -132,12 +135,23 @@ class Daemon:
                 await self._calls.run(settings.state_dir, lock.__enter__)
             except OSError as error:
                 raise StoreError(f"{settings.state_dir}: {error.strerror}") from error
+            await self._lock_engine(stack)
             store = await stack.enter_async_context(await self._open_store())
             engine = make_engine(settings)
             stack.push_async_callback(engine.close)
             manager = Manager(settings, engine=engine, store=store, reporter=self._reporter)
             stack.push_async_callback(manager.close)
             await self._serve(manager)
+
+    async def _lock_engine(self, stack: AsyncExitStack) -> None:
+        try:
+            engine = await self._calls.run("engine", address, self._settings.docker_host)
+        except OSError as error:
+            trouble = f"the engine's address is unknown: {error.strerror}"
+        else:
+            trouble = stack.enter_context(EngineLock(engine, self._settings.instance)).trouble
+        if trouble:
+            self._reporter.log(Event.OWNER_UNLOCKED, error=trouble)
 
     async def _open_store(self) -> Store:
         store = await Store.open(
@@ -303,7 +317,9 @@ def _state_line(manager: Manager) -> str:
     state = manager.answers.convergence()
     settled = state["total"] - len(state["pending"])
     line = f"{settled} of {state['total']} sandboxes are as desired"
-    return "; ".join(filter(None, (line, manager.disk.hold, manager.guard.summary)))
+    return "; ".join(
+        filter(None, (line, manager.disk.hold, manager.guard.summary, manager.owners.conflict))
+    )
 
 
 def _end_at_once(number: int, _frame: FrameType | None) -> None:

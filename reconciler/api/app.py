@@ -122,6 +122,10 @@ def _add_requests(app: FastAPI, answers: Answers, informer: Informer) -> None:
         await _observed(informer)
         return await answers.collect(allow_mass_delete=allow_mass_delete)
 
+    @app.post("/v1/adopt")
+    async def adopt(name: str, volume: str | None = None) -> dict[str, Any]:
+        return await answers.adopt(name, volume)
+
 
 def _add_logs(app: FastAPI, answers: Answers) -> None:
     @app.get("/v1/logs/{name}")

@@ -204,4 +204,32 @@ def gc(context: Context, *, dry_run: bool, allow_mass_delete: bool, as_json: boo
     return int(bool(left))
 
 
-COMMANDS = (status, logs, events, gc)
+@click.command()
+@click.argument("name")
+@click.argument("volume", required=False)
+@options.as_json
+@click.pass_obj
+def adopt(context: Context, name: str, volume: str | None, *, as_json: bool) -> int:
+    """Use an existing volume as the workspace of a sandbox.
+
+    \b
+      reconciler adopt alice
+      reconciler adopt alice alice-from-backup
+
+    \b
+    For a volume that this daemon did not make, such as one restored from a backup, which has no
+    labels. NAME must be declared. VOLUME defaults to the name that the workspace would get. A
+    container with the sandbox's own name and labels is taken over too. An adopted volume is never
+    removed by the daemon.
+    Exit codes: 0, or 1 where there is nothing to adopt, or the sandbox has another workspace.
+    """
+    with backend(context.settings(), quiet=True) as asked:
+        answer = asked.adopt(name, volume)
+    if as_json:
+        say_json(answer)
+    else:
+        say(f"{name} has adopted {', '.join(answer['adopted'])}")
+    return 0
+
+
+COMMANDS = (status, logs, events, gc, adopt)

@@ -106,6 +106,10 @@ class Client:
         query = {"dry_run": False, "allow_mass_delete": allow_mass_delete}
         return list(self._ask("POST", "/v1/gc", query, timeout=_REMOVAL).json())
 
+    def adopt(self, name: str, volume: str | None) -> dict[str, Any]:
+        """Have a workspace or a container taken over."""
+        return dict(self._post("/v1/adopt", name=name, volume=volume))
+
     def logs(self, name: str, *, tail: int, follow: bool) -> Iterator[str]:
         """The lines of a sandbox's log, as they come."""
         query = {"tail": tail, "follow": follow}

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from reconciler.cli.output import say
 from reconciler.cli.sweep import sweep
 from reconciler.daemon import quiet_manager
+from reconciler.engine.docker_host import address
 from reconciler.service import logging
+from reconciler.service.engine_lock import EngineLock
 from reconciler.service.redact import redactor
 from reconciler.store.lock import StateLock
 from reconciler.store.store import Store
@@ -77,6 +79,17 @@ class Local:
 
         return asyncio.run(act())
 
+    def adopt(self, name: str, volume: str | None) -> dict[str, Any]:
+        """Take over a workspace or a container."""
+
+        async def act() -> dict[str, Any]:
+            async with acting(self._settings) as manager:
+                await manager.read_manifest()
+                await manager.observe()
+                return await manager.answers.adopt(name, volume)
+
+        return asyncio.run(act())
+
     def _rehearse(
         self, ask: Callable[[Manager], Awaitable[T]], *, observe: bool = True, clean: bool = True
     ) -> T:
@@ -105,9 +118,13 @@ async def acting(settings: Settings) -> AsyncIterator[Manager]:
     """The loop in the daemon's place, with the state directory locked; none of its tasks runs yet.
 
     Raises:
-        LockedError: a daemon works on the state directory, and does not answer.
+        LockedError: a daemon works on the state directory and does not answer, or another works
+            with this instance on this engine.
     """
-    with StateLock(settings.state_dir):
+    with (
+        StateLock(settings.state_dir),
+        EngineLock(address(settings.docker_host), settings.instance),
+    ):
         store = await Store.open(
             settings.state_dir,
             on_trouble=lambda error: say(f"reconciler: {error}", err=True),

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import naming
-from reconciler.core.blueprint import Blueprint, labels
+from reconciler.core.blueprint import Blueprint
 from reconciler.core.errors import EngineError, EngineTimeout
 from reconciler.core.spec import SandboxSpec
 
@@ -85,12 +85,10 @@ fi
 
 
 def _blueprint(settings: Settings, image: str) -> Blueprint:
-    # The key has a colon, so that a running daemon takes it for garbage at the worst, after the
-    # grace, and never for a record's.
-    key = naming.doctor_key(secrets.token_hex(4))
     return Blueprint(
-        name=f"{settings.container_name_prefix}doctor.{key.rpartition('-')[2]}",
-        labels=labels(settings.instance, key),
+        name=f"{settings.container_name_prefix}doctor.{secrets.token_hex(4)}",
+        # It names no sandbox, so that no daemon takes it for one of its own.
+        labels={**dict.fromkeys(naming.LABELS, ""), naming.LABEL_INSTANCE: settings.instance},
         spec=SandboxSpec(image=image, command=("sh", "-c", "sleep 60")),
         env={},
         ports={},

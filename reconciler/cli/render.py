@@ -71,6 +71,8 @@ def status_notes(answer: dict[str, Any]) -> list[str]:
     notes += answer["desired"]["errors"]
     if answer["desired"]["awaiting_confirmation"]:
         notes.append(braked_line(answer["desired"]["awaiting_confirmation"]))
+    if answer["conflict"]:
+        notes.append(answer["conflict"])
     if answer["garbage"]["reason"]:
         notes.append(answer["garbage"]["reason"])
     if answer["store"]["error"]:

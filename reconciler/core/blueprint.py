@@ -27,9 +27,10 @@ _NOT_BAKED: Final = frozenset({"health", "restart", "on_change", "stop_timeout",
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the settings put into every container of this instance."""
+    """What the settings and the database put into every container of this instance."""
 
     instance: str
+    owner: str
     prefix: str
     publish_address: str
     webhook_url: str | None
@@ -72,9 +73,16 @@ def same_spec(made_from: str, desired: str) -> bool:
     return made_from == desired or made_from.partition(":")[0] != HASH_VERSION
 
 
-def labels(instance: str, sandbox: str) -> dict[str, str]:
-    """Who owns an object, and for which sandbox."""
-    return {naming.LABEL_INSTANCE: instance, naming.LABEL_SANDBOX: sandbox}
+def labels(around: Surroundings, sandbox: str, nonce: str) -> dict[str, str]:
+    """The labels of an object that is made for the sandbox."""
+    return {
+        **dict.fromkeys(naming.LABELS, ""),
+        naming.LABEL_INSTANCE: around.instance,
+        naming.LABEL_OWNER: around.owner,
+        naming.LABEL_SANDBOX: sandbox,
+        naming.LABEL_CONTAINER: naming.container_name(around.prefix, sandbox),
+        naming.LABEL_NONCE: nonce,
+    }
 
 
 def environment(
@@ -96,6 +104,9 @@ def blueprint(
     name: str,
     around: Surroundings,
     env_file: Mapping[str, str],
+    *,
+    volume: str | None,
+    nonce: str,
 ) -> Blueprint:
     """The container called ``name`` for a record whose hash and identity are known."""
     assert desired.identity is not None
@@ -104,7 +115,7 @@ def blueprint(
     return Blueprint(
         name=name,
         labels={
-            **labels(around.instance, desired.name),
+            **labels(around, desired.name, nonce),
             naming.LABEL_SPEC: desired.spec_name,
             naming.LABEL_SPEC_HASH: desired.spec_hash,
         },
@@ -112,7 +123,7 @@ def blueprint(
         env=environment(desired, desired.identity, around, env_file),
         ports=published(spec, desired.identity),
         publish_address=around.publish_address,
-        volume=naming.volume_name(around.prefix, desired.name) if spec.workspace else None,
+        volume=volume,
         hostname=_hostname(spec, desired.name),
     )
 

@@ -88,7 +88,7 @@ def _useless(view: View, desired: Desired, container: Container) -> bool:
     current = roles.current
     if container is current:
         return False
-    if container.phase in _WRECKAGE:
+    if container.phase in _WRECKAGE or container is roles.stand_in:
         return True
     if container is roles.successor and drift(view, desired, container):
         return True
@@ -119,6 +119,8 @@ class _World:
 
 
 def _clear_wreckage(world: _World) -> Decision | None:
+    if world.roles.stand_in is not None:
+        return step_on(Verb.REMOVE, world.roles.stand_in, "it was left over from a preparation")
     for container in world.view.observed.containers:
         if container.phase in _WRECKAGE:
             aside = _way_aside(world, container)

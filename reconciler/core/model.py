@@ -58,11 +58,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """One container of ours, as the engine described it in one answer.
+    """One container with our instance label, as the engine described it in one answer.
 
     ``started_at`` is None for one that was never started. ``ports`` maps container ports to the
     host ports that it was made with, whatever its phase. ``volumes`` names its named volumes.
     ``check`` is None where its image has no HEALTHCHECK, or where it is switched off.
+    ``owner``, ``nonce`` and ``base`` (the sandbox's container name) are what its labels say.
     """
 
     id: str
@@ -84,6 +85,9 @@ class Container:
     stop_timeout: float = 10.0
     check: Check | None = None
     session_key: str | None = field(default=None, repr=False)
+    owner: str = ""
+    nonce: str = ""
+    base: str = ""
 
     @property
     def live(self) -> bool:
@@ -93,11 +97,35 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """One named volume of ours. ``retain`` is what its label says, as text, or empty."""
+    """One named volume. ``retain`` and what follows are what its labels say, or empty.
+
+    ``adopted`` marks one that we own without having made it: it is never removed.
+    """
 
     name: str
     sandbox: str
     retain: str = ""
+    instance: str = ""
+    owner: str = ""
+    nonce: str = ""
+    base: str = ""
+    adopted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The engine's objects that were made, or taken over, for one sandbox of an instance.
+
+    ``pending`` maps each name under which a create was asked for to the nonce that the object
+    bears, until the object was seen. ``containers`` holds ids, the newest last. ``adopted`` holds
+    the ids and volume names that a person had taken over, whatever their labels say.
+    """
+
+    instance: str = ""
+    pending: Mapping[str, str] = field(default_factory=dict)
+    containers: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    adopted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Every name and label that this project gives to an object of the engine.
 
-Ownership is the instance label, never a name. Names are deterministic, so that a create that
-succeeded but was never heard of is found again instead of repeated.
+Names are deterministic, so that a create whose answer was lost is found again and not repeated.
+Neither a name nor a label proves alone that an object is ours: see loop/ownership.py.
 """
 
 from __future__ import annotations
@@ -13,12 +13,27 @@ NAME_PATTERN: Final = r"^[a-z0-9A-Z][a-z0-9A-Z_.-]{0,62}$"
 
 LABEL: Final = "io.sandbox-reconciler."
 LABEL_INSTANCE: Final = LABEL + "instance"
+LABEL_OWNER: Final = LABEL + "owner"
 LABEL_SANDBOX: Final = LABEL + "sandbox"
+LABEL_CONTAINER: Final = LABEL + "container"
+LABEL_NONCE: Final = LABEL + "nonce"
 LABEL_SPEC: Final = LABEL + "spec"
 LABEL_SPEC_HASH: Final = LABEL + "spec-hash"
 LABEL_RETAIN: Final = LABEL + "retain"
 
-_DOCTOR: Final = "doctor-"
+# Every label is set on every object, so that none is inherited from an image.
+LABELS: Final = (
+    LABEL_INSTANCE,
+    LABEL_OWNER,
+    LABEL_SANDBOX,
+    LABEL_CONTAINER,
+    LABEL_NONCE,
+    LABEL_SPEC,
+    LABEL_SPEC_HASH,
+    LABEL_RETAIN,
+)
+
+MARKER_PREFIX: Final = "reconciler-owner-"
 SESSION_KEY_VARIABLE: Final = "OH_SESSION_API_KEYS_0"
 WEBHOOK_VARIABLE: Final = "OH_WEBHOOKS_0_BASE_URL"
 
@@ -30,17 +45,43 @@ def container_name(prefix: str, sandbox: str) -> str:
 
 def successor_name(prefix: str, sandbox: str) -> str:
     """The replacement of a sandbox's container, until it takes over."""
-    return _transient(prefix, sandbox, "next")
+    return _transient(container_name(prefix, sandbox), sandbox, "next")
 
 
 def predecessor_name(prefix: str, sandbox: str) -> str:
     """The container that a replacement took over from, until the replacement has started."""
-    return _transient(prefix, sandbox, "prev")
+    return _transient(container_name(prefix, sandbox), sandbox, "prev")
+
+
+def stand_in_name(prefix: str, sandbox: str) -> str:
+    """The container that gives access to a workspace for a moment, and is never started."""
+    return _transient(container_name(prefix, sandbox), sandbox, "prep")
+
+
+def made_names(container: str, sandbox: str) -> frozenset[str]:
+    """Every name that is given to a container of the sandbox whose own one is ``container``."""
+    roles = ("next", "prev", "prep")
+    return frozenset({container, *(_transient(container, sandbox, role) for role in roles)})
 
 
 def volume_name(prefix: str, sandbox: str) -> str:
     """The workspace of a sandbox: ``openhands-workspace-oh-agent-server-alice``."""
-    return f"openhands-workspace-{container_name(prefix, sandbox)}"
+    return volume_of(container_name(prefix, sandbox))
+
+
+def volume_of(container: str) -> str:
+    """The workspace of the sandbox whose container has that name."""
+    return f"openhands-workspace-{container}"
+
+
+def marker_name(instance: str, owner: str) -> str:
+    """The volume by which the daemon of one database is known to the others on an engine."""
+    return f"{marker_prefix(instance)}{owner}"
+
+
+def marker_prefix(instance: str) -> str:
+    """The part that the marker volumes of one instance have in common."""
+    return f"{MARKER_PREFIX}{instance}-"
 
 
 def garbage_key(container: str) -> str:
@@ -51,18 +92,13 @@ def garbage_key(container: str) -> str:
     return f"garbage:{container}"
 
 
-def doctor_key(token: str) -> str:
-    """Return the key of a container that ``doctor`` makes, and removes within seconds."""
-    return garbage_key(f"{_DOCTOR}{token}")
+def is_garbage(key: str) -> bool:
+    """Whether the key is one of ``garbage_key``."""
+    return ":" in key
 
 
-def is_doctors(key: str) -> bool:
-    """Whether a container of that key was made by ``doctor``."""
-    return key.startswith(garbage_key(_DOCTOR))
-
-
-def _transient(prefix: str, sandbox: str, role: str) -> str:
+def _transient(container: str, sandbox: str, role: str) -> str:
     # The digest makes the part after the prefix longer than any sandbox's name may be (63), so no
     # record can ever own a transient name, whatever it is called.
     digest = hashlib.sha256(sandbox.encode()).hexdigest()
-    return f"{prefix}{sandbox}.{role}.{digest}"
+    return f"{container}.{role}.{digest}"

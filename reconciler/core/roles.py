@@ -18,13 +18,14 @@ class Roles:
     """The containers of one record.
 
     The current one bears the sandbox's name. A successor was made to replace it and never started.
-    A predecessor was replaced, and is kept until its successor has started. Strays are ours by
-    label, and bear a name that nobody expects: somebody renamed them.
+    A predecessor was replaced, and is kept until its successor has started. A stand-in prepared a
+    workspace and was left over. Strays have a name that is not expected: somebody renamed them.
     """
 
     current: Container | None
     successor: Container | None
     predecessor: Container | None
+    stand_in: Container | None
     strays: tuple[Container, ...]
 
 
@@ -35,6 +36,7 @@ class Names:
     current: str
     successor: str
     predecessor: str
+    stand_in: str
     volume: str
 
 
@@ -44,6 +46,7 @@ def names_of(view: View) -> Names:
         current=naming.container_name(view.prefix, view.key),
         successor=naming.successor_name(view.prefix, view.key),
         predecessor=naming.predecessor_name(view.prefix, view.key),
+        stand_in=naming.stand_in_name(view.prefix, view.key),
         volume=naming.volume_name(view.prefix, view.key),
     )
 
@@ -52,19 +55,38 @@ def roles_of(view: View) -> Roles:
     """Who is who."""
     names = names_of(view)
     by_name = {container.name: container for container in view.observed.containers}
-    expected = {names.current, names.successor, names.predecessor}
+    expected = {names.current, names.successor, names.predecessor, names.stand_in}
     return Roles(
         current=by_name.get(names.current),
         successor=by_name.get(names.successor),
         predecessor=by_name.get(names.predecessor),
+        stand_in=by_name.get(names.stand_in),
         strays=tuple(c for c in view.observed.containers if c.name not in expected),
     )
 
 
 def wanted_volume(view: View) -> str | None:
-    """The workspace volume that the record asks for."""
-    wants = view.desired is not None and view.desired.spec.workspace is not None
-    return names_of(view).volume if wants else None
+    """The workspace volume of a record that asks for one: it exists, or is to be made.
+
+    Any volume of the sandbox is a candidate, since its name depends on a prefix that may have
+    changed: the one that the current container mounts, then one that another container mounts,
+    then the one with the name that would be given now, then the last by name.
+    """
+    if view.desired is None or view.desired.spec.workspace is None:
+        return None
+    names, current = names_of(view), roles_of(view).current
+    mounted = {name for container in view.observed.containers for name in container.volumes}
+    found = max(
+        view.observed.volumes,
+        key=lambda volume: (
+            current is not None and volume.name in current.volumes,
+            volume.name in mounted,
+            volume.name == names.volume,
+            volume.name,
+        ),
+        default=None,
+    )
+    return found.name if found else names.volume
 
 
 def has_volume(view: View, name: str) -> bool:
@@ -106,8 +128,8 @@ def _host_drift(view: View, desired: Desired, container: Container) -> str:
     leased = desired.identity.ports if desired.identity else {}
     if any(leased.get(inside, host) != host for inside, host in container.ports.items()):
         return "its host ports changed"
-    volume = wanted_volume(view)
-    if view.sees_volumes and volume in container.volumes and not has_volume(view, volume):
+    mounted = container.volumes if wanted_volume(view) and view.sees_volumes else frozenset()
+    if mounted and not any(has_volume(view, volume) for volume in mounted):
         return "its workspace volume is gone"
     # One of an older spec that is to be kept is not replaced by another spec's to find out.
     doubtful = not spec_drift(desired, container) and policy.keeps_failing(view.memory, container)

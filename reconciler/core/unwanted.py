@@ -53,7 +53,7 @@ def collect_volumes(view: View) -> Decision:
     in_use = {name for container in view.observed.containers for name in container.volumes}
     waits = []
     for volume in surplus_volumes(view):
-        due = _volume_due(view, volume.name)
+        due = None if volume.adopted else _volume_due(view, volume.name)
         if due is not None and due <= view.now and volume.name not in in_use:
             action = Action(Verb.REMOVE_VOLUME, volume.name, "it was kept as long as was asked")
             return gated(view, Decision(action))

@@ -155,7 +155,7 @@ class DockerEngine:
         with understood("what it has"):
             seen, broken = codec.rows(containers, codec.summary)
             kept, lost = codec.rows(
-                codec.volume_rows(_NO_VOLUMES if volumes is None else volumes), codec.listed_volume
+                codec.volume_rows(_NO_VOLUMES if volumes is None else volumes), codec.volume
             )
             return Listing(seen, kept, broken, lost, sees_volumes=volumes is not None)
 
@@ -168,13 +168,13 @@ class DockerEngine:
             return codec.container(answer, self._instance)
 
     async def inspect_volume(self, name: str) -> Volume | None:
-        """One volume by name; None where it is not there or is not of this instance."""
+        """One volume by name, whatever labels it has; None where it is not there."""
         try:
             answer = await self._ask(get(requests.volume(name)))
         except NotFound:
             return None
         with understood(f"volume {name}"):
-            return codec.volume(answer, self._instance)
+            return codec.volume(answer)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[EngineEvent]]:
@@ -192,30 +192,21 @@ class DockerEngine:
 
     # --- volumes ------------------------------------------------------------------------------
 
-    async def create_volume(self, name: str, labels: Mapping[str, str]) -> None:
-        """Make the volume. Docker answers with the one that is there, whoever's it is.
-
-        Raises:
-            NameTaken: a volume of that name exists and is not of this instance.
-        """
+    async def create_volume(self, name: str, labels: Mapping[str, str]) -> Volume:
+        """Make the volume and return it. Docker answers with the one that exists already."""
         body = {"Name": name, "Labels": dict(labels)}
         answer = await self._change(post("volumes/create", body))
         with understood(f"volume {name}"):
-            ours = codec.is_ours(answer["Labels"], self._instance)
-        if not ours:
-            raise NameTaken(
-                f"volume {name} exists and is not of instance {self._instance!r}: remove it"
-            )
+            return codec.volume(answer)
 
     async def remove_volume(self, name: str) -> None:
-        """Remove the volume, where it is of this instance.
+        """Remove the volume, whatever labels it has.
 
         Raises:
             Busy: a container still uses it.
         """
-        if await self.inspect_volume(name) is not None:
-            with suppress(NotFound):
-                await self._change(delete(requests.volume(name)))
+        with suppress(NotFound):
+            await self._change(delete(requests.volume(name)))
 
     # --- containers ---------------------------------------------------------------------------
 
@@ -278,25 +269,21 @@ class DockerEngine:
             short = codec.identifier(holder)[:12]
             image = errors.cut(str(holder["Config"]["Image"]))
             container = codec.container(holder, self._instance)
-        if container is None:
+        nonce = blueprint.labels[naming.LABEL_NONCE]
+        if container is None or not nonce or container.nonce != nonce:
             raise NameTaken(
-                f"container {short} (image {image}) is called {blueprint.name} and is not of "
-                f"instance {self._instance!r}: remove or rename it"
-            ) from error
-        if container.spec_hash != blueprint.labels[naming.LABEL_SPEC_HASH]:
-            raise NameTaken(
-                f"container {short} is called {blueprint.name} and was made from another spec: "
-                "remove or rename it"
+                f"container {short} (image {image}) has the name {blueprint.name}, and this daemon "
+                "did not make it: remove or rename it"
             ) from error
         return container.id
 
-    async def prepare(self, container_id: str, blueprint: Blueprint) -> None:
+    async def prepare(self, container_id: str, stand_in: Blueprint) -> None:
         """Make the workspace belong to the sandbox's user, before the first start.
 
         Raises:
             Refused: the user is not in the image, or the engine does not change the owner.
         """
-        await self._workspaces.settle(container_id, blueprint)
+        await self._workspaces.settle(container_id, stand_in)
 
     async def start(self, container_id: str) -> None:
         """Start it.
@@ -388,6 +375,10 @@ class DockerEngine:
     async def image_id(self, image: str) -> str | None:
         """The id of the image that a create would find."""
         return await self._images.id_of(image)
+
+    async def image_labels(self, image_id: str) -> Mapping[str, str]:
+        """The labels that a container of this image inherits."""
+        return await self._images.labels(image_id)
 
     async def images(self) -> Sequence[Image]:
         """All images of the host but the layers of a build."""

@@ -54,7 +54,7 @@ _PHASES: Final = {
     "stopped": Phase.EXITED,
     "stopping": Phase.RUNNING,
 }
-WORKSPACE_PREFIX: Final = naming.volume_name("", "")
+WORKSPACE_PREFIX: Final = naming.volume_of("")
 _CHECK_STATES: Final = frozenset(state.value for state in CheckState)
 _NAMELESS: Final = "<none>"
 _ANONYMOUS: Final = re.compile(r"[0-9a-f]{64}")
@@ -134,6 +134,7 @@ def summary(row: Mapping[str, Any]) -> Summary:
         name=name,
         sandbox=_sandbox(_labels(row), name),
         phase=_phase(row["State"]),
+        owner=text(_labels(row).get(naming.LABEL_OWNER, "")),
     )
 
 
@@ -145,18 +146,17 @@ def volume_rows(answer: Mapping[str, Any]) -> list[Any]:
     return [] if listed is None else listed
 
 
-def volume(answer: Mapping[str, Any], instance: str) -> Volume | None:
-    """An inspected volume; None where it is not of this instance."""
-    return listed_volume(answer) if is_ours(answer["Labels"], instance) else None
-
-
-def listed_volume(row: Mapping[str, Any]) -> Volume:
-    """One row of a volume list."""
+def volume(row: Mapping[str, Any]) -> Volume:
+    """A volume, listed or inspected, whatever labels it has."""
     labels, name = _labels(row), text(row["Name"])
     return Volume(
         name=name,
         sandbox=_sandbox(labels, name),
         retain=text(labels.get(naming.LABEL_RETAIN, "")),
+        instance=text(labels.get(naming.LABEL_INSTANCE, "")),
+        owner=text(labels.get(naming.LABEL_OWNER, "")),
+        nonce=text(labels.get(naming.LABEL_NONCE, "")),
+        base=text(labels.get(naming.LABEL_CONTAINER, "")),
     )
 
 
@@ -187,6 +187,9 @@ def container(answer: Mapping[str, Any], instance: str) -> Container | None:
         stop_timeout=_stop_timeout(config),
         check=_check(state),
         session_key=_variable(config["Env"] or (), naming.SESSION_KEY_VARIABLE),
+        owner=text(labels.get(naming.LABEL_OWNER, "")),
+        nonce=text(labels.get(naming.LABEL_NONCE, "")),
+        base=text(labels.get(naming.LABEL_CONTAINER, "")),
     )
 
 
@@ -297,9 +300,10 @@ def _container_event(data: Mapping[str, Any], instance: str) -> EngineEvent | No
     return _event(data, EventKind.CONTAINER, sandbox)
 
 
-def _volume_event(data: Mapping[str, Any], _instance: str) -> EngineEvent | None:
+def _volume_event(data: Mapping[str, Any], instance: str) -> EngineEvent | None:
     # A volume's events carry no labels: its name is all there is to go by.
-    ours = _volume_name(data).startswith(WORKSPACE_PREFIX)
+    known = (WORKSPACE_PREFIX, naming.marker_prefix(instance))
+    ours = _volume_name(data).startswith(known)
     return _event(data, EventKind.VOLUME, "") if ours else None
 
 

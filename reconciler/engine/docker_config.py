@@ -28,7 +28,7 @@ def create_body(blueprint: Blueprint, engine_driver: str = JSON_FILE) -> dict[st
     body: dict[str, Any] = {
         "Image": spec.image,
         "Cmd": None if spec.command is None else list(spec.command),
-        "Env": [f"{name}={value}" for name, value in blueprint.env.items()],
+        "Env": _environment(blueprint.env),
         "Labels": dict(blueprint.labels),
         "User": spec.user,
         "WorkingDir": spec.working_dir,
@@ -41,23 +41,33 @@ def create_body(blueprint: Blueprint, engine_driver: str = JSON_FILE) -> dict[st
     return _without_none(body)
 
 
-def stand_in_body(image: str, volume: str, path: str, instance: str) -> dict[str, Any]:
-    """A container that is never started, and only gives access to a volume and an image."""
+def stand_in_body(image: str, path: str, stand_in: Blueprint) -> dict[str, Any]:
+    """A container that is never started, and only gives access to a volume and an image.
+
+    Its labels and its session key are set, since it would inherit those of the image.
+    """
     return {
         "Image": image,
         "Cmd": ["-"],
-        "Labels": {naming.LABEL_INSTANCE: instance},
+        "Env": [f"{naming.SESSION_KEY_VARIABLE}=", naming.WEBHOOK_VARIABLE],
+        "Labels": {**stand_in.labels, naming.LABEL_SPEC: "", naming.LABEL_SPEC_HASH: ""},
         "HostConfig": {
             "NetworkMode": "none",
-            "Mounts": [{"Type": "volume", "Source": volume, "Target": path}],
+            "Mounts": [{"Type": "volume", "Source": stand_in.volume, "Target": path}],
         },
     }
 
 
 def volume_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """Of a container's labels, those that say whose its volume is."""
-    owner = (naming.LABEL_INSTANCE, naming.LABEL_SANDBOX)
-    return {key: labels[key] for key in owner if key in labels}
+    """A container's labels without those that are about the container's spec."""
+    spec = {naming.LABEL_SPEC: "", naming.LABEL_SPEC_HASH: ""}
+    return {**labels, **{key: spec[key] for key in labels.keys() & spec.keys()}}
+
+
+def _environment(env: Mapping[str, str]) -> list[str]:
+    """As Docker takes it: a name alone unsets what the image sets."""
+    unset = {naming.WEBHOOK_VARIABLE} - env.keys()
+    return [*(f"{name}={value}" for name, value in env.items()), *unset]
 
 
 def _host_config(blueprint: Blueprint, engine_driver: str) -> dict[str, Any]:

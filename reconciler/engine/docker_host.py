@@ -60,6 +60,16 @@ def resolve(docker_host: str | None, environ: Mapping[str, str]) -> Endpoint:
     return _of_context(context, _config_folder(environ))
 
 
+def address(docker_host: str | None) -> str:
+    """The path of the engine's socket or its URL, as ``resolve`` finds them; empty: neither."""
+    try:
+        found = resolve(docker_host, os.environ)
+    except SettingsError:
+        # The first call to the engine reports it.
+        return ""
+    return found.socket or found.url
+
+
 def _rootless_hint(environ: Mapping[str, str]) -> str:
     """Another engine is never taken by itself: it would seem to have lost every sandbox."""
     folder = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"

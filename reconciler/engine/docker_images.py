@@ -54,6 +54,17 @@ class Images:
         with understood(f"image {image}"):
             return codec.identifier(answer)
 
+    async def labels(self, image_id: str) -> dict[str, str]:
+        """The labels that a container of the image inherits.
+
+        Raises:
+            NotFound: the image is not there.
+        """
+        request = requests.get(f"{requests.image(image_id)}/json")
+        answer = await self._client.call(request, self._read_timeout)
+        with understood("an image"):
+            return dict((answer.get("Config") or {}).get("Labels") or {})
+
     async def all(self) -> tuple[Image, ...]:
         """All images but the layers of a build, and those that the engine cannot describe."""
         rows = await self._client.call(requests.images(), self._read_timeout)

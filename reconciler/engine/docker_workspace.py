@@ -7,7 +7,6 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from reconciler.core import naming
 from reconciler.core.errors import Forbidden, NotFound, Refused
 from reconciler.engine import docker_codec as codec
 from reconciler.engine import docker_owner as owners
@@ -87,18 +86,15 @@ class Workspaces:
     ) -> AsyncIterator[str]:
         """The container, or where it takes no archives, one that stands in for it.
 
-        A crash leaves the latter behind: it bears the instance's label and no sandbox's, and is
-        collected as garbage. Podman takes archives always.
+        A crash leaves the latter behind: the sandbox's next pass removes it. Podman takes archives
+        always.
         """
-        volume = blueprint.volume
-        if not volume or self._podman or owners.can_write_beside(path, blueprint.spec):
+        if self._podman or owners.can_write_beside(path, blueprint.spec):
             yield container_id
             return
-        instance = blueprint.labels[naming.LABEL_INSTANCE]
-        body = stand_in_body(image, volume, path, instance)
-        answer: Any = await self._client.call(
-            requests.post("containers/create", body), self._seconds
-        )
+        body = stand_in_body(image, path, blueprint)
+        request = requests.post("containers/create", body, name=blueprint.name)
+        answer: Any = await self._client.call(request, self._seconds)
         with understood("a new container"):
             stand_in = codec.identifier(answer)
         try:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from reconciler.core import naming
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
@@ -48,6 +50,7 @@ class Summary:
     name: str
     sandbox: str
     phase: Phase
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,16 @@ class Listing:
     broken_containers: tuple[BrokenRow, ...] = ()
     broken_volumes: tuple[BrokenRow, ...] = ()
     sees_volumes: bool = True
+
+    @property
+    def markers(self) -> set[str]:
+        """The owners that have a marker: a volume by which a daemon is known to the others."""
+        return {v.owner for v in self.volumes if v.name == naming.marker_name(v.instance, v.owner)}
+
+    @property
+    def owners(self) -> set[str]:
+        """Every owner that a label names; an empty one where a label is missing."""
+        return {c.owner for c in self.containers} | {v.owner for v in self.volumes}
 
 
 class EventKind(StrEnum):
@@ -146,7 +159,7 @@ class Engine(Protocol):
         """One container by id or name; None where it is not there or is not of this instance."""
 
     async def inspect_volume(self, name: str) -> Volume | None:
-        """One volume by name; None where it is not there or is not of this instance."""
+        """One volume by name, whatever labels it has; None where it is not there."""
 
     def events(self) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
         """Events from now on. Entered once the engine has accepted the subscription.
@@ -154,15 +167,11 @@ class Engine(Protocol):
         The iteration ends when the stream does, for whatever reason; nobody reconnects here.
         """
 
-    async def create_volume(self, name: str, labels: Mapping[str, str]) -> None:
-        """Make the volume.
-
-        Raises:
-            NameTaken: a volume of that name exists and is not of this instance.
-        """
+    async def create_volume(self, name: str, labels: Mapping[str, str]) -> Volume:
+        """Make the volume and return it; the one that exists already, with its labels, if any."""
 
     async def remove_volume(self, name: str) -> None:
-        """Remove the volume, where it is of this instance.
+        """Remove the volume, whatever labels it has; one that is gone is a success.
 
         Raises:
             Busy: a container still uses it.
@@ -171,8 +180,8 @@ class Engine(Protocol):
     async def create(self, blueprint: Blueprint) -> str:
         """Make the container, without starting it, and return its id.
 
-        Where a container of this instance and the same name exists, its id is returned if it bears
-        the same spec hash.
+        Where a container of the same name exists, its id is returned if it has the same nonce: an
+        earlier create made it, whose answer was lost.
 
         Raises:
             ImageNotFound: the image is not there.
@@ -180,8 +189,12 @@ class Engine(Protocol):
             Refused: the engine will not make it: a mount's source is missing, an option is wrong.
         """
 
-    async def prepare(self, container_id: str, blueprint: Blueprint) -> None:
-        """Make the workspace belong to the sandbox's user, before the first start."""
+    async def prepare(self, container_id: str, stand_in: Blueprint) -> None:
+        """Make the workspace belong to the sandbox's user, before the first start.
+
+        Where the container itself cannot be used for that, one with the name and the labels of
+        ``stand_in`` is made for the moment, and removed.
+        """
 
     async def start(self, container_id: str) -> None:
         """Start it.
@@ -219,6 +232,13 @@ class Engine(Protocol):
 
     async def image_id(self, image: str) -> str | None:
         """The id of the image that a create would find."""
+
+    async def image_labels(self, image_id: str) -> Mapping[str, str]:
+        """The labels that a container of this image inherits.
+
+        Raises:
+            NotFound: the image is not there.
+        """
 
     async def images(self) -> Sequence[Image]:
         """All images of the host but the layers of a build."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from reconciler.core.errors import EngineError, EngineUnavailable, NotFound
+from reconciler.core.errors import EngineError, EngineUnavailable, NotFound, Refused
 from reconciler.core.units import iso
 from reconciler.loop.intake import defaults_of
 from reconciler.loop.queue import Priority
@@ -191,6 +192,37 @@ class Answers:
                 return
             await asyncio.sleep(_POLL)
 
+    async def adopt(self, name: str, volume: str | None) -> dict[str, Any]:
+        """Take over a workspace, or a container, that this daemon did not make.
+
+        Args:
+            name: A sandbox with a record.
+            volume: The workspace; None: the volume that has the sandbox's own name.
+
+        Raises:
+            NotFound: there is no such record, volume or container.
+            Refused: the sandbox has another workspace, or the volume is another sandbox's.
+            StoreError: it cannot be written down.
+        """
+        loop = self._loop
+        if name not in loop.store.records:
+            raise NotFound(f"{name}: no such sandbox: declare it in {loop.intake.path} first")
+        has = {known.name for known in loop.cache.observed(name).volumes}
+        if volume is not None and has - {volume}:
+            raise Refused(
+                f"{name} has the workspace {', '.join(sorted(has))}: copy the data into it, or "
+                "remove it first"
+            )
+        taken = await loop.ownership.adopt(name, volume)
+        loop.cache.doubt(name)
+        loop.store.put_memory(name, replace(loop.store.memory(name), failures=()))
+        loop.reporter.tell(
+            Event.SANDBOX_CLAIMED, name, "a person asked for it", objects=list(taken)
+        )
+        await loop.store.flush()
+        loop.queue.add(name, Priority.USER)
+        return {"sandbox": name, "adopted": list(taken)}
+
     async def engine_facts(self) -> dict[str, Any]:
         """What ``status`` says of the engine."""
         try:
@@ -218,6 +250,7 @@ class Answers:
             "former": await self._former(name) if name and not rows else None,
             "engine": await self.engine_facts(),
             "disk": self._loop.disk.facts(),
+            "conflict": self._loop.owners.conflict or None,
             "garbage": {"held": list(self._loop.guard.held), "reason": self._loop.guard.summary},
             "instance": self._loop.settings.instance,
             "desired": {

@@ -16,10 +16,11 @@ from reconciler.core.errors import EngineError, EngineUnavailable
 from reconciler.core.model import Observed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from reconciler.core.model import Container, Volume
     from reconciler.engine.protocol import Engine, Listing, Summary
+    from reconciler.loop.ownership import Ownership
 
 T = TypeVar("T")
 
@@ -41,18 +42,30 @@ class _Listed:
 
 
 class Cache:
-    """Containers and volumes by key. ``listed_at`` is when the engine last answered a list.
+    """Our containers and volumes by key. ``listed_at`` is when the engine last answered a list.
 
     ``lists`` counts the lists that were asked for.
     ``sees_volumes`` is False while the engine forbids to list volumes: what was known stays.
 
-    ``clock`` is monotonic, in seconds.
+    ``clock`` is monotonic, in seconds. ``ownership`` tells ours from foreign ones, of which no key
+    ever shows anything. ``claimed_volumes`` maps the names of volumes to the keys that own them,
+    whether or not a list shows them.
     """
 
-    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Callable[[], float],
+        *,
+        ownership: Ownership,
+        claimed_volumes: Mapping[str, str],
+    ) -> None:
         self._engine = engine
         self._clock = clock
+        self._ownership = ownership
+        self._claimed_volumes = claimed_volumes
         self._containers: dict[str, Container] = {}
+        self._foreign: dict[str, Container] = {}
         self._by_key: defaultdict[str, dict[str, Container]] = defaultdict(dict)
         self._volumes: dict[str, Volume] = {}
         self._dirty: defaultdict[str, set[str]] = defaultdict(set)
@@ -158,7 +171,7 @@ class Cache:
         try:
             if key in self._unsure:
                 await self._rediscover(key)
-            await _inspect_each(self._dirty, key, self._engine.inspect, self._put)
+            await _inspect_each(self._dirty, key, self._inspect, self._put)
             await _inspect_each(
                 self._dirty_volumes, key, self._engine.inspect_volume, self._replace_volume
             )
@@ -168,6 +181,11 @@ class Cache:
             self._unseen[key] = str(error)
             raise
         self._unseen.pop(key, None)
+
+    async def _inspect(self, container_id: str) -> tuple[Container, bool] | None:
+        """The container, and whether it is ours."""
+        container = await self._engine.inspect(container_id)
+        return None if container is None else (container, await self._ownership.admit(container))
 
     async def listing(self) -> Listing:
         """What there is, by the engine's word now.
@@ -207,24 +225,33 @@ class Cache:
         for summary in listing.containers:
             if summary.sandbox == key:
                 self.touch(key, summary.id)
-        for volume in listing.volumes:
+        for volume in filter(None, map(self._ownership.admit_volume, listing.volumes)):
             if volume.sandbox == key:
                 self.put_volume(volume)
+        if listing.sees_volumes:
+            self._dirty_volumes[key].update(self._ownership.volumes_of(key))
         self._unsure.discard(key)
 
-    def _put(self, container_id: str, container: Container | None) -> None:
+    def _put(self, container_id: str, found: tuple[Container, bool] | None) -> None:
+        self._foreign.pop(container_id, None)
         former = self._containers.pop(container_id, None)
         if former is not None:
             self._drop_from_key(former)
-        if container is not None:
-            self._containers[container.id] = container
-            self._by_key[container.sandbox][container.id] = container
+        if found is None:
+            return
+        container, ours = found
+        if not ours:
+            self._foreign[container.id] = container
+            return
+        self._containers[container.id] = container
+        self._by_key[container.sandbox][container.id] = container
 
     def _replace_volume(self, name: str, volume: Volume | None) -> None:
-        if volume is None:
+        admitted = None if volume is None else self._ownership.admit_volume(volume)
+        if admitted is None:
             self.drop_volume(name)
         else:
-            self._volumes[name] = volume
+            self._volumes[name] = admitted
 
     def _drop_from_key(self, container: Container) -> None:
         siblings = self._by_key[container.sandbox]
@@ -241,7 +268,7 @@ class Cache:
         for summary in listing.containers:
             if everything or self._differs(summary):
                 self.touch(summary.sandbox, summary.id)
-        for container in self._containers.values():
+        for container in (*self._containers.values(), *self._foreign.values()):
             if container.id not in listed:
                 self.touch(container.sandbox, container.id)
         for row in listing.broken_containers:
@@ -253,8 +280,15 @@ class Cache:
         if listing.sees_volumes:
             self._apply_volumes(listing, began)
 
+    def judge_again(self) -> None:
+        """Another daemon was found: what was taken for ours, or for foreign, may not be so."""
+        for container in (*self._containers.values(), *self._foreign.values()):
+            self.touch(container.sandbox, container.id)
+        for volume in self._volumes.values():
+            self._dirty_volumes[volume.sandbox].add(volume.name)
+
     def _differs(self, summary: Summary) -> bool:
-        cached = self._containers.get(summary.id)
+        cached = self._containers.get(summary.id) or self._foreign.get(summary.id)
         if cached is None:
             return True
         return (cached.name, cached.phase) != (summary.name, summary.phase)
@@ -264,8 +298,13 @@ class Cache:
         recent = {name for name, at in self._touched.items() if at >= began - _LIST_SLACK}
         unsure = recent | self._broken_volumes
         kept = {name: v for name, v in self._volumes.items() if name in unsure}
-        listed = {v.name: v for v in listing.volumes if v.name not in recent}
+        admitted = filter(None, map(self._ownership.admit_volume, listing.volumes))
+        listed = {v.name: v for v in admitted if v.name not in recent}
         self._volumes = {**listed, **kept}
+        # Volumes that were adopted without our labels are in no list.
+        for name, sandbox in self._claimed_volumes.items():
+            if name not in self._volumes and name not in recent:
+                self._dirty_volumes[sandbox].add(name)
         self._touched = {name: self._touched[name] for name in recent}
 
     async def inspect_all(self) -> list[EngineError]:
@@ -281,7 +320,7 @@ class Cache:
                     failed.append(error)
 
         async with asyncio.TaskGroup() as group:
-            for key in list(self._dirty):
+            for key in {*self._dirty, *self._dirty_volumes}:
                 group.create_task(inspect(key), name=f"inspect {key}")
         return failed
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reconciler.core import naming
 from reconciler.core.model import Fate
 from reconciler.core.roles import surplus_volumes, wanted_volume
 from reconciler.core.units import FOREVER, iso, parse_retain
@@ -85,10 +84,8 @@ class Collector:
             return False
         fresh = [c for c in view.observed.containers if c.id not in view.orphans.containers]
         for container in fresh:
-            self._note("container", container.id, view, None)
-            if naming.is_doctors(view.key):
-                # It is removed in a moment; where doctor was killed, when its grace is over.
-                continue
+            lost = container.owner != self._store.owner
+            self._note("container", container.id, view, None, lost=lost)
             self._reporter.tell(
                 Event.GARBAGE_FOUND,
                 view.key,
@@ -105,7 +102,8 @@ class Collector:
             retain = self._retain(view, volume)
             # An edit that passed the guard took the record or its workspace out.
             asked_for = view.desired is not None or view.fate is Fate.DELETED
-            self._note("volume", volume.name, view, retain, confirmed=asked_for)
+            lost = volume.owner != self._store.owner
+            self._note("volume", volume.name, view, retain, confirmed=asked_for, lost=lost)
             self._report_orphan(view, volume, view.now, retain)
         return bool(fresh)
 
@@ -135,9 +133,16 @@ class Collector:
         retain: float | None,
         *,
         confirmed: bool = False,
+        lost: bool = False,
     ) -> None:
         self._store.note_orphan(
-            kind, key, sandbox=view.key, since=view.now, retain=retain, confirmed=confirmed
+            kind,
+            key,
+            sandbox=view.key,
+            since=view.now,
+            retain=retain,
+            confirmed=confirmed,
+            lost=lost,
         )
 
     def sweep(self, containers: Collection[str], volumes: Collection[str] | None) -> None:

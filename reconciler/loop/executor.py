@@ -19,8 +19,10 @@ from reconciler.core.errors import (
     StoreError,
     Unreadable,
 )
-from reconciler.core.model import ImageState, Verb, Volume
+from reconciler.core.model import ImageState, Verb
+from reconciler.core.roles import names_of, wanted_volume
 from reconciler.core.units import format_retain
+from reconciler.loop.ownership import volume_taken
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from reconciler.loop.cache import Cache
     from reconciler.loop.env_files import EnvFiles
     from reconciler.loop.lanes import Lanes
+    from reconciler.loop.ownership import Ownership
     from reconciler.loop.puller import Puller
 
 
@@ -45,6 +48,7 @@ class Executor:
         puller: Puller,
         env_files: EnvFiles,
         around: Surroundings,
+        ownership: Ownership,
         durable: Callable[[], Awaitable[None]],
         lanes: Lanes,
     ) -> None:
@@ -53,6 +57,7 @@ class Executor:
         self._puller = puller
         self._env_files = env_files
         self._around = around
+        self._ownership = ownership
         self._durable = durable
         self._lanes = lanes
         self._handlers: Mapping[Verb, Callable[[View, Action], Awaitable[None]]] = {
@@ -90,24 +95,31 @@ class Executor:
         self._puller.request(view.key, action.target)
 
     async def _create_volume(self, view: View, action: Action) -> None:
-        await self._engine.create_volume(action.target, self._volume_labels(view))
-        self._cache.put_volume(Volume(action.target, view.key))
+        marks = self._volume_labels(view, self._ownership.intend(view.key, action.target))
+        await self._durable()
+        found = await self._engine.create_volume(action.target, marks)
+        volume = self._ownership.admit_volume(found)
+        if volume is None:
+            raise volume_taken(found, view.key)
+        self._cache.put_volume(volume)
 
-    def _volume_labels(self, view: View) -> dict[str, str]:
-        owner = labels(self._around.instance, view.key)
+    def _volume_labels(self, view: View, nonce: str) -> dict[str, str]:
+        marks = labels(self._around, view.key, nonce)
         workspace = view.desired and view.desired.spec.workspace
         if not workspace:
-            return owner
-        return {**owner, naming.LABEL_RETAIN: format_retain(workspace.retain)}
+            return marks
+        return {**marks, naming.LABEL_RETAIN: format_retain(workspace.retain)}
 
     async def _create(self, view: View, action: Action) -> None:
+        wanted = self._blueprint(view, action.target)
         await self._durable()
         try:
-            made = await self._engine.create(self._blueprint(view, action.target))
+            made = await self._engine.create(wanted)
         except EngineError:
             # Somebody else's volume or container may be in the way, or ours that nobody knew of.
             self._cache.doubt(view.key)
             raise
+        self._ownership.note_container(view.key, made, wanted.labels[naming.LABEL_NONCE])
         self._cache.touch(view.key, made)
         if view.desired is not None:
             self._puller.mark(view.key, view.desired.spec.image, ImageState.UNKNOWN)
@@ -120,8 +132,9 @@ class Executor:
         container = _container(view, action)
         wanted = view.desired is not None and view.desired.spec.workspace is not None
         if wanted and container.started_at is None and container.volumes:
-            blueprint_ = self._blueprint(view, container.name)
-            await self._engine.prepare(action.container_id, blueprint_)
+            stand_in = self._blueprint(view, names_of(view).stand_in)
+            await self._durable()
+            await self._engine.prepare(action.container_id, stand_in)
         await self._engine.start(action.container_id)
 
     async def _stop(self, view: View, action: Action) -> None:
@@ -143,14 +156,25 @@ class Executor:
         await self._engine.remove(action.container_id)
 
     async def _remove_volume(self, _view: View, action: Action) -> None:
-        await self._engine.remove_volume(action.target)
+        found = await self._engine.inspect_volume(action.target)
+        # The volume of that name may be another by now.
+        volume = self._ownership.admit_volume(found) if found else None
+        if volume is not None and not volume.adopted:
+            await self._engine.remove_volume(action.target)
         self._cache.drop_volume(action.target)
 
     def _blueprint(self, view: View, name: str) -> Blueprint:
         assert view.desired is not None
         if not is_leased(view.desired.spec, view.desired.identity):
             raise Refused(view.desired.problem or "it has no port and no key yet: wait for them")
-        return blueprint(view.desired, name, self._around, self._env(view.desired.spec.env_file))
+        return blueprint(
+            view.desired,
+            name,
+            self._around,
+            self._env(view.desired.spec.env_file),
+            volume=wanted_volume(view),
+            nonce=self._ownership.intend(view.key, name),
+        )
 
     def _env(self, path: str | None) -> Mapping[str, str]:
         if path is None:

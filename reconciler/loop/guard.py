@@ -19,7 +19,8 @@ _MOST_NAMES: Final = 20
 class Guard:
     """Decides which orphans wait for confirmation. ``count`` and ``percent`` are as for an edit.
 
-    An orphan that an accepted edit asked for is confirmed from the start.
+    An orphan that an accepted edit asked for is confirmed from the start. One of a database that is
+    lost waits whatever the numbers: nobody knows whether it was wanted.
     """
 
     def __init__(self, store: Store, *, reporter: Reporter, count: int, percent: float) -> None:
@@ -31,12 +32,13 @@ class Guard:
 
     def holds(self, orphan: Orphan) -> bool:
         """Whether the orphan is not to be removed before a person confirms it."""
-        return not orphan.confirmed and self._engaged
+        return not orphan.confirmed and (orphan.lost or self._engaged)
 
     @property
     def held(self) -> tuple[str, ...]:
         """The sandboxes whose orphans wait for confirmation."""
-        return tuple(sorted(self._store.unconfirmed)) if self._engaged else ()
+        orphans = (o for kind in self._store.orphans.values() for o in kind.values())
+        return tuple(sorted({orphan.sandbox for orphan in orphans if self.holds(orphan)}))
 
     @property
     def summary(self) -> str:

@@ -7,6 +7,7 @@ import math
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
+from reconciler.core import naming
 from reconciler.core.errors import (
     EngineError,
     EngineTimeout,
@@ -21,10 +22,11 @@ from reconciler.service.events import Event
 from reconciler.service.supervision import supervise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from reconciler.engine.protocol import Engine, EngineEvent, EngineInfo
     from reconciler.loop.cache import Cache
+    from reconciler.loop.owners import Owners
     from reconciler.loop.reporter import Reporter
 
 _RECONNECT_FIRST: Final = 0.1
@@ -55,6 +57,7 @@ class Informer:
         engine: Engine,
         *,
         cache: Cache,
+        owners: Owners,
         enqueue: Callable[[str, Priority], None],
         wanted: Callable[[], Iterable[str]],
         is_wanted: Callable[[str], bool],
@@ -66,6 +69,7 @@ class Informer:
     ) -> None:
         self._engine = engine
         self._cache = cache
+        self._owners = owners
         self._enqueue = enqueue
         self._wanted = wanted
         self._is_wanted = is_wanted
@@ -97,7 +101,7 @@ class Informer:
         self._become_synced()
 
     async def _list(self, *, everything: bool) -> None:
-        listing = await self._cache.listing()
+        listing = await self._owners.settle(await self._cache.listing(), self._cache.listing)
         self._cache.apply(listing, everything=everything)
         rows = (*listing.broken_containers, *listing.broken_volumes)
         for row in rows[:_MOST_BROKEN]:
@@ -150,18 +154,24 @@ class Informer:
                 await self._sync()
                 await self._poll()
                 return
-            await self._sync()
-            relisting = asyncio.create_task(
-                supervise("relist", self._keep_relisting, self._reporter), name="relist"
-            )
+            # Events are heard during the first list too: another daemon may ask for our marker.
+            hearing = asyncio.create_task(self._hear_all(events), name="events")
+            tasks = {hearing}
             try:
-                with waiting(math.inf):
-                    async for event in events:
-                        self._hear(event)
-            finally:
-                relisting.cancel()
+                await self._sync()
+                tasks.add(
+                    asyncio.create_task(
+                        supervise("relist", self._keep_relisting, self._reporter), name="relist"
+                    )
+                )
                 # Not awaited itself: its end would be taken for ours, and ours for its.
-                await asyncio.wait({relisting})
+                with waiting(math.inf):
+                    await asyncio.wait({hearing})
+                hearing.result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
         self._lose(Event.ENGINE_STREAM_LOST, "it ended the event stream, and is asked again")
 
     async def _poll(self) -> None:
@@ -201,6 +211,10 @@ class Informer:
             api_version=info.api_version if info else None,
         )
 
+    async def _hear_all(self, events: AsyncIterator[EngineEvent]) -> None:
+        async for event in events:
+            self._hear(event)
+
     def _hear(self, event: EngineEvent) -> None:
         if event.kind is EventKind.CONTAINER and event.what == "destroy":
             self._on_removed()
@@ -218,6 +232,9 @@ class Informer:
         return self._is_wanted(key) or self._cache.has(key)
 
     def _hear_volume(self, event: EngineEvent) -> None:
+        if event.id.startswith(naming.MARKER_PREFIX):
+            self._owners.hear(event.id, event.what)
+            return
         key = self._cache.touch_volume(event.id) if event.what == "destroy" else None
         if key is not None:
             self._enqueue(key, Priority.EVENT)

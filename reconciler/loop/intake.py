@@ -233,17 +233,18 @@ class Intake:
     def _orphan_workspaces(self, changes: Changes) -> None:
         """The time that a workspace is kept begins when its record is taken out."""
         for name in changes.removed:
-            volume = naming.volume_name(self._settings.container_name_prefix, name)
-            # A note of an earlier deletion says nothing of this one.
-            self._store.drop_orphan("volume", volume)
-            self._store.note_orphan(
-                "volume",
-                volume,
-                sandbox=name,
-                since=self._store.clock(),
-                retain=self._store.deleted[name].retain,
-                confirmed=True,
-            )
+            named = naming.volume_name(self._settings.container_name_prefix, name)
+            for volume in self._store.claim(name).volumes or (named,):
+                # A note of an earlier deletion says nothing of this one.
+                self._store.drop_orphan("volume", volume)
+                self._store.note_orphan(
+                    "volume",
+                    volume,
+                    sandbox=name,
+                    since=self._store.clock(),
+                    retain=self._store.deleted[name].retain,
+                    confirmed=True,
+                )
 
     def _env_file_errors(self, loaded: Loaded) -> tuple[Diagnostic, ...]:
         return env_file_errors(loaded.records.values(), self._env_files.refused)

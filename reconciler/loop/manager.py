@@ -25,6 +25,8 @@ from reconciler.loop.images import Images
 from reconciler.loop.informer import Informer
 from reconciler.loop.intake import Intake
 from reconciler.loop.lanes import Lanes
+from reconciler.loop.owners import Owners
+from reconciler.loop.ownership import Ownership
 from reconciler.loop.permits import Permits
 from reconciler.loop.ports import Identities
 from reconciler.loop.prober import Prober
@@ -75,14 +77,32 @@ class Manager:
         self._secrets = Secrets(store, env_files=self.env_files, clock=monotonic)
         self.around = Surroundings(
             instance=settings.instance,
+            owner=store.owner,
             prefix=settings.container_name_prefix,
             publish_address=settings.publish_address,
             webhook_url=settings.webhook,
         )
-        self.cache = Cache(engine, monotonic)
+        self.ownership = Ownership(
+            engine, store, instance=settings.instance, prefix=settings.container_name_prefix
+        )
+        self.cache = Cache(
+            engine,
+            monotonic,
+            ownership=self.ownership,
+            claimed_volumes=store.claimed_volumes,
+        )
+        self.owners = Owners(
+            engine,
+            store,
+            ownership=self.ownership,
+            instance=settings.instance,
+            on_rival=self._judge_again,
+            reporter=reporter,
+        )
         self.informer = Informer(
             engine,
             cache=self.cache,
+            owners=self.owners,
             enqueue=self.queue.add,
             wanted=self._wanted,
             is_wanted=lambda key: key in store.records or key in store.deleted,
@@ -196,6 +216,7 @@ class Manager:
             lanes=self.lanes,
             env_files=self.env_files,
             around=self.around,
+            ownership=self.ownership,
             guard=self.guard,
             no_ports=self._identities.problem,
             is_held=self.intake.is_held,
@@ -212,6 +233,7 @@ class Manager:
             puller=self.puller,
             env_files=self.env_files,
             around=self.around,
+            ownership=self.ownership,
             durable=self.store.flush,
             lanes=self.lanes,
         )
@@ -302,6 +324,10 @@ class Manager:
         # A record that cannot be read may name any image.
         certain = self.informer.complete and self.store.desired_known and not self.store.held
         return self.cache.image_ids() if certain else None
+
+    def _judge_again(self) -> None:
+        self.cache.judge_again()
+        self.informer.enqueue_all()
 
     def _wanted(self) -> set[str]:
         return {*self.store.records, *self.store.deleted, *self.intake.held_names()}

@@ -93,7 +93,10 @@ class Survey:
         }
 
     def _urls(self, view: View) -> list[dict[str, Any]]:
-        desired = view.desired
+        """The URLs of a sandbox that is live. On the port of another, anybody may listen."""
+        desired, current = view.desired, roles_of(view).current
+        if current is None or not current.live:
+            return []
         if desired is None or desired.identity is None or desired.spec.network.mode == "none":
             return []
         on_host = desired.spec.network.mode == "host"

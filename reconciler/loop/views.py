@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from reconciler.loop.guard import Guard
     from reconciler.loop.informer import Informer
     from reconciler.loop.lanes import Lanes
+    from reconciler.loop.ownership import Ownership
     from reconciler.loop.prober import Prober
     from reconciler.loop.puller import Puller
     from reconciler.store.rows import Orphan, OrphanKind, Record
@@ -45,6 +46,7 @@ class Sources:
     lanes: Lanes
     env_files: EnvFiles
     around: Surroundings
+    ownership: Ownership
     guard: Guard
     no_ports: Callable[[str], str]
     is_held: Callable[[str], bool]
@@ -131,7 +133,12 @@ class Views:
             spec=record.spec,
             spec_hash=made_from.spec_hash if made_from else None,
             identity=self._from.store.identity(record.name),
-            problem=env_problem or self._from.no_ports(record.name) or None,
+            problem=(
+                self._from.ownership.problem(record.name)
+                or env_problem
+                or self._from.no_ports(record.name)
+                or None
+            ),
             changes=self._changes(record.name, made_from) if made_from else {},
         )
 

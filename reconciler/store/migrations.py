@@ -47,14 +47,20 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             sandbox TEXT NOT NULL,
             since REAL NOT NULL,
             retain REAL,
-            confirmed INTEGER NOT NULL
+            confirmed INTEGER NOT NULL,
+            lost INTEGER NOT NULL
         ) WITHOUT ROWID""",
         """CREATE TABLE orphan_volume (
             id TEXT PRIMARY KEY NOT NULL,
             sandbox TEXT NOT NULL,
             since REAL NOT NULL,
             retain REAL,
-            confirmed INTEGER NOT NULL
+            confirmed INTEGER NOT NULL,
+            lost INTEGER NOT NULL
+        ) WITHOUT ROWID""",
+        """CREATE TABLE claim (
+            sandbox TEXT PRIMARY KEY NOT NULL,
+            body TEXT NOT NULL
         ) WITHOUT ROWID""",
         """CREATE TABLE fact (
             name TEXT PRIMARY KEY NOT NULL,

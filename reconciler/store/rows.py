@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
-from reconciler.core.model import Identity, Memory
+from reconciler.core.model import Claim, Identity, Memory
 from reconciler.core.pressure import PulledImage
 from reconciler.core.spec import DesiredState, SandboxSpec, WorkspaceSpec, layer_of
 from reconciler.core.units import FOREVER
@@ -61,13 +61,15 @@ class Orphan:
     """An object without a record, and when that was first seen, in observed seconds.
 
     ``retain``: seconds, None: kept indefinitely. ``confirmed``: an accepted edit, or a person,
-    asked for its removal; the mass-delete guard no longer holds it back.
+    asked for its removal; the mass-delete guard no longer holds it back. ``lost``: a database that
+    is lost made it, so that nobody knows whether it was wanted.
     """
 
     sandbox: str
     since: float
     retain: float | None
     confirmed: bool = False
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +149,9 @@ def _encode_orphan(key: str, orphan: Orphan) -> dict[str, Any]:
 
 
 def _decode_orphan(
-    _id: str, sandbox: str, since: float, retain: float | None, confirmed: int
+    _id: str, sandbox: str, since: float, retain: float | None, confirmed: int, lost: int
 ) -> Orphan:
-    return Orphan(sandbox, since, retain, bool(confirmed))
+    return Orphan(sandbox, since, retain, bool(confirmed), bool(lost))
 
 
 def _encode_image(key: str, image: PulledImage) -> dict[str, Any]:
@@ -166,6 +168,21 @@ def _encode_fact(name: str, value: str) -> dict[str, Any]:
 
 def _decode_fact(_name: str, value: str) -> str:
     return value
+
+
+def _encode_claim(sandbox: str, claim: Claim) -> dict[str, Any]:
+    return {"sandbox": sandbox, "body": json.dumps(asdict(claim))}
+
+
+def _decode_claim(_sandbox: str, body: str) -> Claim:
+    known = json.loads(body)
+    return Claim(
+        known["instance"],
+        dict(known["pending"]),
+        tuple(known["containers"]),
+        tuple(known["volumes"]),
+        tuple(known["adopted"]),
+    )
 
 
 _MEMORY: Final = TypeAdapter(Memory)
@@ -221,12 +238,12 @@ MEMORIES: Final[Table[Memory]] = Table(
 )
 ORPHAN_CONTAINERS: Final[Table[Orphan]] = Table(
     name="orphan_container",
-    select="SELECT id, sandbox, since, retain, confirmed FROM orphan_container",
+    select="SELECT id, sandbox, since, retain, confirmed, lost FROM orphan_container",
     delete="DELETE FROM orphan_container WHERE id = ?",
     insert=(
         (
-            "INSERT INTO orphan_container (id, sandbox, since, retain, confirmed)"
-            " VALUES (:id, :sandbox, :since, :retain, :confirmed)"
+            "INSERT INTO orphan_container (id, sandbox, since, retain, confirmed, lost)"
+            " VALUES (:id, :sandbox, :since, :retain, :confirmed, :lost)"
         ),
     ),
     encode=_encode_orphan,
@@ -234,16 +251,24 @@ ORPHAN_CONTAINERS: Final[Table[Orphan]] = Table(
 )
 ORPHAN_VOLUMES: Final[Table[Orphan]] = Table(
     name="orphan_volume",
-    select="SELECT id, sandbox, since, retain, confirmed FROM orphan_volume",
+    select="SELECT id, sandbox, since, retain, confirmed, lost FROM orphan_volume",
     delete="DELETE FROM orphan_volume WHERE id = ?",
     insert=(
         (
-            "INSERT INTO orphan_volume (id, sandbox, since, retain, confirmed)"
-            " VALUES (:id, :sandbox, :since, :retain, :confirmed)"
+            "INSERT INTO orphan_volume (id, sandbox, since, retain, confirmed, lost)"
+            " VALUES (:id, :sandbox, :since, :retain, :confirmed, :lost)"
         ),
     ),
     encode=_encode_orphan,
     decode=_decode_orphan,
+)
+CLAIMS: Final[Table[Claim]] = Table(
+    name="claim",
+    select="SELECT sandbox, body FROM claim",
+    delete="DELETE FROM claim WHERE sandbox = ?",
+    insert=("INSERT INTO claim (sandbox, body) VALUES (:sandbox, :body)",),
+    encode=_encode_claim,
+    decode=_decode_claim,
 )
 FACTS: Final[Table[str]] = Table(
     name="fact",
@@ -273,6 +298,7 @@ TABLES: Final[tuple[Table[Any], ...]] = (
     MEMORIES,
     ORPHAN_CONTAINERS,
     ORPHAN_VOLUMES,
+    CLAIMS,
     FACTS,
     IMAGES,
 )

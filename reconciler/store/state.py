@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections import Counter
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core.errors import StoreError
-from reconciler.core.model import Identity, Memory
+from reconciler.core.model import Claim, Identity, Memory
 from reconciler.store import rows
 from reconciler.store.rows import Changes, Orphan, OrphanKind, Record, Tombstone
 from reconciler.store.shelf import Shelf
@@ -28,7 +29,10 @@ _OBSERVED: Final = "observed-seconds"
 # there are none, when an idle daemon should not wake the disk.
 _SAVE_EVERY: Final = 10.0
 _SAVE_IDLE_EVERY: Final = 60.0
+_OWNER: Final = "owner"
+_OWNER_BYTES: Final = 8
 _NO_MEMORY: Final = Memory()
+_NO_CLAIM: Final = Claim()
 
 
 class State:
@@ -47,10 +51,12 @@ class State:
         held: Names whose record this release cannot read, and why. Their sandboxes are wanted,
             nobody knows how: they are to be left alone, and never collected.
         leased: Sandbox names by host port.
-            orphans: Objects without a record, by kind, then by container id or volume name.
+        orphans: Objects without a record, by kind, then by container id or volume name.
         unconfirmed: The sandboxes that have orphans whose removal nobody confirmed, each with how
             many.
         identities: The session keys and leases, by sandbox.
+        claims: The engine's objects that were made for a sandbox, by the sandbox's name.
+        claimed_volumes: Sandbox names by the names of their volumes.
         images: Those that this instance brought to the host, by id.
     """
 
@@ -69,6 +75,7 @@ class State:
         self._tombstones: Shelf[Tombstone] = self._shelves[rows.TOMBSTONES.name]
         self._identities: Shelf[Identity] = self._shelves[rows.IDENTITIES.name]
         self._memories: Shelf[Memory] = self._shelves[rows.MEMORIES.name]
+        self._claims: Shelf[Claim] = self._shelves[rows.CLAIMS.name]
         self._facts: Shelf[str] = self._shelves[rows.FACTS.name]
         self._images: Shelf[PulledImage] = self._shelves[rows.IMAGES.name]
         self._orphans: dict[OrphanKind, Shelf[Orphan]] = {
@@ -81,6 +88,11 @@ class State:
         self.records = self._records.values
         self.deleted = self._tombstones.values
         self.held = self._records.unreadable
+        self.claims = self._claims.values
+        self._claimed_volumes = {
+            volume: sandbox for sandbox, claim in self.claims.items() for volume in claim.volumes
+        }
+        self.claimed_volumes: Mapping[str, str] = MappingProxyType(self._claimed_volumes)
         self.images = self._images.values
         self.identities = self._identities.values
         self.leased: Mapping[int, str] = MappingProxyType(self._leased)
@@ -152,20 +164,24 @@ class State:
     def forget(self, name: str) -> None:
         """Ends a deletion: drops tombstone, leases and memory. A record that came back stays whole.
 
-        The session key stays, for a record that comes back to its volume, until ``drop_key``.
+        The session key and the claim stay, for a record that comes back to its volume, until
+        ``drop_key``.
         """
         if name in self.records or name in self.held:
             return
         self._tombstones.drop(name)
         self._memories.drop(name)
+        if not self.claim(name).volumes:
+            self.drop_claim(name)
         identity = self.identity(name)
         if identity is not None:
             self.put_identity(name, Identity(identity.session_key))
 
     def drop_key(self, name: str) -> None:
-        """Drops a session key whose sandbox and volume are gone. A record's key stays."""
+        """Drops key and claim of a sandbox that is gone with its volume. A record's stay."""
         if name in self.records or name in self.held:
             return
+        self.drop_claim(name)
         self._release(name)
         self._identities.drop(name)
 
@@ -205,12 +221,13 @@ class State:
         retain: float | None,
         *,
         confirmed: bool = False,
+        lost: bool = False,
     ) -> Orphan:
         """Notes an orphan and returns it. A known one keeps its ``since`` and its confirmation."""
         known = self.orphans[kind].get(key)
         if known is not None:
             since, confirmed = known.since, known.confirmed or confirmed
-        orphan = Orphan(sandbox, since, retain, confirmed)
+        orphan = Orphan(sandbox, since, retain, confirmed, lost)
         self._put_orphan(kind, key, orphan)
         return orphan
 
@@ -236,6 +253,34 @@ class State:
             self._orphans[kind].drop(key)
         else:
             self._orphans[kind].put(key, orphan)
+
+    @property
+    def owner(self) -> str:
+        """The random id of this database, which labels all that is made for it."""
+        known = self.fact(_OWNER)
+        if known is None:
+            known = secrets.token_hex(_OWNER_BYTES)
+            self.put_fact(_OWNER, known)
+        return known
+
+    def claim(self, sandbox: str) -> Claim:
+        """What was made for a sandbox; an empty claim where nothing was."""
+        return self.claims.get(sandbox, _NO_CLAIM)
+
+    def put_claim(self, sandbox: str, claim: Claim) -> None:
+        """Notes what was made for a sandbox. An equal claim costs nothing."""
+        self._unlist_volumes(sandbox)
+        self._claimed_volumes.update(dict.fromkeys(claim.volumes, sandbox))
+        self._claims.put(sandbox, claim)
+
+    def drop_claim(self, sandbox: str) -> None:
+        """Nothing of what was made for the sandbox is left. Harmless where there is no claim."""
+        self._unlist_volumes(sandbox)
+        self._claims.drop(sandbox)
+
+    def _unlist_volumes(self, sandbox: str) -> None:
+        for volume in self.claim(sandbox).volumes:
+            self._claimed_volumes.pop(volume, None)
 
     def put_image(self, image_id: str, image: PulledImage) -> None:
         """Notes an image that this instance brought to the host. An equal note costs nothing."""

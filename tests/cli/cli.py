@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = (
-    "apply check doctor events export gc logs plan reload run schema status".split()  # noqa: SIM905
+    "adopt apply check doctor events export gc logs plan reload run schema status".split()  # noqa: SIM905
 )
 GOOD = """\
 version: 1

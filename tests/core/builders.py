@@ -30,6 +30,7 @@ KEY: Final = "alice"
 NAME: Final = naming.container_name(PREFIX, KEY)
 NEXT: Final = naming.successor_name(PREFIX, KEY)
 PREV: Final = naming.predecessor_name(PREFIX, KEY)
+PREP: Final = naming.stand_in_name(PREFIX, KEY)
 VOLUME: Final = naming.volume_name(PREFIX, KEY)
 NOW: Final = 1_000_000.0
 HASH: Final = "1:new"
@@ -136,7 +137,7 @@ def ended(of: Container, due: float | None = None, **changes: Any) -> Memory:
 
 def short(text: str) -> str:
     """Names as a person would say them: ``alice``, ``next``, ``prev``, ``workspace``."""
-    names = {VOLUME: "workspace", NEXT: "next", PREV: "prev", NAME: KEY}
+    names = {VOLUME: "workspace", NEXT: "next", PREV: "prev", PREP: "prep", NAME: KEY}
     for name, said in names.items():
         text = text.replace(name, said)
     return text

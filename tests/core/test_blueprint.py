@@ -20,7 +20,7 @@ from reconciler.core.model import Identity
 from reconciler.core.spec import Model, ResourcesSpec, SandboxSpec
 from tests.core.builders import HASH, IDENTITY, KEY, NAME, VOLUME, desired, spec
 
-AROUND = Surroundings("default", "oh-agent-server-", "127.0.0.1", "http://host:8/{id}")
+AROUND = Surroundings("default", "me", "oh-agent-server-", "127.0.0.1", "http://host:8/{id}")
 FULL: Final = {
     "image": "demo:2",
     "command": ["--port", "8000"],
@@ -197,20 +197,23 @@ def test_ports_are_published_where_the_network_is_the_sandboxs_own(mode, expecte
 
 
 def test_a_blueprint_says_who_owns_it_and_what_it_is_made_from():
-    made = blueprint(desired(), NAME, AROUND, {})
+    made = blueprint(desired(), NAME, AROUND, {}, volume=VOLUME, nonce="n1")
     assert made.labels == {
         "io.sandbox-reconciler.instance": "default",
+        "io.sandbox-reconciler.owner": "me",
         "io.sandbox-reconciler.sandbox": KEY,
+        "io.sandbox-reconciler.container": NAME,
+        "io.sandbox-reconciler.nonce": "n1",
+        "io.sandbox-reconciler.retain": "",
         "io.sandbox-reconciler.spec": "demo",
         "io.sandbox-reconciler.spec-hash": HASH,
     }
     assert (made.name, made.volume, made.ports) == (NAME, VOLUME, {8000: 30000})
     assert made.publish_address == "127.0.0.1"
-    assert blueprint(desired(workspace=None), NAME, AROUND, {}).volume is None
 
 
 def test_a_blueprint_shows_no_secret():
-    shown = repr(blueprint(desired(), NAME, AROUND, {"TOKEN": "hush"}))
+    shown = repr(blueprint(desired(), NAME, AROUND, {"TOKEN": "hush"}, volume=None, nonce="n"))
     assert "hush" not in shown
     assert "secret-key" not in shown
     assert "secret-key" not in repr(desired())
@@ -238,4 +241,6 @@ def test_an_identity_is_whole_once_each_port_is_leased(identity, leased):
     ],
 )
 def test_the_host_name_is_the_sandboxs(fields, hostname):
-    assert blueprint(desired(**fields), NAME, AROUND, {}).hostname == hostname
+    assert (
+        blueprint(desired(**fields), NAME, AROUND, {}, volume=None, nonce="n").hostname == hostname
+    )

@@ -24,6 +24,7 @@ from tests.core.builders import (
     NEXT,
     NOW,
     OLD,
+    PREP,
     PREV,
     VOLUME,
     container,
@@ -281,6 +282,21 @@ def test_no_volume_is_collected_that_is_wanted_in_use_or_uncertain():
     in_use = view(desired(workspace=None), container(), orphans=over)
     assert step(in_use) == "nothing"
     assert step(view(None, orphans=over, may_collect=False)) == "nothing"
+
+
+def test_an_adopted_volume_is_never_removed():
+    over = kept(NOW - DAY, 0.0)
+    assert step(view(None, volumes=(volume(adopted=True),), orphans=over)) == "nothing"
+
+
+@pytest.mark.parametrize("wanted", [desired(), desired("stopped")])
+def test_a_leftover_stand_in_goes_first_and_never_becomes_the_sandbox(wanted):
+    left = container(PREP, Phase.CREATED, spec_hash="")
+    removal = "remove prep (it was left over from a preparation)"
+    assert step(view(wanted, left)) == removal
+    assert step(view(wanted, left, container())) == removal
+    stuck = failing(Verb.REMOVE, spec_hash="", on=left)
+    assert step(view(wanted, left, memory=stuck)) == "create alice (it does not exist)"
 
 
 def test_a_volume_that_cannot_be_removed_waits():

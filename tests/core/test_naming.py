@@ -47,13 +47,27 @@ def test_no_record_owns_the_key_of_garbage(one, found):
     assert re.fullmatch(naming.NAME_PATTERN, naming.garbage_key(found)) is None
 
 
+@steady
+@given(names)
+def test_every_name_that_is_given_is_recognised(one):
+    base = naming.container_name(PREFIX, one)
+    assert naming.made_names(base, one) == {
+        base,
+        naming.successor_name(PREFIX, one),
+        naming.predecessor_name(PREFIX, one),
+        naming.stand_in_name(PREFIX, one),
+    }
+    assert naming.volume_of(base) == naming.volume_name(PREFIX, one)
+    assert naming.is_garbage(naming.garbage_key(one))
+    assert not naming.is_garbage(one)
+
+
+def test_a_marker_names_its_instance_and_its_owner():
+    assert naming.marker_name("prod", "0a1b") == "reconciler-owner-prod-0a1b"
+
+
 def test_labels_are_in_our_own_namespace():
     labels = [v for k, v in vars(naming).items() if k.startswith("LABEL_")]
-    assert len(set(labels)) == 5
+    assert set(labels) == set(naming.LABELS)
+    assert len(labels) == len(naming.LABELS)
     assert [label for label in labels if not label.startswith(naming.LABEL)] == []
-
-
-def test_what_doctor_makes_is_known_by_its_key():
-    assert naming.is_doctors(naming.doctor_key("0a1b"))
-    assert not naming.is_doctors(naming.garbage_key("x"))
-    assert not naming.is_doctors("doctor-0a1b")

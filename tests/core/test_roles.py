@@ -18,6 +18,7 @@ from tests.core.builders import (
     NAME,
     NEXT,
     OLD,
+    PREP,
     PREV,
     VOLUME,
     container,
@@ -39,8 +40,32 @@ def test_a_container_plays_the_part_that_its_name_says():
 
 def test_the_names_of_one_key_are_distinct():
     names = names_of(view(None))
-    assert names == Names(current=NAME, successor=NEXT, predecessor=PREV, volume=VOLUME)
-    assert len({NAME, NEXT, PREV, VOLUME}) == 4
+    assert names == Names(
+        current=NAME, successor=NEXT, predecessor=PREV, stand_in=PREP, volume=VOLUME
+    )
+    assert len({NAME, NEXT, PREV, PREP, VOLUME}) == 5
+
+
+@pytest.mark.parametrize(
+    ("mounted_by_current", "mounted_by_other", "volumes", "expected"),
+    [
+        ("", "", [], VOLUME),
+        ("", "", ["old-prefix"], "old-prefix"),
+        ("", "", ["a", "b"], "b"),
+        ("", "", [VOLUME, "z"], VOLUME),
+        ("", "a", ["a", VOLUME, "z"], "a"),
+        ("a", "b", ["a", "b", VOLUME], "a"),
+        ("gone", "", [VOLUME], VOLUME),
+    ],
+    ids=["none", "any", "last", "its name", "another's mount", "its mount", "lost"],
+)
+def test_a_workspace_is_found_whatever_its_name(
+    mounted_by_current, mounted_by_other, volumes, expected
+):
+    current = container(volumes=frozenset({mounted_by_current} - {""}))
+    other = container(PREV, Phase.EXITED, volumes=frozenset({mounted_by_other} - {""}))
+    there = tuple(volume(name) for name in volumes)
+    assert wanted_volume(view(desired(), current, other, volumes=there)) == expected
 
 
 @pytest.mark.parametrize(
@@ -89,8 +114,9 @@ def test_what_the_host_lost_counts_once_the_container_no_longer_lives(phase, exp
 
 def test_a_volume_that_cannot_be_seen_is_neither_surplus_nor_gone() -> None:
     other = volume("other")
-    assert surplus_volumes(view(desired(), volumes=(other,))) == (other,)
-    assert surplus_volumes(view(desired(), volumes=(other,), sees_volumes=False)) == ()
+    both = (volume(), other)
+    assert surplus_volumes(view(desired(), volumes=both)) == (other,)
+    assert surplus_volumes(view(desired(), volumes=both, sees_volumes=False)) == ()
     ended = container(phase=Phase.EXITED)
     for sees, cause in ((True, GONE), (False, "")):
         blind = view(desired(), ended, volumes=(), sees_volumes=sees)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from reconciler.core import naming
-from reconciler.core.blueprint import labels
 from reconciler.core.errors import (
     Busy,
     CommandTimeout,
@@ -23,6 +22,7 @@ from reconciler.core.errors import (
 from reconciler.core.model import Check, CheckState, Container, Phase
 from reconciler.engine.protocol import EngineEvent, EventKind
 from tests.engine.worlds import World, blueprint
+from tests.fakes.host import labels
 
 FOREIGN = {naming.LABEL_INSTANCE: "somebody-else"}
 SLEEP = ["sleep", "60"]
@@ -156,15 +156,45 @@ async def test_a_create_that_was_never_heard_of_is_adopted(world: World) -> None
 @pytest.mark.parametrize("marks", [FOREIGN, {}])
 async def test_a_name_that_somebody_else_has(world: World, marks: dict[str, str]) -> None:
     world.add_container(f"{world.prefix}alice", marks)
-    with pytest.raises(NameTaken, match=f"called {world.prefix}alice"):
+    with pytest.raises(NameTaken, match=f"has the name {world.prefix}alice"):
         await make(world, "alice")
     assert world.has_container(f"{world.prefix}alice")
 
 
-async def test_a_name_that_ours_of_another_spec_has(world: World) -> None:
+async def test_a_name_that_a_container_of_another_create_has(world: World) -> None:
     await make(world, "alice")
-    with pytest.raises(NameTaken, match=f"called {world.prefix}alice"):
-        await make(world, "alice", spec_hash="1:other")
+    with pytest.raises(NameTaken, match=f"has the name {world.prefix}alice"):
+        await make(world, "alice", nonce="another")
+
+
+async def test_what_was_made_names_its_owner_and_its_nonce(world: World) -> None:
+    container = await make(world, "alice")
+    seen = await look(world, container)
+    assert (seen.owner, seen.nonce, seen.base) == ("me", "nonce-of-alice", "")
+    (row,) = (await world.engine.list()).containers
+    assert row.owner == "me"
+
+
+async def test_a_snapshot_hands_its_labels_on(world: World) -> None:
+    container = await run(world, "alice")
+    image = world.commit(f"{world.prefix}alice")
+    world.run_image(f"{world.prefix}debug", image)
+    theirs = await look(world, f"{world.prefix}debug")
+    ours = await look(world, container)
+    assert (theirs.sandbox, theirs.nonce, theirs.spec_hash) == ("alice", ours.nonce, ours.spec_hash)
+    inherited = await world.engine.image_labels(theirs.image_id)
+    assert inherited[naming.LABEL_NONCE] == ours.nonce
+    assert naming.LABEL_INSTANCE not in await world.engine.image_labels(ours.image_id)
+    with pytest.raises(NotFound):
+        await world.engine.image_labels("sha256:" + "0" * 64)
+
+
+async def test_labels_of_an_image_decide_nothing(world: World) -> None:
+    await run(world, "alice")
+    image = world.commit(f"{world.prefix}alice")
+    seen = await look(world, await make(world, "bob", image=image, name=f"{world.prefix}bob"))
+    assert (seen.sandbox, seen.nonce) == ("bob", "nonce-of-bob")
+    assert (seen.session_key, seen.owner) == ("key-of-bob", "me")
 
 
 @pytest.mark.parametrize("image", ["nobody-has-this:1", "nobody-has-this", "sha256:" + "0" * 64])
@@ -382,23 +412,33 @@ async def test_a_volume_comes_and_goes(world: World) -> None:
     assert not world.has_volume(name)
 
 
-async def test_a_volume_is_looked_at(world: World) -> None:
+async def test_a_volume_is_inspected_whatever_its_labels(world: World) -> None:
     ours, foreign = (naming.volume_name(world.prefix, name) for name in ("alice", "bob"))
-    await world.engine.create_volume(ours, labels(world.instance, "alice"))
+    await world.engine.create_volume(ours, labels(world.instance, "alice", owner="me", nonce="1"))
     world.add_volume(foreign, FOREIGN)
-    assert await world.engine.inspect_volume(ours) in (await world.engine.list()).volumes
-    assert await world.engine.inspect_volume(foreign) is None
+    seen = await world.engine.inspect_volume(ours)
+    assert seen in (await world.engine.list()).volumes
+    assert (seen.instance, seen.owner, seen.nonce) == (world.instance, "me", "1")
+    theirs = await world.engine.inspect_volume(foreign)
+    assert theirs is not None
+    assert (theirs.instance, theirs.owner) == ("somebody-else", "")
     await world.engine.remove_volume(ours)
     assert await world.engine.inspect_volume(ours) is None
 
 
-async def test_a_volume_that_is_not_ours_is_left_alone(world: World) -> None:
+async def test_a_volume_that_exists_is_answered_with_its_own_labels(world: World) -> None:
     name = naming.volume_name(world.prefix, "alice")
     world.add_volume(name, FOREIGN)
-    with pytest.raises(NameTaken, match=name):
-        await world.engine.create_volume(name, labels(world.instance, "alice"))
-    await world.engine.remove_volume(name)
-    assert world.has_volume(name)
+    found = await world.engine.create_volume(name, labels(world.instance, "alice", nonce="1"))
+    assert (found.name, found.instance, found.nonce) == (name, "somebody-else", "")
+
+
+async def test_the_markers_of_daemons_are_listed(world: World) -> None:
+    for owner in ("one", "other"):
+        marks = {naming.LABEL_INSTANCE: world.instance, naming.LABEL_OWNER: owner}
+        await world.engine.create_volume(naming.marker_name(world.instance, owner), marks)
+    listing = await world.engine.list()
+    assert listing.markers == listing.owners == {"one", "other"}
 
 
 async def test_a_volume_in_use_is_busy(world: World) -> None:

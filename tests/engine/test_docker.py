@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from reconciler.core.blueprint import labels
 from reconciler.core.errors import (
     EngineError,
     EngineTimeout,
@@ -16,7 +15,8 @@ from reconciler.core.errors import (
 )
 from reconciler.engine.docker import DockerEngine
 from reconciler.engine.docker_stream import LONGEST_LOG_LINE
-from tests.engine.worlds import FakeWorld, RealWorld, blueprint
+from tests.engine.worlds import FakeWorld, RealWorld, blueprint, stand_in
+from tests.fakes.host import labels
 from tests.harness.faults import Fault, answer, hang, matching
 from tests.harness.proxy import FaultProxy
 from tests.harness.serving import say_nothing, serving
@@ -29,7 +29,7 @@ async def prepared(world: RealWorld, **spec: Any) -> str:
     made = blueprint(world, "alice", command=["sleep", "60"], **spec)
     await world.engine.create_volume(str(made.volume), labels(world.instance, "alice"))
     container = await world.engine.create(made)
-    await world.engine.prepare(container, made)
+    await world.engine.prepare(container, stand_in(world, "alice", **spec))
     await world.engine.start(container)
     return container
 
@@ -371,7 +371,7 @@ async def test_a_link_whose_target_fills_a_header_is_followed(real: RealWorld) -
     script = f"rmdir /workspace/proj && ln -s '{target}' /workspace/proj"
     code, said = real.docker.exec(container, "sh", "-c", script, user="0")
     assert code == 0, said
-    await real.engine.prepare(container, blueprint(real, "alice", **spec))
+    await real.engine.prepare(container, stand_in(real, "alice", **spec))
 
 
 async def test_an_answer_with_an_endless_header_is_an_error_of_that_request(tmp_path: Any) -> None:

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Protocol
 
 from reconciler.core import naming
-from reconciler.core.blueprint import Blueprint, labels
+from reconciler.core.blueprint import Blueprint
 from reconciler.core.model import CheckState, Phase
 from reconciler.core.spec import SandboxSpec
 from reconciler.engine.docker import DockerEngine
 from reconciler.engine.protocol import Engine
 from scripts.image import TEST_IMAGE
 from tests.fakes.engine import FakeEngine
-from tests.fakes.host import FakeHost
+from tests.fakes.host import FakeHost, labels
 from tests.harness.docker import DockerError
 from tests.harness.instance import Instance
 from tests.harness.registry import CHECKED_FILE, make_checked_image, make_image
@@ -44,6 +44,8 @@ class World(Protocol):
     def add_network(self, name: str) -> None: ...
     def remove_network(self, name: str) -> None: ...
     def add_image(self) -> str: ...
+    def commit(self, name: str) -> str: ...
+    def run_image(self, name: str, image: str) -> None: ...
     def tag_image(self, image: str, repository: str) -> None: ...
     def add_checked_image(self) -> str: ...
     def check(self, name: str, *, well: bool) -> None: ...
@@ -53,11 +55,13 @@ def blueprint(world: World, sandbox: str, **spec: Any) -> Blueprint:
     """A container of the world's instance; ``ports``, ``name`` and ``spec_hash`` are its own."""
     ports, name = spec.pop("published", {}), spec.pop("name", f"{world.prefix}{sandbox}")
     spec_hash = spec.pop("spec_hash", "1:made-for-a-test")
+    nonce = spec.pop("nonce", f"nonce-of-{sandbox}")
     made = SandboxSpec.model_validate({"image": TEST_IMAGE, **spec})
     return Blueprint(
         name=name,
         labels={
-            **labels(world.instance, sandbox),
+            **dict.fromkeys(naming.LABELS, ""),
+            **labels(world.instance, sandbox, owner="me", nonce=nonce),
             naming.LABEL_SPEC: "test",
             naming.LABEL_SPEC_HASH: spec_hash,
         },
@@ -67,6 +71,17 @@ def blueprint(world: World, sandbox: str, **spec: Any) -> Blueprint:
         publish_address="127.0.0.1",
         volume=naming.volume_name(world.prefix, sandbox) if made.workspace else None,
         hostname=made.hostname,
+    )
+
+
+def stand_in(world: World, sandbox: str, **spec: Any) -> Blueprint:
+    """The container that stands in for the sandbox's own while its workspace is prepared."""
+    return blueprint(
+        world,
+        sandbox,
+        name=naming.stand_in_name(world.prefix, sandbox),
+        nonce=f"stand-in-of-{sandbox}",
+        **spec,
     )
 
 
@@ -103,6 +118,16 @@ class FakeWorld:
         name = f"{self.prefix}{secrets.token_hex(4)}:latest"
         self.host.images.add(name)
         return name
+
+    def commit(self, name: str) -> str:
+        """A person makes an image of a container; returns the image's name."""
+        image = f"{name}-snapshot:1"
+        self.host.commit(name, image)
+        return image
+
+    def run_image(self, name: str, image: str) -> None:
+        """A person runs a container from an image."""
+        self.host.run_image(name, image)
 
     def tag_image(self, image: str, repository: str) -> None:
         self.host.images.add(f"{image}={repository}:again")
@@ -168,6 +193,18 @@ class RealWorld:
         self._foreign.append(("DELETE", f"/images/{repository}:latest"))
         make_image(self.docker, repository)
         return f"{repository}:latest"
+
+    def commit(self, name: str) -> str:
+        """A person makes an image of a container; returns the image's name."""
+        image = f"{name}-snapshot:1"
+        self.docker.commit(name, image)
+        self._foreign.append(("DELETE", f"/images/{image}"))
+        return image
+
+    def run_image(self, name: str, image: str) -> None:
+        """A person runs a container from an image."""
+        self.docker.run(name, "sleep", "60", image=image)
+        self._foreign.insert(0, ("DELETE", f"/containers/{name}"))
 
     def tag_image(self, image: str, repository: str) -> None:
         self._foreign.append(("DELETE", f"/images/{repository}:again"))

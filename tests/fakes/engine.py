@@ -15,7 +15,6 @@ from reconciler.core.errors import (
     Busy,
     CommandTimeout,
     Forbidden,
-    NameTaken,
     NotFound,
     PullFailed,
     Unreadable,
@@ -37,7 +36,11 @@ from tests.fakes.shell import run
 
 ROOT = "/fake"
 _ASKING = frozenset(
-    "ping info list inspect inspect_volume events has_image image_id images log_tail run_in".split()  # noqa: SIM905
+    {
+        *("ping", "info", "list", "inspect", "inspect_volume", "events", "has_image", "image_id"),
+        *("create_marker", "remove_marker"),
+        *("image_labels", "images", "log_tail", "run_in"),
+    }
 )
 _POLL = 0.01
 
@@ -53,7 +56,8 @@ class FakeEngine:
 
     ``calls`` holds each verb with its target, in the order they began. ``latency`` maps verbs to
     seconds, spent in ``sleep`` before the work is done, ``answering`` to those spent after it. A
-    verb's name is that of the protocol's method.
+    verb's name is that of the protocol's method, but for the volumes that are markers of daemons:
+    ``create_marker`` and ``remove_marker``, which count as questions.
     """
 
     def __init__(
@@ -114,7 +118,7 @@ class FakeEngine:
             await self._sleep(latency)
         self.host.check_up()
         for part, verbs in self.denied.items():
-            if verb in verbs:
+            if verb.replace("marker", "volume") in verbs:
                 raise Forbidden(f"{verb} is forbidden: allow {part}=1", part)
         faults = self._faults[verb]
         fault = faults.popleft() if faults else None
@@ -172,9 +176,8 @@ class FakeEngine:
             return box.seen if box and self._ours(box) else None
 
     async def inspect_volume(self, name: str) -> Volume | None:
-        async with self._doing("inspect_volume", name):
-            ours = {volume.name: volume for volume in self.host.volumes_of(self.instance)}
-            return ours.get(name)
+        async with self._doing("inspect_volume", _call("inspect", name)[1]):
+            return self.host.volume(name)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[EngineEvent]]:
@@ -197,30 +200,29 @@ class FakeEngine:
         self, kind: EventKind, key: str, what: str, labels: Mapping[str, str], name: str
     ) -> EngineEvent | None:
         if kind is EventKind.VOLUME:
-            ours = key.startswith(naming.volume_name("", ""))
+            ours = key.startswith((naming.volume_of(""), naming.marker_prefix(self.instance)))
             return EngineEvent(kind, key, what, "", self.host.now()) if ours else None
         if labels.get(naming.LABEL_INSTANCE) != self.instance:
             return None
         sandbox = labels.get(naming.LABEL_SANDBOX) or naming.garbage_key(name)
         return EngineEvent(kind, key, what, sandbox, self.host.now())
 
-    async def create_volume(self, name: str, labels: Mapping[str, str]) -> None:
-        async with self._doing("create_volume", name):
-            made = self.host.make_volume(name, labels)
-            if made.labels.get(naming.LABEL_INSTANCE) != self.instance:
-                raise NameTaken(f"volume {name} exists and is not of {self.instance}")
+    async def create_volume(self, name: str, labels: Mapping[str, str]) -> Volume:
+        async with self._doing(*_call("create", name)):
+            self.host.make_volume(name, labels)
+            made = self.host.volume(name)
+            assert made is not None
+            return made
 
     async def remove_volume(self, name: str) -> None:
-        async with self._doing("remove_volume", name):
-            volume = self.host.volumes.get(name)
-            if volume and volume.labels.get(naming.LABEL_INSTANCE) == self.instance:
-                self.host.drop_volume(name)
+        async with self._doing(*_call("remove", name)):
+            self.host.drop_volume(name)
 
     async def create(self, blueprint: Blueprint) -> str:
         async with self._doing("create", blueprint.name):
             holder = self.host.find(blueprint.name)
-            wanted = blueprint.labels[naming.LABEL_SPEC_HASH]
-            if holder and self._ours(holder) and holder.seen.spec_hash == wanted:
+            nonce = blueprint.labels[naming.LABEL_NONCE]
+            if holder and self._ours(holder) and nonce and holder.seen.nonce == nonce:
                 return holder.seen.id
             return self.host.create(blueprint)
 
@@ -267,6 +269,12 @@ class FakeEngine:
         async with self._doing("image_id", image):
             id_ = id_of(image)
             return id_ if id_ in self.host.image_ids() else None
+
+    async def image_labels(self, image_id: str) -> Mapping[str, str]:
+        async with self._doing("image_labels", image_id):
+            if image_id not in self.host.image_ids():
+                raise NotFound(f"no such image: {image_id}")
+            return self.host.image_labels.get(image_id, {})
 
     async def images(self) -> Sequence[Image]:
         async with self._doing("images"):
@@ -339,8 +347,17 @@ class FakeEngine:
         return box.labels.get(naming.LABEL_INSTANCE) == self.instance
 
 
+def _call(verb: str, name: str) -> tuple[str, str]:
+    # The name of a marker is random: it is no part of what is compared.
+    return (
+        (f"{verb}_marker", "")
+        if name.startswith(naming.MARKER_PREFIX)
+        else (f"{verb}_volume", name)
+    )
+
+
 def _summary(seen: Container) -> Summary:
-    return Summary(seen.id, seen.name, seen.sandbox, seen.phase)
+    return Summary(seen.id, seen.name, seen.sandbox, seen.phase, seen.owner)
 
 
 async def _until_none(queue: asyncio.Queue[EngineEvent | None]) -> AsyncIterator[EngineEvent]:

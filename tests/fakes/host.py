@@ -50,6 +50,12 @@ class FakeVolume:
     owner: str | None = None
 
 
+def labels(instance: str, sandbox: str, **more: str) -> dict[str, str]:
+    """The labels of an object that somebody made by hand for a sandbox."""
+    extra = {f"{naming.LABEL}{key.replace('_', '-')}": value for key, value in more.items()}
+    return {naming.LABEL_INSTANCE: instance, naming.LABEL_SANDBOX: sandbox, **extra}
+
+
 Subscriber = Callable[[EventKind, str, str, Mapping[str, str], str], None]
 
 
@@ -64,8 +70,10 @@ class FakeHost:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.boxes: dict[str, Box] = {}
         self.volumes: dict[str, FakeVolume] = {}
+        self.markers: dict[str, FakeVolume] = {}
         self.images = {IMAGE}
         self.checked: set[str] = set()
+        self.image_labels: dict[str, Mapping[str, str]] = {}
         self.image_size = 100 << 20
         self.registry: set[str] = set()
         self.missing = {"/nonexistent"}
@@ -134,6 +142,20 @@ class FakeHost:
             self.start(box)
         box.seen = replace(box.seen, phase=phase)
         return box.seen.id
+
+    def commit(self, name: str, image: str) -> None:
+        """A person makes an image of a container: the image inherits the container's labels."""
+        box = self.box(name)
+        self.images.add(tagged(image))
+        self.image_labels[id_of(image)] = dict(box.labels)
+
+    def run_image(self, name: str, image: str, **labels: str) -> str:
+        """A person runs a container from an image, whose labels it inherits; returns its id.
+
+        ``labels`` are set by the person, by their full names.
+        """
+        inherited = self.image_labels.get(id_of(image), {})
+        return self.add_container(name, {**inherited, **labels}, image=image)
 
     def add_volume(self, name: str, labels: Mapping[str, str] | None = None) -> None:
         self.make_volume(name, labels or {})
@@ -279,24 +301,43 @@ class FakeHost:
         self.emit(box, "destroy")
 
     def make_volume(self, name: str, labels: Mapping[str, str]) -> FakeVolume:
-        if name not in self.volumes:
-            self.volumes[name] = FakeVolume(dict(labels), self.now())
+        kept = self._shelf(name)
+        if name not in kept:
+            kept[name] = FakeVolume(dict(labels), self.now())
             self._tell(EventKind.VOLUME, name, "create", {}, name)
-        return self.volumes[name]
+        return kept[name]
+
+    def _shelf(self, name: str) -> dict[str, FakeVolume]:
+        # The volumes by which daemons know each other are no concern of most tests.
+        return self.markers if name.startswith(naming.MARKER_PREFIX) else self.volumes
 
     def drop_volume(self, name: str) -> None:
         users = [box.seen.name for box in self.boxes.values() if name in box.seen.volumes]
         if users:
             raise Busy(f"volume {name} is in use by {users[0]}")
-        if self.volumes.pop(name, None) is not None:
+        if self._shelf(name).pop(name, None) is not None:
             self._tell(EventKind.VOLUME, name, "destroy", {}, name)
 
+    def volume(self, name: str) -> Volume | None:
+        made = self._shelf(name).get(name)
+        if made is None:
+            return None
+        marks = made.labels
+        return Volume(
+            name,
+            marks.get(naming.LABEL_SANDBOX) or naming.garbage_key(name),
+            marks.get(naming.LABEL_RETAIN, ""),
+            instance=marks.get(naming.LABEL_INSTANCE, ""),
+            owner=marks.get(naming.LABEL_OWNER, ""),
+            nonce=marks.get(naming.LABEL_NONCE, ""),
+            base=marks.get(naming.LABEL_CONTAINER, ""),
+        )
+
     def volumes_of(self, instance: str) -> Iterator[Volume]:
-        for name, volume in self.volumes.items():
-            if volume.labels.get(naming.LABEL_INSTANCE) == instance:
-                sandbox = volume.labels.get(naming.LABEL_SANDBOX) or naming.garbage_key(name)
-                retain = volume.labels.get(naming.LABEL_RETAIN, "")
-                yield Volume(name, sandbox, retain)
+        for name in (*self.volumes, *self.markers):
+            volume = self.volume(name)
+            if volume is not None and volume.instance == instance:
+                yield volume
 
     def image_ids(self) -> set[str]:
         return {id_of(image) for image in self.images}
@@ -331,6 +372,9 @@ class FakeHost:
             phase=Phase.CREATED,
             created_at=self.now(),
             ports=dict(ports),
+            owner=labels.get(naming.LABEL_OWNER, ""),
+            nonce=labels.get(naming.LABEL_NONCE, ""),
+            base=labels.get(naming.LABEL_CONTAINER, ""),
         )
         box = self.boxes[seen.id] = Box(seen, dict(labels))
         self.emit(box, "create")
@@ -342,7 +386,9 @@ class FakeHost:
     def _check_name(self, name: str) -> None:
         holder = self._by_name(name)
         if holder is not None:
-            raise NameTaken(f"container {holder.seen.id[:12]} is called {name}")
+            raise NameTaken(
+                f"container {holder.seen.id[:12]} has the name {name}: remove or rename it"
+            )
 
     def _check_spec(self, blueprint: Blueprint) -> None:
         spec = blueprint.spec

@@ -137,10 +137,14 @@ class Docker:
 
     # Volumes, networks, images, the engine itself
 
-    def volumes(self, instance: str | None = None) -> dict[str, dict[str, Any]]:
-        """Return the volumes by name."""
+    def volumes(
+        self, instance: str | None = None, *, markers: bool = False
+    ) -> dict[str, dict[str, Any]]:
+        """Return the volumes by name; those that mark a daemon only where they are asked for."""
         answer = self.call("GET", "/volumes", filters=_filters(instance, {}))
-        return {volume["Name"]: volume for volume in answer["Volumes"] or []}
+        volumes = {volume["Name"]: volume for volume in answer["Volumes"] or []}
+        kept = (n for n in volumes if markers or not n.startswith("reconciler-owner-"))
+        return {name: volumes[name] for name in kept}
 
     def create_volume(self, name: str, labels: Mapping[str, str] | None = None) -> None:
         self.call("POST", "/volumes/create", {"Name": name, "Labels": dict(labels or {})})
@@ -171,6 +175,11 @@ class Docker:
     def image(self, name: str) -> dict[str, Any]:
         return dict(self.call("GET", f"/images/{quote(name)}/json"))
 
+    def commit(self, container: str, image: str) -> None:
+        """Make an image of a container, as ``docker commit`` does."""
+        repository, _, tag = image.rpartition(":")
+        self.call("POST", "/commit", container=container, repo=repository, tag=tag)
+
     def tag(self, image: str, repository: str, tag: str = "latest") -> None:
         self.call("POST", f"/images/{quote(image)}/tag", repo=repository, tag=tag)
 
@@ -195,7 +204,7 @@ class Docker:
     def _purged(self, instance: str) -> bool:
         paths = [
             *(f"/containers/{row['Id']}" for row in self.containers(instance)),
-            *(f"/volumes/{volume}" for volume in self.volumes(instance)),
+            *(f"/volumes/{volume}" for volume in self.volumes(instance, markers=True)),
             *(f"/networks/{network}" for network in self.networks(instance)),
         ]
         for path in paths:

@@ -9,7 +9,8 @@ from typing import Any, Self
 import yaml
 from structlog.contextvars import get_contextvars
 
-from reconciler.core.model import Container
+from reconciler.core import naming
+from reconciler.core.model import Container, Phase
 from reconciler.loop.disk import Space
 from reconciler.loop.intake import Reading
 from reconciler.loop.manager import Manager
@@ -21,7 +22,7 @@ from reconciler.settings import Settings
 from reconciler.store.store import Store
 from tests.fakes.engine import ROOT as ENGINE_ROOT
 from tests.fakes.engine import FakeEngine
-from tests.fakes.host import IMAGE, FakeHost
+from tests.fakes.host import IMAGE, FakeHost, labels
 from tests.loop.simulated import EPOCH, SimulatedClock
 
 GIB = 1 << 30
@@ -98,6 +99,18 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         self.progress = Progress(asyncio.get_running_loop().time)
         self.manager: Manager
         self.store: Store
+
+    @property
+    def clocks(self) -> tuple[SimulatedClock, SimulatedClock, SimulatedClock]:
+        return self.wall, self.monotonic, self.engine_clock
+
+    def beside(self, folder: Path) -> "Stage":
+        """Another daemon on the same engine, with a database and a desired file of its own."""
+        other = Stage(folder, port_range=(20100, 20199), instance=self.settings.instance)
+        other.wall, other.monotonic, other.engine_clock = self.clocks
+        other.host, other.disks.host = self.host, self.host
+        other.engine = FakeEngine(self.host, instance=self.settings.instance)
+        return other
 
     async def __aexit__(self, *_: object) -> None:
         if self._tasks:
@@ -197,6 +210,22 @@ class Stage(AbstractAsyncContextManager["Stage"]):
             await self.manager.intake.read()
         else:
             await self.start()
+
+    def add_orphan(self, sandbox: str, phase: Phase = Phase.RUNNING) -> str:
+        """A container that this daemon made for a sandbox without a record; returns its name."""
+        name = f"{PREFIX}{sandbox}"
+        self.host.add_container(name, self._marks(sandbox, name), phase=phase)
+        return name
+
+    def add_orphan_volume(self, sandbox: str, **more: str) -> str:
+        """A workspace that this daemon made for a sandbox without a record; returns its name."""
+        name = naming.volume_name(PREFIX, sandbox)
+        self.host.add_volume(name, self._marks(sandbox, name, **more))
+        return name
+
+    def _marks(self, sandbox: str, name: str, **more: str) -> dict[str, str]:
+        nonce = self.manager.ownership.intend(sandbox, name)
+        return labels("default", sandbox, owner=self.store.owner, nonce=nonce, **more)
 
     # --- how time passes
 

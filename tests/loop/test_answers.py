@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.core.blueprint import labels
 from reconciler.core.errors import EngineError, EngineUnavailable, NotFound, Refused
 from tests.loop.stage import Stage
 
@@ -85,7 +84,7 @@ async def test_a_plan_with_deletions_to_confirm_is_not_in_sync(stage: Stage):
 
 async def test_a_plan_leaves_orphans_to_the_collector(stage: Stage):
     await stage.converge({"alice": "running"})
-    stage.host.add_container("stray", labels("default", "nobody"))
+    stage.add_orphan("stray")
     await stage.after(61)
     assert stage.manager.answers.plan()["in_sync"]
 
@@ -101,14 +100,15 @@ async def test_a_collection_waits_for_the_removals(littered: Stage):
     await stage.converge({"alice": "running"})
     stage.engine.latency["remove"] = 5.0
     stage.engine.hang("remove")
-    stage.host.add_container("stray", labels("default", "nobody"))
+    stage.add_orphan("stray")
     await stage.after(61)
     collecting = asyncio.create_task(stage.manager.answers.collect())
     await stage.after(1)
     assert not collecting.done()
     stage.engine.release("remove")
     (row,) = await collecting
-    assert (row["name"], row["due"], row["removed"], row["error"]) == ("stray", True, True, None)
+    assert (row["sandbox"], row["due"]) == ("stray", True)
+    assert (row["removed"], row["error"]) == (True, None)
     assert "stray" not in stage.phases()
 
 
@@ -116,7 +116,7 @@ async def test_a_collection_says_what_could_not_be_removed(littered: Stage):
     stage = littered
     await stage.converge({"alice": "running"})
     stage.engine.fail_next("remove", EngineError("device or resource busy"), times=999)
-    stage.host.add_container("stray", labels("default", "nobody"))
+    stage.add_orphan("stray")
     await stage.after(61)
     (row,) = await stage.manager.answers.collect()
     assert (row["due"], row["removed"]) == (True, False)

@@ -3,7 +3,6 @@
 import asyncio
 from pathlib import Path
 
-from reconciler.core.blueprint import labels
 from reconciler.engine.protocol import EngineEvent, EventKind
 from reconciler.service.events import Event
 from tests.loop.stage import PREFIX, Stage
@@ -41,7 +40,7 @@ async def test_events_with_unknown_ids_leave_nothing_behind(tmp_path: Path):
 async def test_a_container_that_nobody_knew_is_found_by_its_event(tmp_path: Path):
     async with Stage(tmp_path, gc_grace=1000) as stage:
         await stage.converge({"alice": "running"})
-        stage.host.add_container("left-over", labels("default", "gone"))
+        stage.add_orphan("gone")
         await stage.after(2)
         assert stage.manager.cache.has("gone")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.core import naming
-from reconciler.core.blueprint import labels
 from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
 from reconciler.service.redact import redactor
 from tests.loop.stage import PLAIN, PREFIX, Stage
@@ -167,11 +166,9 @@ class Churn:
         self.host.kill(f"{PREFIX}{name}")
 
     async def litter(self) -> None:
-        number = next(self.numbers)
-        ours = labels("default", f"nobody-{number}")
-        self.host.add_container(f"litter-{number}", ours)
-        volume = naming.volume_name(PREFIX, f"nobody-{number}")
-        self.host.add_volume(volume, {**ours, naming.LABEL_RETAIN: "10m"})
+        sandbox = f"nobody-{next(self.numbers)}"
+        self.stage.add_orphan(sandbox)
+        self.stage.add_orphan_volume(sandbox, retain="10m")
 
     async def spoil(self) -> None:
         broken = f"version: 1\nsandboxes: [{self.dice.random()}"

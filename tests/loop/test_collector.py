@@ -4,10 +4,9 @@ from datetime import datetime
 
 import pytest
 
-from reconciler.core.blueprint import labels
 from reconciler.core.errors import EngineTimeout
-from reconciler.core.naming import LABEL_RETAIN, doctor_key
 from reconciler.service.events import Event
+from tests.fakes.host import labels
 from tests.loop.stage import DAY, PREFIX, Stage
 
 VOLUME = f"openhands-workspace-{PREFIX}alice"
@@ -19,13 +18,13 @@ def garbage(stage: Stage) -> dict[str, dict]:
 
 async def test_what_belongs_to_no_record_is_noted_once(stage: Stage):
     await stage.converge({"alice": "running"})
-    stage.host.add_container("stray", labels("default", "nobody"))
+    stage.add_orphan("stray")
     await stage.after(200)
     await stage.restart()
     await stage.after(90)
     (line,) = stage.notes.said(Event.GARBAGE_FOUND)
-    assert (line["name"], line["remove_in"]) == ("stray", 300.0)
-    row = garbage(stage)["stray"]
+    assert (line["name"], line["remove_in"]) == (f"{PREFIX}stray", 300.0)
+    row = garbage(stage)[f"{PREFIX}stray"]
     assert (row["kind"], row["due"]) == ("container", False)
     assert row["why"] == "it belongs to no record"
     await stage.after(30)
@@ -37,7 +36,7 @@ async def test_what_belongs_to_no_record_is_noted_once(stage: Stage):
 
 async def test_garbage_that_a_record_claims_is_garbage_no_more(stage: Stage):
     await stage.converge({"bob": "running"})
-    stage.host.add_container(f"{PREFIX}alice", labels("default", "alice"))
+    stage.add_orphan("alice")
     await stage.after(200)
     assert list(garbage(stage)) == [f"{PREFIX}alice"]
     await stage.converge({"alice": "running", "bob": "running"})
@@ -49,12 +48,12 @@ async def test_garbage_that_a_record_claims_is_garbage_no_more(stage: Stage):
 
 async def test_nothing_is_collected_while_the_list_fails(stage: Stage):
     await stage.converge({"alice": "running"})
-    stage.host.add_container("stray", labels("default", "nobody"))
+    stage.add_orphan("stray")
     await stage.after(200)
     stage.engine.fail_next("list", EngineTimeout("hangs"), times=10)
     await stage.after(500)
     assert "stray" in stage.phases()
-    assert garbage(stage)["stray"]["remove_at"] is None
+    assert garbage(stage)[f"{PREFIX}stray"]["remove_at"] is None
     await stage.after(600)
     assert "stray" not in stage.phases()
 
@@ -68,8 +67,7 @@ async def test_a_volume_that_no_record_knows_is_kept_as_long_as_it_says(
     stage: Stage, label: str, days: float
 ):
     await stage.converge({"bob": "running"})
-    marks = {**labels("default", "alice"), **({LABEL_RETAIN: label} if label else {})}
-    stage.host.add_volume(VOLUME, marks)
+    stage.add_orphan_volume("alice", retain=label)
     await stage.after(60)
     if days:
         (line,) = stage.notes.said(Event.VOLUME_ORPHANED)
@@ -123,10 +121,9 @@ async def test_a_deletion_says_how_long_the_workspace_is_kept(stage: Stage):
     assert told.index(Event.VOLUME_ORPHANED) < told.index(Event.VOLUME_CLAIMED)
 
 
-async def test_the_container_of_doctor_is_no_news(stage: Stage):
+async def test_the_container_of_doctor_is_foreign_to_the_daemon(stage: Stage):
     await stage.converge({"alice": "running"})
-    stage.host.add_container("probe", labels("default", doctor_key("0a1b")))
-    await stage.after(120)
+    stage.host.add_container("probe", labels("default", ""))
+    await stage.after(720)
     assert not stage.notes.said(Event.GARBAGE_FOUND)
-    await stage.after(600)
-    assert stage.phases() == {"alice": "running"}
+    assert stage.phases() == {"alice": "running", "probe": "running"}

@@ -2,7 +2,6 @@
 
 import pytest
 
-from reconciler.core.blueprint import labels
 from reconciler.service.events import Event
 from tests.loop.stage import PREFIX, Stage
 
@@ -12,7 +11,7 @@ VOLUME = f"openhands-workspace-{PREFIX}"
 
 def orphans(stage: Stage, names: list[str]) -> None:
     for name in names:
-        stage.host.add_container(f"{PREFIX}{name}", labels("default", name))
+        stage.add_orphan(name)
 
 
 def held(stage: Stage) -> list[str]:
@@ -82,7 +81,7 @@ async def test_the_numbers_are_those_of_an_edit(stage: Stage, count: int, *, goe
 async def test_workspaces_without_records_are_held_too(stage: Stage):
     await stage.converge({"alice": "running"})
     for name in NAMES[:4]:
-        stage.host.add_volume(f"{VOLUME}{name}", labels("default", name))
+        stage.add_orphan_volume(name)
     await stage.after(100)
     await stage.days(8)
     assert len(held(stage)) == 4

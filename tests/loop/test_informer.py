@@ -1,20 +1,21 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
 from reconciler.core import naming
-from reconciler.core.blueprint import labels
 from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
-from reconciler.core.model import Phase
+from reconciler.core.model import Container, Phase, Volume
 from reconciler.engine.protocol import EventKind, Listing
 from reconciler.loop.cache import Cache
 from reconciler.loop.informer import Informer
+from reconciler.loop.owners import Owners
+from reconciler.loop.ownership import Ownership
 from reconciler.loop.queue import Priority
 from reconciler.service.events import Event
 from tests.fakes.engine import FakeEngine
-from tests.fakes.host import FakeHost
+from tests.fakes.host import FakeHost, labels
 from tests.loop.stage import Notebook
 
 RESYNC = 60.0
@@ -22,6 +23,34 @@ RESYNC = 60.0
 
 def add(host: FakeHost, name: str, phase: Phase = Phase.RUNNING) -> str:
     return host.add_container(f"c-{name}", labels("default", name), phase=phase)
+
+
+class EverythingIsOurs(Ownership):
+    """Whose an object is does not matter here."""
+
+    def __init__(self) -> None: ...
+
+    async def admit(self, container: Container) -> bool:  # noqa: ARG002
+        return True
+
+    def admit_volume(self, volume: Volume) -> Volume | None:
+        return volume
+
+    def volumes_of(self, sandbox: str) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
+
+class NobodyElse(Owners):
+    """One daemon alone."""
+
+    def __init__(self) -> None: ...
+
+    async def settle(
+        self,
+        listing: Listing,
+        again: Callable[[], Awaitable[Listing]],  # noqa: ARG002
+    ) -> Listing:
+        return listing
 
 
 class Watcher:
@@ -34,11 +63,12 @@ class Watcher:
         self.synced_first = 0
         loop = asyncio.get_running_loop()
         self.notes = Notebook(loop.time)
-        self.cache = Cache(self.engine, loop.time)
+        self.cache = Cache(self.engine, loop.time, ownership=EverythingIsOurs(), claimed_volumes={})
         self.removals = 0
         self.informer = Informer(
             self.engine,
             cache=self.cache,
+            owners=NobodyElse(),
             enqueue=self._enqueue,
             wanted=lambda: wanted,
             is_wanted=lambda key: key in wanted,

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from reconciler.core.blueprint import labels
 from reconciler.core.errors import EngineTimeout, Removing
 from reconciler.core.model import Phase, Verb
 from reconciler.service.events import Event
@@ -229,8 +228,7 @@ async def test_one_removal_that_ends_shows_that_removals_do_not_hang(stage: Stag
     await stage.edit(crowd("running", 5), plain={**PLAIN, "env": {"COLOUR": "red"}})
     await stage.after(600)
     assert Verb.REMOVE in stage.manager.lanes.hung()
-    stage.host.add_container("somebody", labels(stage.settings.instance, "somebody"))
-    stage.host.remove("somebody")
+    stage.host.remove(stage.add_orphan("somebody"))
     await stage.after(1)
     assert stage.manager.lanes.hung() == {}
 

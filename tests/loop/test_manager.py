@@ -1,7 +1,6 @@
 import shutil
 from pathlib import Path
 
-from reconciler.core.blueprint import labels
 from reconciler.core.errors import EngineError, EngineTimeout
 from reconciler.service.redact import redactor
 from tests.fakes.host import IMAGE
@@ -95,9 +94,8 @@ async def test_a_churn_of_sandboxes_leaves_nothing_behind(stage: Stage):
 
 
 async def test_garbage_that_could_not_be_removed_leaves_no_memory(stage: Stage):
-    marks = labels("default", "who")
     await stage.converge({"alice": "running"})
-    stage.host.add_container("stray", marks)
+    stage.add_orphan("who")
     stage.engine.fail_next("remove", EngineError("busy"))
     await stage.after(400)
     assert stage.phases() == {"alice": "running"}

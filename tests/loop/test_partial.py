@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.core.blueprint import labels
 from reconciler.service.events import Event
 from tests.loop.stage import PREFIX, Stage
 
@@ -122,8 +121,8 @@ async def test_without_info_everything_works(tmp_path: Path):
 
 async def test_without_containers_nothing_is_concluded(tmp_path: Path):
     async with Stage(tmp_path, gc_grace=1) as stage:
-        stage.host.add_container("left-over", labels("default", "gone"))
         await stage.converge({"alice": {}})
+        stage.add_orphan("gone")
         stage.engine.denied["CONTAINERS"] = {"list", "inspect", "log_tail", "follow_logs"}
         await stage.restart()
         changes = len(stage.engine.changes)

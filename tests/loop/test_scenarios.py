@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from reconciler.core import naming
-from reconciler.core.blueprint import labels
 from reconciler.core.errors import EngineError, EngineTimeout, Refused, StoreError
 from reconciler.core.model import Phase
 from reconciler.service.events import Event
+from tests.fakes.host import labels
 from tests.loop.stage import PREFIX, Stage
 
 ALICE = f"{PREFIX}alice"
@@ -191,7 +191,7 @@ async def test_a_replacement_keeps_the_key_the_ports_and_the_workspace(stage: St
 @pytest.mark.parametrize("phase", [Phase.CREATED, Phase.RUNNING, Phase.PAUSED, Phase.EXITED])
 async def test_garbage_goes_after_its_grace_and_nothing_foreign_ever(stage: Stage, phase: Phase):
     await stage.converge({"alice": "running"})
-    stage.host.add_container("ours", labels("default", "nobody"), phase=phase)
+    stage.add_orphan("ours", phase)
     stage.host.add_container(f"{PREFIX}theirs", {}, phase=phase)
     stage.host.add_container("others", labels("other", "alice"), phase=phase)
     await stage.after(290)

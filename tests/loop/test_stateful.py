@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from reconciler.core import naming
-from reconciler.core.blueprint import labels
 from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
 from reconciler.core.model import Container
 from reconciler.store.store import Store
 from tests.fakes.engine import FakeEngine
-from tests.fakes.host import Box, FakeHost
+from tests.fakes.host import Box, FakeHost, labels
 from tests.loop.simulated import SimulatedLoop
 from tests.loop.stage import DAY, PLAIN, PREFIX, Stage
 

@@ -159,6 +159,26 @@ class Event(StrEnum):
         "repeated?",
     )
 
+    OWNER_CONFLICT = _of(
+        "owner.conflict",
+        "error",
+        "Another daemon uses this instance on this engine; what it made is left alone.",
+        *("instance", "owner", "other", "hint"),
+    )
+    OWNER_UNLOCKED = _of(
+        "owner.unlocked",
+        "warning",
+        "This host's lock against a second daemon is unavailable.",
+        "error",
+    )
+    OWNER_UNMARKED = _of(
+        "owner.unmarked",
+        "warning",
+        "The engine refuses this daemon's marker volume, so no other database's objects are taken"
+        " over.",
+        *("error", "repeated?"),
+    )
+
     MANIFEST_LOADED = _of(
         "manifest.loaded", "info", "The desired file is in force.", "path", "sandboxes"
     )
@@ -215,6 +235,12 @@ class Event(StrEnum):
         "info",
         "A container that was there already is taken over unchanged.",
         "container",
+    )
+    SANDBOX_CLAIMED = _of(
+        "sandbox.claimed",
+        "info",
+        "A person had an existing workspace or container taken over.",
+        "objects",
     )
     SANDBOX_CREATED = _of(
         "sandbox.created", "info", "Its container is made.", "container", "image", "seconds"

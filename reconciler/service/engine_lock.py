@@ -1,0 +1,133 @@
+"""One daemon for each instance on an engine, as far as one host can tell.
+
+The lock is an abstract unix socket: it needs no folder that several users could write to, and the
+kernel drops it when its holder dies, however. Its name is free for anybody to take, so a holder
+counts only where it could reach the engine itself. Daemons in other network namespaces, on other
+hosts, or with another address of the same engine do not see it: loop/owners.py is for them.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import socket
+import stat
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from reconciler.core.errors import LockedError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_PEER: Final = struct.Struct("3i")
+_PATIENCE: Final = 1.0
+_BACKLOG: Final = 4096
+
+
+class _Peer(NamedTuple):
+    pid: int
+    uid: int
+    gid: int
+
+
+class EngineLock:
+    """Holds the engine for an instance while the ``with`` block runs.
+
+    Args:
+        engine: Its address, as text: the path of a socket, or a URL.
+        instance: The instance.
+
+    Attributes:
+        trouble: Why another daemon could not be kept off; empty where it is.
+    """
+
+    def __init__(self, engine: str, instance: str) -> None:
+        is_path = engine.startswith("/")
+        self._path = Path(os.path.realpath(engine)) if is_path else None
+        self._engine = str(self._path or engine)
+        self._instance = instance
+        self._socket: socket.socket | None = None
+        self.trouble = ""
+
+    def __enter__(self) -> Self:
+        """Take the lock.
+
+        Raises:
+            LockedError: another daemon holds it; the message names it.
+        """
+        digest = hashlib.sha256(f"{self._engine}\n{self._instance}".encode()).hexdigest()
+        name = f"\0reconciler.{digest[:32]}"
+        held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            held.bind(name)
+            held.listen(_BACKLOG)
+        except OSError as error:
+            held.close()
+            if error.errno != errno.EADDRINUSE:
+                self.trouble = f"no lock for {self._engine}: {error.strerror}"
+                return self
+            self._explain(_holder(name))
+        else:
+            self._socket = held
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _explain(self, peer: _Peer | None) -> None:
+        if peer is None or not self._may_reach(peer):
+            who = f"a process of user {peer.uid}" if peer else "a process that does not answer"
+            self.trouble = (
+                f"{who}, which is no daemon on {self._engine}, holds the name of this daemon's "
+                "lock: end it"
+            )
+            return
+        raise LockedError(
+            f"the process with pid {peer.pid} works with instance {self._instance!r} on "
+            f"{self._engine}: stop it first, or set another `instance` for this one"
+        )
+
+    def _may_reach(self, peer: _Peer) -> bool:
+        """Whether the process could be a daemon on this engine: it may write to its socket."""
+        if peer.uid in {0, os.geteuid()}:
+            return True
+        if self._path is None:
+            return False
+        try:
+            found = self._path.stat()
+        except OSError:
+            return False
+        if found.st_uid == peer.uid or found.st_mode & stat.S_IWOTH:
+            return True
+        return bool(found.st_mode & stat.S_IWGRP) and found.st_gid in _groups(peer)
+
+
+def _holder(name: str) -> _Peer | None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
+        asking.settimeout(_PATIENCE)
+        try:
+            asking.connect(name)
+            raw = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        except OSError:
+            return None
+    return _Peer(*_PEER.unpack(raw))
+
+
+def _groups(peer: _Peer) -> set[int]:
+    groups = {peer.gid}
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{peer.pid}/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("Groups:"):
+                groups |= set(map(int, line.split()[1:]))
+    return groups
