@@ -1,7 +1,7 @@
 """Two connection pools to one engine: calls, and streams, which would starve calls in a shared one.
 
-Requests are sent and answers are read here, with bounds on time and size. aiodocker has no
-bounds, never closes a stream that is left early, and cannot be imported by a user without a home.
+This is where aiodocker is used. It limits neither a wait nor the size of an answer and never closes
+a stream that is left early, so requests are sent and answers are read here.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import os
 import re
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import aiohttp
-from yarl import URL
 
 from reconciler.core.errors import (
     OUT_OF_FILES,
@@ -41,6 +39,8 @@ from reconciler.threads import BoundedCalls
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from aiodocker import Docker, DockerError
+
     from reconciler.engine.docker_errors import Translator
     from reconciler.engine.docker_requests import Request
 
@@ -60,22 +60,21 @@ _API_LIMIT: Final = re.compile(r"supported API version is (\d+)\.(\d+)")
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
-class _Refusal(Exception):
-    """The engine's status and text, before they are translated."""
+def _aiodocker() -> tuple[type[Docker], type[DockerError]]:
+    """Import aiodocker, which looks for a home directory and fails for a user that has none."""
+    try:
+        from aiodocker import Docker, DockerError  # noqa: PLC0415
+    except RuntimeError:
+        os.environ["HOME"] = os.sep
+        try:
+            from aiodocker import Docker, DockerError  # noqa: PLC0415
+        finally:
+            del os.environ["HOME"]
+    return Docker, DockerError
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
 
-
-@dataclass(slots=True)
-class _Link:
-    """One pool of connections, and the version of the API that is spoken over it."""
-
-    url: str
-    session: aiohttp.ClientSession
-    api_version: str = _UNAGREED
+if not TYPE_CHECKING:
+    Docker, DockerError = _aiodocker()
 
 
 class Client:
@@ -84,8 +83,8 @@ class Client:
     def __init__(self, docker_host: str | None) -> None:
         self._docker_host = docker_host
         self._agreeing = asyncio.Lock()
-        self._calls: _Link | None = None
-        self._streams: _Link | None = None
+        self._calls: Docker | None = None
+        self._streams: Docker | None = None
         self._connectors: list[aiohttp.BaseConnector] = []
         self._access = Access(time.monotonic)
         self._files = BoundedCalls()
@@ -113,6 +112,7 @@ class Client:
         clients, self._calls, self._streams = (self._calls, self._streams), None, None
         self._connectors = []
         for client in filter(None, clients):
+            await client.close()
             await client.session.close()
 
     async def call(self, request: Request, seconds: float, say: Translator = common) -> Any:
@@ -144,7 +144,7 @@ class Client:
             stack.callback(response.close)
             yield _chunks(response)
 
-    async def _agreed(self) -> tuple[_Link, _Link]:
+    async def _agreed(self) -> tuple[Docker, Docker]:
         async with self._agreeing:
             if self._calls is None or self._streams is None:
                 self._calls, self._streams = await self._open()
@@ -152,14 +152,14 @@ class Client:
                 await self._agree(self._calls, self._streams)
             return self._calls, self._streams
 
-    async def _open(self) -> tuple[_Link, _Link]:
+    async def _open(self) -> tuple[Docker, Docker]:
         endpoint = await self._endpoint()
         self._hint = endpoint.hint
         self._connectors = [_connector(endpoint), _connector(endpoint)]
         calls, streams = (_docker(endpoint.url, each) for each in self._connectors)
         return calls, streams
 
-    async def _agree(self, *clients: _Link) -> None:
+    async def _agree(self, *clients: Docker) -> None:
         """Agree on a version of the API; where no question about it is allowed, on a known one."""
         try:
             newest, oldest = await self._limits(clients[0])
@@ -169,7 +169,7 @@ class Client:
         for client in clients:
             client.api_version = "v" + ".".join(map(str, agreed))
 
-    async def _limits(self, docker: _Link) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    async def _limits(self, docker: Docker) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The newest version and the oldest that the engine speaks."""
         version, ping = requests.get("version"), requests.get("_ping")
         try:
@@ -184,13 +184,12 @@ class Client:
 
     @asynccontextmanager
     async def _answered(
-        self, docker: _Link, request: Request, *, versioned: bool = True
+        self, docker: Docker, request: Request, *, versioned: bool = True
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The engine's answer, of which only the headers have been read."""
-        version = f"{docker.api_version}/" if versioned else ""
         query = docker.session.request(
             request.method,
-            URL(f"{docker.url}/{version}{request.path}"),
+            docker._canonicalize_url(request.path, versioned_api=versioned),  # noqa: SLF001
             params=request.params,
             data=request.body,
             headers={**_HEADERS, **(request.headers or {})},
@@ -200,7 +199,7 @@ class Client:
             response = await query
         except aiohttp.ClientConnectionError as error:
             text = f"no connection: {error}{self._hint}"
-            raise _Refusal(docker_errors.NO_CONNECTION, text) from error
+            raise DockerError(docker_errors.NO_CONNECTION, text) from error
         async with response:
             encoding = response.headers.get("Content-Encoding", "identity").lower()
             if encoding != "identity" or response.status in _REDIRECTS:
@@ -220,7 +219,7 @@ class Client:
             raise error
         if response.status not in docker_errors.GATEWAY:
             self._access.answered(request)
-        raise _Refusal(response.status, text)
+        raise DockerError(response.status, text)
 
     async def _endpoint(self) -> Endpoint:
         try:
@@ -257,7 +256,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def _docker(url: str, connector: aiohttp.BaseConnector) -> _Link:
+def _docker(url: str, connector: aiohttp.BaseConnector) -> Docker:
     session = aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(),
@@ -265,7 +264,7 @@ def _docker(url: str, connector: aiohttp.BaseConnector) -> _Link:
         cookie_jar=aiohttp.DummyCookieJar(),
         max_field_size=_LONGEST_HEADER,
     )
-    return _Link(url, session)
+    return Docker(url, connector=connector, session=session)
 
 
 async def _content(response: aiohttp.ClientResponse, request: Request) -> Any:
@@ -321,7 +320,7 @@ async def _bounded(seconds: float, what: str, say: Translator) -> AsyncIterator[
             f"the engine did not answer {what} within {seconds:g} s: see whether it is overloaded "
             "or stuck"
         ) from error
-    except _Refusal as error:
+    except DockerError as error:
         if is_out_of_files(error):
             raise EngineUnavailable(f"{what}: {OUT_OF_FILES}") from error
         raise say(error.status, str(error.message)) from error
