@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from reconciler.core.errors import (
+    CommandTimeout,
     EngineError,
     EngineTimeout,
     EngineUnavailable,
@@ -321,14 +322,14 @@ async def test_a_command_that_hangs_leaves_one_process_however_often_it_is_asked
     container = await prepared(real, workspace={"path": "/workspace"})
     hanging = ["sh", "-c", "echo $$ >> /tmp/begun; exec sleep 1000"]
     for _ in range(3):
-        with pytest.raises(EngineTimeout):
+        with pytest.raises(CommandTimeout):
             await real.engine.run_in(container, hanging, 0.5)
     (pid,) = real.docker.exec(container, "cat", "/tmp/begun")[1].split()
     assert real.docker.exec(container, "kill", pid)[0] == 0
     async with asyncio.timeout(20):
         while real.docker.exec(container, "test", "-d", f"/proc/{pid}")[0] == 0:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-    with pytest.raises(EngineTimeout, match="within"):
+    with pytest.raises(CommandTimeout, match="within"):
         await real.engine.run_in(container, hanging, 0.5)
 
 

@@ -69,7 +69,7 @@ class Event(StrEnum):
     )
     DAEMON_STOPPED = _of("daemon.stopped", "info", "Shutdown is finished.")
     DAEMON_FAILED = _of(
-        "daemon.failed", "error", "The daemon cannot continue and ends.", "error", "traceback"
+        "daemon.failed", "error", "The daemon cannot continue and ends.", "error", "traceback?"
     )
     DAEMON_STALLED = _of(
         "daemon.stalled",
