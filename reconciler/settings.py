@@ -126,6 +126,8 @@ class Settings(BaseSettings):
     resync_interval: Seconds = 60.0
     rescan_interval: Seconds = 10.0
 
+    foreign_pause_grace: Seconds = 30.0
+
     gc_grace: Seconds = 300.0
     volume_retain: Retain = Field(
         default=604800.0,

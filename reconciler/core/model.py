@@ -64,6 +64,7 @@ class Container:
     host ports that it was made with, whatever its phase. ``volumes`` names its named volumes.
     ``check`` is None where its image has no HEALTHCHECK, or where it is switched off.
     ``owner``, ``nonce`` and ``base`` (the sandbox's container name) are what its labels say.
+    ``engine_restarts`` counts what the engine did by a restart policy since somebody started it.
     """
 
     id: str
@@ -88,6 +89,7 @@ class Container:
     owner: str = ""
     nonce: str = ""
     base: str = ""
+    engine_restarts: int = 0
 
     @property
     def live(self) -> bool:
@@ -179,12 +181,13 @@ class Desired:
 class Run:
     """One run of a container: its id and the start date that the engine gives, if any.
 
-    ``seen_at`` is when the daemon first saw it.
+    ``seen_at`` is when the daemon first saw it. ``engine_restarts`` is as in ``Container``.
     """
 
     container_id: str
     started_at: float | None
     seen_at: float
+    engine_restarts: int = 0
 
     def is_of(self, container: Container) -> bool:
         """Whether the container is in this run, or ended it."""
@@ -295,6 +298,23 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """A pause of a container, first seen at ``since``. ``ours``: it was asked for or is wanted."""
+
+    container_id: str
+    ours: bool
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A workspace that vanished while its record wanted it, as the record was then."""
+
+    volume: str
+    spec_hash: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What is remembered of a sandbox between passes, and over a daemon's restarts.
 
@@ -302,7 +322,9 @@ class Memory:
     backoff. ``run`` is the run that was seen last. ``ended`` is the end that was last taken into
     account, our own stops among them, until the container runs again; ``not_before`` is when the
     start after it is due, or None where we asked for that end. ``failures`` is empty once the
-    sandbox is as desired. ``faults`` are those that were reported and are not over.
+    sandbox is as desired. ``faults`` are those that were reported and are not over. ``starting`` is
+    the container that we asked the engine to start, until that run is seen. ``workspace`` is the
+    volume that was seen last, and ``loss`` one that vanished, until the spec is edited.
     """
 
     restarts: int = 0
@@ -312,6 +334,10 @@ class Memory:
     not_before: float | None = None
     death: Death | None = None
     failures: tuple[Failure, ...] = ()
+    starting: str = ""
+    pause: Pause | None = None
+    workspace: str = ""
+    loss: Loss | None = None
     faults: tuple[Fault, ...] = ()
 
     @property
@@ -406,6 +432,7 @@ class View:
     fate: Fate = Fate.UNKNOWN
     orphans: Orphans = Orphans()
     gc_grace: float = 300.0
+    pause_grace: float = 0.0
     may_collect: bool = True
     hung: Mapping[Verb, float] = field(default_factory=dict)
     hold: str = ""

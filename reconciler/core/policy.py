@@ -6,12 +6,22 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.model import UNKNOWN_EXIT, End, Failure, Health, Memory, Run, Verb, Verdict
+from reconciler.core.model import (
+    UNKNOWN_EXIT,
+    End,
+    Failure,
+    Health,
+    Memory,
+    Pause,
+    Run,
+    Verb,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from reconciler.core.model import Concern, Container, Death
+    from reconciler.core.model import Action, Concern, Container, Death
     from reconciler.core.spec import HealthSpec, RestartSpec
 
 _JITTER: Final = 0.1
@@ -50,7 +60,28 @@ def after_look(memory: Memory, container: Container, now: float) -> Memory:
     same = memory.ended is None and memory.run is not None and memory.run.is_of(container)
     if same:
         return memory
-    return replace(memory, run=Run(container.id, container.started_at, now), ended=None)
+    run = Run(container.id, container.started_at, now, container.engine_restarts)
+    return replace(memory, run=run, ended=None, starting="")
+
+
+def restarts_by_others(memory: Memory, container: Container) -> int:
+    """How often the container was started by others since it was last seen alive."""
+    run = memory.run
+    if run is None or run.container_id != container.id or run.is_of(container):
+        return 0
+    by_engine = max(container.engine_restarts - run.engine_restarts, 0)
+    return by_engine if memory.starting == container.id else max(by_engine, 1)
+
+
+def before_step(memory: Memory, action: Action, now: float) -> Memory:
+    """Note what is about to be asked for, so that it is not taken for the deed of others."""
+    match action.verb:
+        case Verb.START:
+            return replace(memory, starting=action.container_id)
+        case Verb.PAUSE:
+            return replace(memory, pause=Pause(action.container_id, ours=True, since=now))
+        case _:
+            return memory
 
 
 def after_start(memory: Memory) -> Memory:

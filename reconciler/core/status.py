@@ -9,7 +9,7 @@ from reconciler.core.lifecycle import verdict_of
 from reconciler.core.model import AWAITED, CheckState, ImageState, Phase, Status, Verdict
 from reconciler.core.roles import roles_of
 from reconciler.core.spec import DesiredState
-from reconciler.core.steps import latest_failure
+from reconciler.core.steps import foreign_pause, latest_failure
 
 if TYPE_CHECKING:
     from reconciler.core.model import Container, Desired, View
@@ -46,7 +46,8 @@ def status_of(view: View) -> tuple[Status, str]:
         return Status.ERROR, failure.cause
     if view.held and view.desired is None:
         return Status.ERROR, view.held
-    return status, reason or (failure.cause if failure else _beside(view, current))
+    said = reason or (failure.cause if failure else _beside(view, current))
+    return status, "; ".join(filter(None, (said, _loss(view))))
 
 
 def _beside(view: View, current: Container | None) -> str:
@@ -55,12 +56,17 @@ def _beside(view: View, current: Container | None) -> str:
     return problem or view.held or unheeded_check(view.desired, current)
 
 
+def _loss(view: View) -> str:
+    loss = view.memory.loss
+    return f"its workspace {loss.volume} vanished, and a new one is empty" if loss else ""
+
+
 def _observed(view: View, current: Container | None) -> tuple[Status, str]:
     if current is None:
         return _absent(view)
     match current.phase:
         case Phase.PAUSED:
-            return Status.PAUSED, ""
+            return Status.PAUSED, _why_paused(view, current)
         case Phase.RUNNING:
             return _running(view, current)
         case Phase.CREATED | Phase.RESTARTING:
@@ -69,6 +75,12 @@ def _observed(view: View, current: Container | None) -> tuple[Status, str]:
             return _ended(view, current)
         case _:
             return Status.MISSING, "the engine is removing it"
+
+
+def _why_paused(view: View, current: Container) -> str:
+    if view.desired is None or view.desired.state is DesiredState.PAUSED:
+        return ""
+    return "" if foreign_pause(view, current.id) is None else "others paused it"
 
 
 def _absent(view: View) -> tuple[Status, str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
 from reconciler.core.model import Action, Concern, Decision, Phase, Verb
+from reconciler.core.roles import roles_of
 
 if TYPE_CHECKING:
     from reconciler.core.model import Container, Failure, View
@@ -45,7 +46,29 @@ def gated(view: View, decision: Decision) -> Decision:
     action = decision.action
     if action is None:
         return decision
-    return blocked(view, concern(view, action)) or decision
+    return _left_paused(view, action) or blocked(view, concern(view, action)) or decision
+
+
+def foreign_pause(view: View, container_id: str) -> float | None:
+    """Since when others have paused the container; None where the pause is ours."""
+    pause = view.memory.pause
+    if pause is None or pause.container_id != container_id:
+        return view.now
+    return None if pause.ours else pause.since
+
+
+def _left_paused(view: View, action: Action) -> Decision | None:
+    """The wait for others who paused it: a commit or a backup needs its files to stay as is."""
+    current = roles_of(view).current
+    if action.verb is not Verb.UNPAUSE or current is None or current.id != action.container_id:
+        return None
+    since = foreign_pause(view, current.id)
+    if since is None or since + view.pause_grace <= view.now:
+        return None
+    return Decision(
+        wait_until=since + view.pause_grace,
+        waiting_for="others paused it: it is resumed when `foreign_pause_grace` is over",
+    )
 
 
 def blocked(view: View, about: Concern) -> Decision | None:

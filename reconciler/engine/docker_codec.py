@@ -190,6 +190,7 @@ def container(answer: Mapping[str, Any], instance: str) -> Container | None:
         owner=text(labels.get(naming.LABEL_OWNER, "")),
         nonce=text(labels.get(naming.LABEL_NONCE, "")),
         base=text(labels.get(naming.LABEL_CONTAINER, "")),
+        engine_restarts=_count(answer.get("RestartCount")),
     )
 
 
@@ -201,6 +202,11 @@ def _check(state: Mapping[str, Any]) -> Check | None:
         return None
     results = health.get("Log") or ()
     return Check(CheckState(status), text(results[-1]["End"]) if results else "")
+
+
+def _count(value: Any) -> int:
+    """A number that is only shown and compared; 0 where the engine gives none."""
+    return value if isinstance(value, int) and 0 <= value < _INT32 else 0
 
 
 def is_asked_for(answer: Mapping[str, Any], asked: str) -> bool:

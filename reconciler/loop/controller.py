@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
+from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from reconciler.loop.failures import Failures
     from reconciler.loop.informer import Informer
     from reconciler.loop.lanes import Lanes
+    from reconciler.loop.outside import Outside
     from reconciler.loop.ports import Identities
     from reconciler.loop.prober import Prober
     from reconciler.loop.puller import Puller
@@ -83,6 +85,7 @@ class Controller:
         *,
         store: Store,
         exits: Exits,
+        outside: Outside,
         views: Views,
         cache: Cache,
         executor: Executor,
@@ -99,6 +102,7 @@ class Controller:
     ) -> None:
         self._store = store
         self._exits = exits
+        self._outside = outside
         self._views = views
         self._cache = cache
         self._executor = executor
@@ -186,7 +190,8 @@ class Controller:
         noted = self._collector.note(view)
         learned = await self._exits.account_for(view, insist=not self._is_enough(self._blind[key]))
         del self._blind[key]
-        return self._views.view(key) if noted or learned else view
+        noticed = self._outside.note(view)
+        return self._views.view(key) if noted or learned or noticed else view
 
     def _report_vanished(self, key: str, before: tuple[Container, ...]) -> None:
         """Report the containers of a record that are gone, and that this daemon did not remove."""
@@ -268,6 +273,9 @@ class Controller:
         began = _now()
         if action.verb is Verb.REMOVE:
             self._removed.add(action.container_id)
+        self._store.put_memory(
+            view.key, policy.before_step(self._store.memory(view.key), action, view.now)
+        )
         with bound_contextvars(sandbox=view.key, cause=action.cause):
             try:
                 await self._executor.execute(view, action)
@@ -321,6 +329,8 @@ class Controller:
         memory = self._store.memory(view.key)
         if action.verb is Verb.START:
             memory = policy.after_start(memory)
+        if action.verb is Verb.UNPAUSE:
+            memory = replace(memory, pause=None)
         if action.restart:
             if action.verb is Verb.STOP and view.desired is not None:
                 memory = policy.after_run(memory, view.health, view.desired.spec.restart)

@@ -125,11 +125,10 @@ class Executor:
             self._puller.mark(view.key, view.desired.spec.image, ImageState.UNKNOWN)
 
     async def _start(self, view: View, action: Action) -> None:
-        if action.restart:
-            # A start wipes out how the last run ended; a full disk is no reason not to.
-            with suppress(StoreError):
-                await self._durable()
         container = _container(view, action)
+        if container.started_at is not None:
+            # A start wipes out how the last run ended, and must not be taken for that of others.
+            await self._try_durable()
         wanted = view.desired is not None and view.desired.spec.workspace is not None
         if wanted and container.started_at is None and container.volumes:
             stand_in = self._blueprint(view, names_of(view).stand_in)
@@ -143,7 +142,13 @@ class Executor:
             grace = view.desired.spec.stop_timeout
         await self._engine.stop(action.container_id, grace)
 
+    async def _try_durable(self) -> None:
+        """Write what is remembered; a full disk is no reason not to go on."""
+        with suppress(StoreError):
+            await self._durable()
+
     async def _pause(self, _view: View, action: Action) -> None:
+        await self._try_durable()
         await self._engine.pause(action.container_id)
 
     async def _unpause(self, _view: View, action: Action) -> None:

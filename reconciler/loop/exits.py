@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
@@ -68,7 +69,18 @@ class Exits:
         if not container.live:
             return False
         memory = policy.after_look(view.memory, container, view.now)
+        others = policy.restarts_by_others(view.memory, container)
+        memory = replace(memory, restarts=memory.restarts + others) if others else memory
         self._store.put_memory(view.key, memory)
+        if others:
+            self._reporter.tell(
+                Event.SANDBOX_RESTARTED_BY_OTHERS,
+                view.key,
+                "the engine or a person started it",
+                container=container.name,
+                times=others,
+                restarts=memory.restarts,
+            )
         return memory is not view.memory
 
     def _note_own_stop(self, view: View) -> bool:

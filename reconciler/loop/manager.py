@@ -25,6 +25,7 @@ from reconciler.loop.images import Images
 from reconciler.loop.informer import Informer
 from reconciler.loop.intake import Intake
 from reconciler.loop.lanes import Lanes
+from reconciler.loop.outside import Outside
 from reconciler.loop.owners import Owners
 from reconciler.loop.ownership import Ownership
 from reconciler.loop.permits import Permits
@@ -224,6 +225,7 @@ class Manager:
             hold=lambda: self.disk.hold,
             blind=lambda: "" if self.informer.synced.is_set() else self.informer.error,
             gc_grace=self.settings.gc_grace,
+            pause_grace=self.settings.foreign_pause_grace,
         )
 
     def _make_controller(self) -> Controller:
@@ -252,6 +254,7 @@ class Manager:
             puller=self.puller,
             prober=self.prober,
             lanes=self.lanes,
+            outside=Outside(store=self.store, reporter=self.reporter),
             failures=Failures(
                 store=self.store, views=self.views, lanes=self.lanes, reporter=self.reporter
             ),

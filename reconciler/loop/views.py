@@ -54,6 +54,7 @@ class Sources:
     hold: Callable[[], str]
     blind: Callable[[], str]
     gc_grace: float
+    pause_grace: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ class Views:
             fate=Fate.DELETED if key in sources.store.deleted else Fate.UNKNOWN,
             orphans=self._orphans(observed),
             gc_grace=sources.gc_grace,
+            pause_grace=sources.pause_grace,
             may_collect=self.may_collect(key),
             hung={verb: now + seconds for verb, seconds in sources.lanes.hung().items()},
             hold=sources.hold(),

@@ -43,7 +43,7 @@ LAST_WORDS = Death(ENDED.id, NOW - 10, 1, oom_killed=False, log_tail=("first", "
         ("stopped", Phase.CREATED, (Status.STOPPED, "never started")),
         ("running", Phase.RESTARTING, (Status.STARTING, "")),
         ("running", Phase.RUNNING, (Status.RUNNING, "")),
-        ("running", Phase.PAUSED, (Status.PAUSED, "")),
+        ("running", Phase.PAUSED, (Status.PAUSED, "others paused it")),
         ("paused", Phase.PAUSED, (Status.PAUSED, "")),
         ("running", Phase.REMOVING, (Status.MISSING, "the engine is removing it")),
         ("running", Phase.EXITED, (Status.ERROR, "exit code 0")),

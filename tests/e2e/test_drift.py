@@ -10,10 +10,56 @@ ENDS = ("die", "start")
 CRASH = ["sh", "-c", "echo the disk is on fire; exit 7"]
 
 
-def test_a_paused_container_is_resumed(world: World) -> None:
+def test_a_paused_container_is_resumed_after_the_grace(world: World) -> None:
+    world.daemon.env["RECONCILER_FOREIGN_PAUSE_GRACE"] = "2s"
     world.start(alice=box())
     world.docker.pause(world.name("alice"))
+    world.daemon.wait_event("sandbox.paused_by_others", sandbox="alice")
+    assert world.state("alice") == "paused"
+    world.daemon.wait_event("sandbox.resumed", sandbox="alice")
     world.wait(lambda: world.state("alice") == "running")
+
+
+def test_a_container_is_not_resumed_under_a_commit(world: World) -> None:
+    world.start(alice=box())
+    repository = f"{world.instance.prefix}snapshot"
+    world.run_in("alice", "dd if=/dev/zero of=/tmp/big bs=1M count=100")
+    since = time.time()
+    world.docker.call("POST", "/commit", container=world.name("alice"), repo=repository, pause=True)
+    world.docker.rm_image(f"{repository}:latest")
+    told = world.docker.events(since, time.time(), container=[str(world.id("alice"))])
+    order = [event["Action"] for event in told if event["Action"] in {"unpause", "commit"}]
+    assert order == ["commit", "unpause"]
+    world.wait(lambda: world.state("alice") == "running")
+    assert world.ask("/v1/convergence")["converged"]
+
+
+def test_a_restart_by_others_is_counted(world: World) -> None:
+    world.start(alice=box())
+    former = world.id("alice")
+    world.docker.restart(world.name("alice"))
+    world.wait(lambda: world.row("alice")["restarts"] >= 1)
+    world.converge()
+    assert world.id("alice") == former
+    assert world.row("alice")["restarts"] == 1
+
+
+def test_a_workspace_that_was_pruned_is_an_error(world: World) -> None:
+    world.start(alice=box())
+    world.declare(alice=box("stopped"))
+    world.wait_status(alice="STOPPED")
+    world.daemon.kill9()
+    world.docker.rm(world.name("alice"))
+    world.docker.rm_volume(world.instance.volume("alice"))
+    world.daemon.start()
+    lost = world.daemon.wait_event("volume.lost", sandbox="alice")
+    assert (lost["level"], lost["volume"]) == ("error", world.instance.volume("alice"))
+    world.converge("alice")
+    world.declare(alice=box())
+    world.wait_status(alice="RUNNING")
+    assert "vanished" in world.row("alice")["reason"]
+    world.declare(alice=box(env={"SEEN": "yes"}))
+    world.wait(lambda: world.row("alice")["reason"] == "")
 
 
 def test_a_resumed_container_is_paused_again(world: World) -> None:

@@ -102,6 +102,19 @@ class FakeHost:
     def docker_stop(self, name: str) -> None:
         self.kill(name, 0)
 
+    def docker_restart(self, name: str) -> None:
+        self.docker_stop(name)
+        self.docker_start(name)
+
+    def engine_restarts(self, name: str, times: int) -> None:
+        """The engine restarts it by a restart policy that somebody has set."""
+        box = self.box(name)
+        for _ in range(times):
+            self.kill(name)
+            self.start(box)
+        count = box.seen.engine_restarts + times
+        box.seen = replace(box.seen, engine_restarts=count)
+
     def docker_start(self, name: str) -> None:
         self.start(self.box(name))
 

@@ -253,6 +253,18 @@ class Event(StrEnum):
     )
     SANDBOX_PAUSED = _of("sandbox.paused", "info", "Its processes were frozen.", "container")
     SANDBOX_RESUMED = _of("sandbox.resumed", "info", "Its processes run again.", "container")
+    SANDBOX_PAUSED_BY_OTHERS = _of(
+        "sandbox.paused_by_others",
+        "info",
+        "Somebody else froze its processes; it is resumed when that has lasted too long.",
+        *("container", "resume_in"),
+    )
+    SANDBOX_RESTARTED_BY_OTHERS = _of(
+        "sandbox.restarted_by_others",
+        "warning",
+        "Its container was started, and not by this daemon.",
+        *("container", "times", "restarts"),
+    )
     SANDBOX_RENAMED = _of(
         "sandbox.renamed", "info", "Its container has its own name again.", "old", "new"
     )
@@ -363,6 +375,12 @@ class Event(StrEnum):
     VOLUME_CREATED = _of("volume.created", "info", "A workspace was made.", "volume")
     VOLUME_REMOVED = _of(
         "volume.removed", "info", "A workspace and its content were removed.", "volume"
+    )
+    VOLUME_LOST = _of(
+        "volume.lost",
+        "error",
+        "A workspace that a record wants was removed by others; what was in it is lost.",
+        "volume",
     )
     VOLUME_ORPHANED = _of(
         "volume.orphaned", "info", "No record wants this workspace now.", "volume", "kept_until?"
