@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
 from reconciler.core.lifecycle import converge_state
+from reconciler.core.limits import limits_drift
 from reconciler.core.model import (
     Action,
     Decision,
@@ -251,6 +252,23 @@ def _needs_pull(view: View, desired: Desired) -> bool:
     return desired.spec.pull is PullPolicy.MISSING and view.image is ImageState.ABSENT
 
 
+def _correct_limits(world: _World) -> Decision | None:
+    """Others changed its limits: they are set back in place, and nothing else waits for that."""
+    decision = _correction(world)
+    return decision if decision and gated(world.view, decision) is decision else None
+
+
+def _still_to_correct(world: _World) -> Decision | None:
+    return _correction(world)
+
+
+def _correction(world: _World) -> Decision | None:
+    current = world.roles.current
+    assert current is not None
+    drifted = limits_drift(world.view.memory, current)
+    return step_on(Verb.UPDATE, current, f"others changed it: {drifted}") if drifted else None
+
+
 def _converge_state(world: _World) -> Decision | None:
     assert world.roles.current is not None
     return converge_state(world.view, world.desired, world.roles.current)
@@ -278,6 +296,8 @@ _RULES: Final[tuple[Callable[[_World], Decision | None], ...]] = (
     _drop_strays,
     _finish_replacement,
     _replace,
+    _correct_limits,
     _converge_state,
     _still_to_make,
+    _still_to_correct,
 )

@@ -8,7 +8,7 @@ they are shown, and compared with each other for equality, and never compared wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -57,6 +57,42 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What of a container can be changed while it exists. 0 and "" are no limit.
+
+    ``nano_cpus`` are billionths of a core, ``cpu_quota`` is in microseconds a period. Memory is in
+    bytes; ``memory_swap`` counts memory and swap together, and is -1 where swap has no limit.
+    """
+
+    restart_policy: str = "no"
+    nano_cpus: int = 0
+    cpu_quota: int = 0
+    cpu_shares: int = 0
+    cpuset: str = ""
+    memory: int = 0
+    memory_swap: int = 0
+    memory_reservation: int = 0
+    pids: int = 0
+
+    def changed_to(self, other: Limits) -> dict[str, tuple[int | str, int | str]]:
+        """The fields that differ, each with its value here and there."""
+        pairs = {
+            each.name: (getattr(self, each.name), getattr(other, each.name))
+            for each in fields(self)
+        }
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The limits that a container is to have, as its engine words them, and a reported drift."""
+
+    container_id: str
+    limits: Limits
+    reported: Limits | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Container:
     """One container with our instance label, as the engine described it in one answer.
 
@@ -90,6 +126,7 @@ class Container:
     nonce: str = ""
     base: str = ""
     engine_restarts: int = 0
+    limits: Limits = Limits()
 
     @property
     def live(self) -> bool:
@@ -338,6 +375,7 @@ class Memory:
     pause: Pause | None = None
     workspace: str = ""
     loss: Loss | None = None
+    baseline: Baseline | None = None
     faults: tuple[Fault, ...] = ()
 
     @property
@@ -458,6 +496,7 @@ class Verb(StrEnum):
     STOP = "stop"
     PAUSE = "pause"
     UNPAUSE = "unpause"
+    UPDATE = "update"
     RENAME = "rename"
     REMOVE = "remove"
     REMOVE_VOLUME = "remove-volume"

@@ -101,6 +101,12 @@ def _unpause(view: View, action: Action) -> View:
     return _changed(view, action, phase=Phase.RUNNING)
 
 
+def _update(view: View, action: Action) -> View:
+    baseline = view.memory.baseline
+    assert baseline is not None
+    return _changed(view, action, limits=baseline.limits)
+
+
 def _rename(view: View, action: Action) -> View:
     return _changed(view, action, name=action.new_name)
 
@@ -131,6 +137,7 @@ _EFFECTS: Final[dict[Verb, Callable[[View, Action], View]]] = {
     Verb.STOP: _stop,
     Verb.PAUSE: _pause,
     Verb.UNPAUSE: _unpause,
+    Verb.UPDATE: _update,
     Verb.RENAME: _rename,
     Verb.REMOVE: _remove,
     Verb.REMOVE_VOLUME: _remove_volume,

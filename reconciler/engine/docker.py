@@ -30,6 +30,7 @@ from reconciler.engine.docker_config import JSON_FILE, create_body
 from reconciler.engine.docker_errors import understood
 from reconciler.engine.docker_images import Images
 from reconciler.engine.docker_inside import Inside
+from reconciler.engine.docker_limits import expected, update_body
 from reconciler.engine.docker_requests import delete, get, post
 from reconciler.engine.docker_stream import Lines, lines_of
 from reconciler.engine.docker_workspace import Workspaces
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from reconciler.core.blueprint import Blueprint
-    from reconciler.core.model import Container, Volume
+    from reconciler.core.model import Container, Limits, Volume
     from reconciler.engine.docker_errors import Translator
     from reconciler.engine.protocol import EngineEvent, EngineInfo, Image, PullProgress
 
@@ -310,6 +311,33 @@ class DockerEngine:
         """Thaw its processes."""
         with suppress(errors.AlreadySo):
             await self._do(container_id, "unpause", errors.on_unpause)
+
+    async def update(self, container_id: str, limits: Limits) -> None:
+        """Give it these limits and this restart policy, without a restart.
+
+        Raises:
+            Refused: the engine will not, for instance as more is in use, or it had no effect.
+        """
+        seen = await self.inspect(container_id)
+        about = await self._ask(get("info"))
+        if seen is None:
+            raise NotFound(f"container {container_id[:12]} is gone")
+        with understood("itself"):
+            cores, memory = int(about["NCPU"]), int(about["MemTotal"])
+        body = update_body(limits, seen.limits, cores=cores, host_memory=memory)
+        path = requests.container(container_id, "update")
+        await self._change(post(path, body), errors.on_update)
+        now = await self.inspect(container_id)
+        kept = {
+            name: value
+            for name, value in expected(body, limits).items()
+            if now is not None and getattr(now.limits, name) != value
+        }
+        if kept:
+            raise Refused(
+                f"the engine reports success, and did not change {', '.join(sorted(kept))}: see "
+                "whether the host's kernel supports that limit"
+            )
 
     async def rename(self, container_id: str, name: str) -> None:
         """Give it another name.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from reconciler.core import naming
 from reconciler.core.errors import Unreadable
-from reconciler.core.model import Check, CheckState, Container, Phase, Volume
+from reconciler.core.model import Check, CheckState, Container, Limits, Phase, Volume
 from reconciler.engine.docker_errors import cut, understood
 from reconciler.engine.docker_json import decode
 from reconciler.engine.protocol import (
@@ -42,6 +42,7 @@ CONTAINER_EVENTS: Final = (
     "rename",
     # The engine adds the new state: "health_status: healthy".
     "health_status",
+    "update",
     "destroy",
     # Podman's name for the same, up to 6.1 at least.
     "remove",
@@ -191,6 +192,7 @@ def container(answer: Mapping[str, Any], instance: str) -> Container | None:
         nonce=text(labels.get(naming.LABEL_NONCE, "")),
         base=text(labels.get(naming.LABEL_CONTAINER, "")),
         engine_restarts=_count(answer.get("RestartCount")),
+        limits=_limits(host),
     )
 
 
@@ -202,6 +204,27 @@ def _check(state: Mapping[str, Any]) -> Check | None:
         return None
     results = health.get("Log") or ()
     return Check(CheckState(status), text(results[-1]["End"]) if results else "")
+
+
+def _limits(host: Mapping[str, Any]) -> Limits:
+    policy = host.get("RestartPolicy") or {}
+    name, tries = str(policy.get("Name") or "no")[:64], _count(policy.get("MaximumRetryCount"))
+    return Limits(
+        restart_policy=f"{name}:{tries}" if tries else name,
+        nano_cpus=_limit(host.get("NanoCpus")),
+        cpu_quota=_limit(host.get("CpuQuota")),
+        cpu_shares=_limit(host.get("CpuShares")),
+        cpuset=str(host.get("CpusetCpus") or "")[:256],
+        memory=_limit(host.get("Memory")),
+        memory_swap=-1 if host.get("MemorySwap") == -1 else _limit(host.get("MemorySwap")),
+        memory_reservation=_limit(host.get("MemoryReservation")),
+        pids=_limit(host.get("PidsLimit")),
+    )
+
+
+def _limit(value: Any) -> int:
+    """A limit; 0 for none, however the engine says that."""
+    return value if isinstance(value, int) and 0 < value < _INT64 else 0
 
 
 def _count(value: Any) -> int:

@@ -172,6 +172,13 @@ def on_unpause(status: int, text: str) -> EngineError:
     return AlreadySo(cut(text)) if "is not paused" in text else common(status, text)
 
 
+def on_update(status: int, text: str) -> EngineError:
+    """Refused, where it is no question of time."""
+    conflict = status == CONFLICT and "Cannot update container" in text
+    refused = conflict or (status not in _GATEWAY and "Cannot update container" in text)
+    return Refused(cut(text)) if refused else common(status, text)
+
+
 def on_rename(status: int, text: str) -> EngineError:
     """NameTaken, where another container has the name; AlreadySo, where it is its own."""
     if any(words in text for words in _NAME_TAKEN):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from reconciler.core.blueprint import Blueprint
     from reconciler.core.errors import Forbidden
-    from reconciler.core.model import Container, Phase, Volume
+    from reconciler.core.model import Container, Limits, Phase, Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +212,15 @@ class Engine(Protocol):
 
     async def unpause(self, container_id: str) -> None:
         """Thaw its processes."""
+
+    async def update(self, container_id: str, limits: Limits) -> None:
+        """Give it these limits and this restart policy, without a restart.
+
+        Where the engine cannot take a limit away, it gets the highest one that has the same effect.
+
+        Raises:
+            Refused: the engine will not, for instance as more is in use, or it had no effect.
+        """
 
     async def rename(self, container_id: str, name: str) -> None:
         """Give it another name.

@@ -25,6 +25,7 @@ from reconciler.core.errors import (
     is_out_of_files,
 )
 from reconciler.core.model import (
+    Baseline,
     Fate,
     Health,
     ImageState,
@@ -331,6 +332,8 @@ class Controller:
             memory = policy.after_start(memory)
         if action.verb is Verb.UNPAUSE:
             memory = replace(memory, pause=None)
+        if action.verb is Verb.UPDATE:
+            memory = replace(memory, baseline=await self._updated(view, action))
         if action.restart:
             if action.verb is Verb.STOP and view.desired is not None:
                 memory = policy.after_run(memory, view.health, view.desired.spec.restart)
@@ -344,6 +347,12 @@ class Controller:
             self._reporter.tell(
                 Event.SANDBOX_RESTART_LOOP, view.key, action.cause, in_a_row=memory.streak
             )
+
+    async def _updated(self, view: View, action: Action) -> Baseline | None:
+        """The limits as the engine words them now: no limit may read as a high one."""
+        await self._cache.refresh(view.key)
+        container = self._cache.observed(view.key).container(action.container_id)
+        return Baseline(container.id, container.limits) if container else None
 
     async def _end_of(self, view: View, action: Action) -> Container | None:
         """The container that was just stopped, where the engine says that it has ended."""

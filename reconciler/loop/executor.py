@@ -68,6 +68,7 @@ class Executor:
             Verb.STOP: self._stop,
             Verb.PAUSE: self._pause,
             Verb.UNPAUSE: self._unpause,
+            Verb.UPDATE: self._update,
             Verb.RENAME: self._rename,
             Verb.REMOVE: self._remove,
             Verb.REMOVE_VOLUME: self._remove_volume,
@@ -153,6 +154,11 @@ class Executor:
 
     async def _unpause(self, _view: View, action: Action) -> None:
         await self._engine.unpause(action.container_id)
+
+    async def _update(self, view: View, action: Action) -> None:
+        baseline = view.memory.baseline
+        assert baseline is not None
+        await self._engine.update(action.container_id, baseline.limits)
 
     async def _rename(self, _view: View, action: Action) -> None:
         await self._engine.rename(action.container_id, action.new_name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from reconciler.core.limits import baseline_of
 from reconciler.core.model import Loss, Pause, Phase
 from reconciler.core.roles import has_volume, roles_of, wanted_volume
 from reconciler.core.spec import DesiredState
@@ -30,6 +31,7 @@ class Outside:
         former = self._store.memory(view.key)
         memory = self._note_pause(view, former)
         memory = self._note_workspace(view, memory)
+        memory = self._note_limits(view, memory)
         self._store.put_memory(view.key, memory)
         return memory != former
 
@@ -59,6 +61,28 @@ class Outside:
                 resume_in=view.pause_grace,
             )
         return replace(memory, pause=Pause(current.id, ours=wanted, since=view.now))
+
+    def _note_limits(self, view: View, memory: Memory) -> Memory:
+        current = roles_of(view).current
+        assert view.desired is not None
+        if current is None:
+            return memory
+        known = memory.baseline
+        baseline = known if known and known.container_id == current.id else None
+        baseline = baseline or baseline_of(view.desired, current)
+        drifted = current.limits if current.limits != baseline.limits else None
+        if drifted is not None and drifted != baseline.reported:
+            for field, (old, new) in baseline.limits.changed_to(drifted).items():
+                self._reporter.tell(
+                    Event.SANDBOX_DRIFTED,
+                    view.key,
+                    "others changed it, as `docker update` does",
+                    container=current.name,
+                    field=field,
+                    old=old,
+                    new=new,
+                )
+        return replace(memory, baseline=replace(baseline, reported=drifted))
 
     def _note_workspace(self, view: View, memory: Memory) -> Memory:
         assert view.desired is not None

@@ -1,10 +1,14 @@
 """What happens to containers and volumes behind our back, and how it is put right."""
 
 import time
+from typing import Any, Literal
 
 import pytest
 
 from tests.e2e.world import World, box, web
+from tests.harness import faults
+from tests.harness.faults import Request, matching
+from tests.harness.proxy import FaultProxy
 
 ENDS = ("die", "start")
 CRASH = ["sh", "-c", "echo the disk is on fire; exit 7"]
@@ -189,3 +193,78 @@ def test_what_changes_while_the_daemon_is_down_is_put_right(world: World) -> Non
     world.daemon.start()
     world.wait_status(alice="RUNNING", bob="PAUSED", carol="STOPPED")
     assert world.ids() == ids
+
+
+def limits_of(world: World) -> dict[str, Any]:
+    """What `docker update` changes."""
+    names = ("RestartPolicy", "Memory", "MemorySwap", "NanoCpus", "PidsLimit", "CpusetCpus")
+    host = world.inspect("alice")["HostConfig"]
+    return {name: host[name] for name in names}
+
+
+LIMITED = {"resources": {"memory": "64m", "cpus": 0.5, "pids": 64}}
+CHANGES = {
+    "RestartPolicy": {"Name": "always"},
+    "Memory": 32 << 20,
+    "MemorySwap": 32 << 20,
+    "NanoCpus": 10**8,
+    "PidsLimit": 20,
+}
+
+
+def docker_update(world: World, **changes: Any) -> None:
+    world.docker.call("POST", f"/containers/{world.name('alice')}/update", changes)
+
+
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_limits_that_others_changed_are_set_back(world: World, state: str) -> None:
+    world.start(alice=box(**LIMITED))
+    world.declare(alice=box(state, **LIMITED))
+    world.converge("alice")
+    made, started = limits_of(world), world.inspect("alice")["State"]["StartedAt"]
+    docker_update(world, **CHANGES)
+    world.wait(lambda: limits_of(world) == made)
+    world.converge("alice")
+    assert world.inspect("alice")["State"]["StartedAt"] == started
+    told = {event["field"] for event in world.daemon.events("sandbox.drifted", "alice")}
+    assert told == {"restart_policy", "memory", "memory_swap", "nano_cpus", "pids"}
+    assert len(world.daemon.events("sandbox.updated", "alice")) == 1
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_kill_at_an_update_leaves_the_limits_as_wanted(
+    proxied: World, proxy: FaultProxy, side: Literal["before", "after"]
+) -> None:
+    world = proxied
+    world.start(alice=box(**LIMITED))
+    made = limits_of(world)
+
+    def is_update(request: Request) -> bool:
+        return bool(matching("POST", ".*/update")(request))
+
+    def die(request: Request) -> None:
+        if is_update(request):
+            world.daemon.kill9()
+
+    proxy.fault(is_update, faults.drop() if side == "before" else faults.cut())
+    (proxy.on_request if side == "before" else proxy.on_response)(die)
+    docker_update(world, **CHANGES)
+    world.daemon.wait_until(lambda: not world.daemon.running)
+    proxy.clear()
+    world.daemon.start()
+    world.wait(lambda: limits_of(world) == made)
+    world.converge("alice")
+
+
+def test_a_restart_policy_that_others_set_restarts_nothing_for_long(world: World) -> None:
+    slow = {"backoff": "500ms", "max_backoff": "2s"}
+    world.start(bob=box())
+    world.declare(alice=box(command=CRASH, restart=slow), bob=box())
+    world.wait_error("alice", "exit code 7")
+    docker_update(world, RestartPolicy={"Name": "always"})
+    world.daemon.wait_event("sandbox.updated", sandbox="alice")
+    world.wait(lambda: world.inspect("alice")["HostConfig"]["RestartPolicy"]["Name"] == "no")
+    before = world.row("alice")["restarts"]
+    world.wait(lambda: world.row("alice")["restarts"] > before)
+    world.declare(alice=box(), bob=box())
+    world.converge("alice", "bob")

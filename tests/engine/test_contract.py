@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,9 +20,9 @@ from reconciler.core.errors import (
     Refused,
     Wrecked,
 )
-from reconciler.core.model import Check, CheckState, Container, Phase
+from reconciler.core.model import Check, CheckState, Container, Limits, Phase
 from reconciler.engine.protocol import EngineEvent, EventKind
-from tests.engine.worlds import World, blueprint
+from tests.engine.worlds import CHANGED, World, blueprint
 from tests.fakes.host import labels
 
 FOREIGN = {naming.LABEL_INSTANCE: "somebody-else"}
@@ -320,6 +321,48 @@ async def test_a_network_that_is_not_there_is_refused(world: World) -> None:
 async def test_what_is_gone_cannot_be_started(world: World) -> None:
     with pytest.raises(NotFound):
         await world.engine.start("0" * 64)
+
+
+# --- limits
+
+
+async def test_limits_that_others_changed_are_seen_and_set_back(world: World) -> None:
+    if world.podman:
+        pytest.skip("Podman's update differs from Docker's: docs/engines.md")
+    resources = {"memory": 64 << 20, "cpus": 1.0, "pids": 64}
+    container = await run(world, "alice", resources=resources)
+    made = await look(world, container)
+    assert made.limits == Limits(nano_cpus=10**9, memory=64 << 20, memory_swap=128 << 20, pids=64)
+    async with world.engine.events() as events:
+        world.change_limits(f"{world.prefix}alice")
+        async with asyncio.timeout(60):
+            async for event in events:
+                if event.what == "update" and event.id == container:
+                    break
+    changed = await look(world, container)
+    assert changed.limits == Limits(**CHANGED)
+    await world.engine.update(container, made.limits)
+    seen = await look(world, container)
+    assert seen.started_at == made.started_at
+    was_none = {"cpu_shares": 0, "cpuset": "", "memory_reservation": 0}
+    assert replace(seen.limits, **was_none) == made.limits
+    # What reads as another limit now is as good as none, and is taken for the same.
+    await world.engine.update(container, seen.limits)
+    assert (await look(world, container)).limits == seen.limits
+
+
+async def test_a_limit_that_others_set_is_taken_away(world: World) -> None:
+    if world.podman:
+        pytest.skip("Podman's update differs from Docker's: docs/engines.md")
+    container = await run(world, "alice")
+    made = await look(world, container)
+    assert made.limits == Limits()
+    world.change_limits(f"{world.prefix}alice")
+    await world.engine.update(container, made.limits)
+    seen = (await look(world, container)).limits
+    assert (seen.restart_policy, seen.pids) == ("no", 0)
+    for name in ("nano_cpus", "memory"):
+        assert getattr(seen, name) == 0 or getattr(seen, name) > CHANGED[name]
 
 
 # --- stop, pause, rename, remove

@@ -4,6 +4,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any, Protocol
 
 from reconciler.core import naming
@@ -19,6 +20,17 @@ from tests.harness.docker import DockerError
 from tests.harness.instance import Instance
 from tests.harness.registry import CHECKED_FILE, make_checked_image, make_image
 
+CHANGED: Mapping[str, Any] = {
+    "restart_policy": "always",
+    "nano_cpus": 5 * 10**8,
+    "cpu_shares": 512,
+    "cpuset": "0",
+    "memory": 48 << 20,
+    "memory_swap": -1,
+    "memory_reservation": 32 << 20,
+    "pids": 50,
+}
+
 
 class World(Protocol):
     """What the contract's tests need beside the engine."""
@@ -33,6 +45,7 @@ class World(Protocol):
     def kill(self, name: str) -> None: ...
     def pause(self, name: str) -> None: ...
     def rename(self, name: str, new: str) -> None: ...
+    def change_limits(self, name: str) -> None: ...
     def remove(self, name: str) -> None: ...
     def add_container(
         self, name: str, marks: Mapping[str, str], image: str = TEST_IMAGE
@@ -95,6 +108,7 @@ class FakeWorld:
         self.pause = self.host.docker_pause
         self.rename = self.host.rename
         self.remove = self.host.remove
+        self.change_limits = partial(self.host.docker_update, **CHANGED)
         self.add_network = self.host.add_network
         self.remove_network = self.host.remove_network
 
@@ -176,6 +190,19 @@ class RealWorld:
     def add_volume(self, name: str, marks: Mapping[str, str]) -> None:
         self.docker.create_volume(name, marks)
         self._foreign.append(("DELETE", f"/volumes/{name}"))
+
+    def change_limits(self, name: str) -> None:
+        body = {
+            "RestartPolicy": {"Name": CHANGED["restart_policy"]},
+            "NanoCpus": CHANGED["nano_cpus"],
+            "CpuShares": CHANGED["cpu_shares"],
+            "CpusetCpus": CHANGED["cpuset"],
+            "Memory": CHANGED["memory"],
+            "MemorySwap": CHANGED["memory_swap"],
+            "MemoryReservation": CHANGED["memory_reservation"],
+            "PidsLimit": CHANGED["pids"],
+        }
+        self.docker.call("POST", f"/containers/{name}/update", body)
 
     def add_network(self, name: str) -> None:
         self._foreign.append(("DELETE", f"/networks/{name}"))

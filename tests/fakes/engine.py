@@ -19,7 +19,7 @@ from reconciler.core.errors import (
     PullFailed,
     Unreadable,
 )
-from reconciler.core.model import Container, Phase, Volume
+from reconciler.core.model import Container, Limits, Phase, Volume
 from reconciler.engine.protocol import (
     BrokenRow,
     EngineEvent,
@@ -247,6 +247,10 @@ class FakeEngine:
     async def pause(self, container_id: str) -> None:
         async with self._doing("pause", container_id):
             self.host.pause(self.host.box(container_id))
+
+    async def update(self, container_id: str, limits: Limits) -> None:
+        async with self._doing("update", container_id):
+            self.host.update(self.host.box(container_id), limits)
 
     async def unpause(self, container_id: str) -> None:
         async with self._doing("unpause", container_id):

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from reconciler.core import naming
 from reconciler.core.blueprint import Blueprint
@@ -20,7 +21,7 @@ from reconciler.core.errors import (
     Refused,
     Wrecked,
 )
-from reconciler.core.model import Check, CheckState, Container, Phase, Volume
+from reconciler.core.model import Check, CheckState, Container, Limits, Phase, Volume
 from reconciler.engine.protocol import EventKind
 from tests.fakes.shell import run
 
@@ -101,6 +102,14 @@ class FakeHost:
 
     def docker_stop(self, name: str) -> None:
         self.kill(name, 0)
+
+    def docker_update(self, name: str, **limits: Any) -> None:
+        box = self.box(name)
+        self.update(box, replace(box.seen.limits, **limits))
+
+    def update(self, box: Box, limits: Limits) -> None:
+        box.seen = replace(box.seen, limits=limits)
+        self.emit(box, "update")
 
     def docker_restart(self, name: str) -> None:
         self.docker_stop(name)
@@ -239,6 +248,7 @@ class FakeHost:
             image_id=id_of(blueprint.spec.image),
             stop_timeout=blueprint.spec.stop_timeout,
             session_key=blueprint.env.get(naming.SESSION_KEY_VARIABLE),
+            limits=_limits_of(blueprint),
         )
         if other := self._shares_network_of(box):
             box.joined = other.seen.id
@@ -448,6 +458,14 @@ class FakeHost:
         if mode not in self.networks:
             raise Refused(f"network {mode} not found")
         return self.networks[mode]
+
+
+def _limits_of(blueprint: Blueprint) -> Limits:
+    """As the engine fills them in: swap is as much again as memory."""
+    resources = blueprint.spec.resources
+    memory = resources.memory or 0
+    cpus, pids = round((resources.cpus or 0) * 1e9), resources.pids or 0
+    return Limits(nano_cpus=cpus, memory=memory, memory_swap=2 * memory, pids=pids)
 
 
 def id_of(image: str) -> str:

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from reconciler.core import naming
+from reconciler.core.errors import Refused
 from reconciler.core.model import Verb
 from reconciler.service.events import Event
 from tests.loop.stage import PLAIN, PREFIX, Stage
@@ -215,3 +216,79 @@ async def test_steps_that_we_ask_for_are_durable_before_they_are_asked_for(stage
     await stage.start()
     await stage.after(2)
     assert stage.phases() == {"alice": "running"}
+
+
+# --- limits
+
+LIMITED = {**PLAIN, "resources": {"memory": 64 << 20}}
+
+
+@pytest.mark.parametrize("state", ["running", "paused", "stopped"])
+async def test_limits_that_others_changed_are_set_back(stage: Stage, state: str):
+    await stage.converge({"alice": state}, plain=LIMITED)
+    made, former = stage.seen("alice").limits, stage.seen("alice").id
+    stage.host.docker_update(ALICE, restart_policy="always", memory=32 << 20, pids=50)
+    await stage.after(1)
+    assert (stage.seen("alice").limits, stage.seen("alice").id) == (made, former)
+    told = stage.notes.said(Event.SANDBOX_DRIFTED, sandbox="alice")
+    assert {(it["field"], it["old"], it["new"]) for it in told} == {
+        ("restart_policy", "no", "always"),
+        ("memory", 64 << 20, 32 << 20),
+        ("pids", 0, 50),
+    }
+    assert len(stage.notes.said(Event.SANDBOX_UPDATED)) == 1
+    await stage.after(600)
+    assert stage.engine.count("update") == 1
+    assert stage.engine.count("create") == 1
+
+
+async def test_limits_changed_while_the_daemon_is_down_are_set_back(stage: Stage):
+    await stage.converge({"alice": "running"}, plain=LIMITED)
+    made = stage.seen("alice").limits
+    await stage.stop()
+    stage.host.docker_update(ALICE, memory_swap=-1, cpuset="0")
+    await stage.start()
+    await stage.after(1)
+    assert stage.seen("alice").limits == made
+
+
+async def test_limits_that_the_engine_refuses_are_an_error_beside(stage: Stage):
+    await stage.converge({"alice": "running"}, plain=LIMITED)
+    former = stage.seen("alice").id
+    stage.engine.fail_next("update", Refused("device or resource busy"), 10_000)
+    stage.host.docker_update(ALICE, memory=128 << 20)
+    await stage.after(600)
+    assert stage.engine.count("update") <= 20
+    row = stage.row("alice")
+    assert (row["status"], row["reason"]) == ("RUNNING", "device or resource busy")
+    assert stage.seen("alice").id == former
+    assert len(stage.notes.said(Event.SANDBOX_DRIFTED)) == 1
+    stage.host.kill(ALICE)
+    await stage.after(10)
+    assert stage.phases() == {"alice": "running"}
+    stage.engine._faults.clear()
+    await stage.after(65)
+    assert stage.seen("alice").limits.memory == 64 << 20
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 0.6, 0.9, 1.1])
+async def test_a_kill_at_an_update_leaves_the_limits_as_wanted(stage: Stage, moment: float):
+    await stage.converge({"alice": "running"}, plain=LIMITED)
+    made = stage.seen("alice").limits
+    stage.engine.latency["update"] = stage.engine.answering["update"] = 0.5
+    stage.host.docker_update(ALICE, memory=128 << 20)
+    await stage.after(moment)
+    await stage.crash()
+    await stage.start()
+    await stage.after(5)
+    assert stage.seen("alice").limits == made
+
+
+async def test_an_edit_and_the_answer_to_it_are_no_drift(stage: Stage):
+    await stage.converge({"alice": "running"}, plain=LIMITED)
+    more = {**PLAIN, "resources": {"memory": 128 << 20, "pids": 5, "cpus": 1.5}}
+    await stage.converge({"alice": "running"}, plain=more)
+    await stage.restart()
+    await stage.after(120)
+    assert stage.engine.count("update") == 0
+    assert not stage.notes.said(Event.SANDBOX_DRIFTED)

@@ -265,6 +265,18 @@ class Event(StrEnum):
         "Its container was started, and not by this daemon.",
         *("container", "times", "restarts"),
     )
+    SANDBOX_DRIFTED = _of(
+        "sandbox.drifted",
+        "warning",
+        "Others changed a limit or the restart policy of its container; it is set back.",
+        *("container", "field", "old", "new"),
+    )
+    SANDBOX_UPDATED = _of(
+        "sandbox.updated",
+        "info",
+        "Its limits and its restart policy were set back in place.",
+        "container",
+    )
     SANDBOX_RENAMED = _of(
         "sandbox.renamed", "info", "Its container has its own name again.", "old", "new"
     )
