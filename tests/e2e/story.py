@@ -136,6 +136,9 @@ def replay(things: Things, entries: Iterable[Entry]) -> Things:
 def _follow(now: Things, entry: Entry) -> None:
     data = entry.data
     name = data.get("container", "")
+    if entry.event == "sandbox.replaced":
+        # It names the container that took over; the one before it is what is gone.
+        name = next((old for old in now if old.startswith(f"{name}.prev.")), name)
     match entry.event:
         case "sandbox.created" | "volume.created":
             made = name or data["volume"]
