@@ -174,8 +174,7 @@ def on_unpause(status: int, text: str) -> EngineError:
 
 def on_update(status: int, text: str) -> EngineError:
     """Refused, where it is no question of time."""
-    conflict = status == CONFLICT and "Cannot update container" in text
-    refused = conflict or (status not in _GATEWAY and "Cannot update container" in text)
+    refused = status not in GATEWAY and "Cannot update container" in text
     return Refused(cut(text)) if refused else common(status, text)
 
 

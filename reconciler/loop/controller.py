@@ -29,6 +29,7 @@ from reconciler.core.model import (
     Fate,
     Health,
     ImageState,
+    Pause,
     Phase,
     Verb,
     Verdict,
@@ -331,7 +332,8 @@ class Controller:
         if action.verb is Verb.START:
             memory = policy.after_start(memory)
         if action.verb is Verb.UNPAUSE:
-            memory = replace(memory, pause=None)
+            # Until it is seen to run: this pause is over for us.
+            memory = replace(memory, pause=Pause(action.container_id, ours=True, since=view.now))
         if action.verb is Verb.UPDATE:
             memory = replace(memory, baseline=await self._updated(view, action))
         if action.restart:
