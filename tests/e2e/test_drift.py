@@ -7,6 +7,7 @@ import pytest
 
 from tests.e2e.world import World, box, web
 from tests.harness import faults
+from tests.harness.docker import DockerError
 from tests.harness.faults import Request, matching
 from tests.harness.proxy import FaultProxy
 
@@ -261,7 +262,15 @@ def test_a_restart_policy_that_others_set_restarts_nothing_for_long(world: World
     world.start(bob=box())
     world.declare(alice=box(command=CRASH, restart=slow), bob=box())
     world.wait_error("alice", "exit code 7")
-    docker_update(world, RestartPolicy={"Name": "always"})
+
+    def updated() -> bool:
+        try:
+            docker_update(world, RestartPolicy={"Name": "always"})
+        except DockerError:
+            return False  # it ended just then
+        return True
+
+    world.wait(updated)
     world.daemon.wait_event("sandbox.updated", sandbox="alice")
     world.wait(lambda: world.inspect("alice")["HostConfig"]["RestartPolicy"]["Name"] == "no")
     before = world.row("alice")["restarts"]
