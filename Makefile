@@ -40,13 +40,15 @@ schema: venv
 bench: needs-test venv
 	$(BIN)/python -m benchmarks
 
-# The long form of the fault tests: ROUNDS of random faults, from seed SEED on.
+# The long form of the fault tests: ROUNDS of random faults, from seed SEED on. A round of the
+# simulated hostile world is ten seeds.
 ROUNDS ?= 200
 SEED ?= 1
 torture: needs-test venv
 	RECONCILER_TORTURE_ROUNDS=$(ROUNDS) RECONCILER_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest \
 		tests/e2e/test_crash_points.py tests/e2e/test_faults.py \
-		tests/e2e/test_store_kills.py tests/e2e/test_engine_restarts.py tests/e2e/test_hostile.py -n $(WORKERS) -rP
+		tests/e2e/test_store_kills.py tests/e2e/test_engine_restarts.py tests/e2e/test_hostile.py \
+		tests/loop/test_hostile_world.py -n $(WORKERS) -rP
 	@$(PYTHON) -m scripts.fresh $(SUITES)
 
 # Both commands on a bare root of each Debian; SUITES="trixie sid" tries these alone.
