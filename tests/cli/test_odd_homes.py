@@ -73,8 +73,10 @@ def test_no_home_is_needed_where_the_settings_say_all(cli: Cli) -> None:
 def test_a_user_without_a_passwd_entry(cli: Cli) -> None:
     """What a user id has that no account bears: nothing may ask where its home is."""
     script = (
-        "import pathlib, sys\n"
-        "def home(): raise RuntimeError('Could not determine home directory.')\n"
+        "import os, pathlib, sys\n"
+        "def home():\n"
+        "    if 'HOME' in os.environ: return pathlib.Path(os.environ['HOME'])\n"
+        "    raise RuntimeError('Could not determine home directory.')\n"
         "pathlib.Path.home = home\n"
         "from reconciler.cli import main\n"
         "sys.argv = ['reconciler', 'doctor']\n"
