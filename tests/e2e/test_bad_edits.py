@@ -48,8 +48,10 @@ def test_a_bad_record_holds_back_only_itself(world: World) -> None:
     alice, bob = world.id("alice"), str(world.id("bob"))
     edited = {"alice": {"spec": "no-such-spec"}, "bob": box(env={"COLOUR": "red"}), "carol": box()}
     world.declare(**edited)
-    world.wait_replaced("bob", bob)
-    world.converge("alice", "bob", "carol")
+    world.wait(lambda: world.id("bob") not in {None, bob})
+    world.wait(lambda: world.ask("/v1/convergence")["pending"] == ["alice"])
+    assert set(world.statuses().values()) == {"RUNNING"}
+    assert "no-such-spec" in world.row("alice")["reason"]
     assert world.id("alice") == alice
     assert "no-such-spec" in world.daemon.wait_event("manifest.held")["error"]
 

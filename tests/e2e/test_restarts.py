@@ -140,7 +140,7 @@ def test_a_daemon_that_starts_before_its_engine(on_own: World, own: PrivateEngin
     on_own.declare(alice=box())
     on_own.daemon.start()
     on_own.daemon.wait_event("engine.lost")
-    on_own.wait_status(alice="MISSING")
+    on_own.wait_status(alice="UNKNOWN")
     own.start()
     on_own.converge("alice")
 
