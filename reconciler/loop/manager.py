@@ -299,6 +299,7 @@ class Manager:
         """End what runs in the background. The sandboxes go on."""
         await self.prober.close()
         await self.puller.close()
+        await self.owners.close()
 
     async def _keep_sweeping(self) -> None:
         while True:

@@ -66,6 +66,12 @@ class Owners:
             f"(owner {', '.join(sorted(self._met))}): {HINT}"
         )
 
+    async def close(self) -> None:
+        """End a marker's restoring: one that is made later would stand for a live daemon."""
+        if self._restoring is not None:
+            self._restoring.cancel()
+            await asyncio.wait({self._restoring})
+
     async def settle(self, listing: Listing, again: Callable[[], Awaitable[Listing]]) -> Listing:
         """Decide about each owner that was not met before; returns the list to go by.
 
@@ -88,9 +94,13 @@ class Owners:
         strangers = self._strangers(listing)
         if not strangers:
             return listing
-        alive = await self._challenge(strangers & listing.markers)
-        self._settled |= strangers
-        self._ownership.note_lost(strangers - alive)
+        asked = strangers & listing.markers
+        removed = {owner for owner in asked if await self._remove_marker(owner)}
+        alive = await self._answering(removed)
+        # An owner whose marker could not be removed is asked again after the next list.
+        decided = strangers - (asked - removed)
+        self._settled |= decided
+        self._ownership.note_lost(decided - alive)
         for owner in alive:
             self._meet(owner)
         return listing
@@ -111,13 +121,20 @@ class Owners:
             return False
         return True
 
-    async def _challenge(self, owners: set[str]) -> set[str]:
+    async def _remove_marker(self, owner: str) -> bool:
+        """Remove an owner's marker, which a live daemon makes again; False where that failed."""
+        try:
+            await self._engine.remove_volume(naming.marker_name(self._instance, owner))
+        except EngineUnavailable:
+            raise
+        except EngineError as error:
+            self._reporter.complain(Event.OWNER_UNMARKED, error=str(error))
+            return False
+        return True
+
+    async def _answering(self, owners: set[str]) -> set[str]:
         """Those of the owners whose marker comes back after it was removed."""
         markers = {owner: naming.marker_name(self._instance, owner) for owner in owners}
-        for name in markers.values():
-            # One that cannot be removed is taken for an answer.
-            with suppress(EngineError):
-                await self._engine.remove_volume(name)
         alive: set[str] = set()
         for _ in range(round(ANSWER_WITHIN / _POLL)):
             if alive == owners:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import naming
-from reconciler.core.errors import EngineError, EngineUnavailable, NameTaken, NotFound, Refused
+from reconciler.core.errors import Forbidden, NameTaken, NotFound, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -138,7 +138,7 @@ class Ownership:
         """Whether a container with our instance label is ours. Notes what proves it.
 
         Raises:
-            EngineUnavailable: the engine could not be asked about its image.
+            EngineError: the engine could not be asked about its image.
         """
         sandbox = container.sandbox
         claim = self._store.claim(sandbox)
@@ -191,9 +191,7 @@ class Ownership:
         """Whether its labels come from its image: somebody ran a snapshot of a sandbox."""
         try:
             labels = await self._engine.image_labels(container.image_id)
-        except EngineUnavailable:
-            raise
-        except EngineError:
+        except (NotFound, Forbidden):
             return False
         same = labels.get(naming.LABEL_NONCE, "") == container.nonce
         return naming.LABEL_INSTANCE in labels and same

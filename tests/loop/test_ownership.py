@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.core import naming
-from reconciler.core.errors import EngineTimeout, NotFound, Refused
+from reconciler.core.errors import EngineError, EngineTimeout, NotFound, Refused
 from reconciler.core.model import Phase
 from reconciler.service.events import Event
 from tests.fakes.host import IMAGE, labels
@@ -96,6 +96,19 @@ async def test_a_sandbox_made_from_a_snapshot_of_another_is_its_own(stage: Stage
     await stage.start()
     await stage.quiet()
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
+
+
+async def test_with_the_database_lost_an_unread_image_proves_nothing(stage: Stage):
+    await stage.converge({"alice": "running"})
+    stage.host.commit(NAME, SNAPSHOT)
+    await stage.lose_database()
+    stage.host.remove(NAME)
+    theirs = stage.host.run_image(NAME, SNAPSHOT)
+    stage.engine.fail_next("image_labels", EngineError("500"))
+    await stage.start()
+    await stage.edit({"alice": "stopped"})
+    await long(stage)
+    assert stage.host.box(theirs).seen.phase is Phase.RUNNING
 
 
 @pytest.mark.parametrize("name", ["my-debug", NAME])
@@ -455,6 +468,30 @@ async def test_an_engine_that_takes_no_marker_hands_over_nothing(stage: Stage):
     assert stage.notes.said(Event.OWNER_UNMARKED)
     assert ids(stage) == {NAME: ours}
     assert stage.statuses() == {"alice": "ERROR"}
+
+
+async def test_a_daemon_that_ended_does_not_make_its_marker_again(stage: Stage):
+    await stage.converge({"alice": "running"})
+    marker = naming.marker_name("default", stage.store.owner)
+    stage.engine.latency["create_marker"] = 1.0
+    stage.host.remove_volume(marker)
+    await stage.after(0.5)
+    await stage.stop()
+    await stage.after(5)
+    assert marker not in stage.host.markers
+
+
+@pytest.mark.parametrize("error", [EngineError("500"), EngineTimeout("no answer"), Refused("403")])
+async def test_a_marker_that_is_not_removed_at_first_is_no_answer(stage: Stage, error: EngineError):
+    await stage.converge({"alice": "running"})
+    ours = stage.seen("alice").id
+    await stage.lose_database()
+    stage.engine.fail_next("remove_marker", error, times=2)
+    await stage.start()
+    await long(stage)
+    assert ids(stage) == {NAME: ours}
+    assert stage.statuses() == {"alice": "RUNNING"}
+    assert not stage.notes.said(Event.OWNER_CONFLICT)
 
 
 async def test_our_marker_is_made_again_when_somebody_prunes_it(stage: Stage):

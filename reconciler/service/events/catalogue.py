@@ -174,8 +174,8 @@ class Event(StrEnum):
     OWNER_UNMARKED = _of(
         "owner.unmarked",
         "warning",
-        "The engine refuses this daemon's marker volume, so no other database's objects are taken"
-        " over.",
+        "The engine refuses to make or remove a daemon's marker volume, so objects of another"
+        " database are not taken over.",
         *("error", "repeated?"),
     )
 
