@@ -221,10 +221,11 @@ def _write(store: Store, fact: str, owners: set[str]) -> None:
 
 def volume_taken(volume: Volume, sandbox: str) -> NameTaken:
     """The error for a volume that is in the way of a sandbox's workspace, and what to do."""
-    whose = "has no labels of ours"
+    whose, first = "has no labels of ours", ""
     if volume.instance:
         whose = f"is of instance {volume.instance!r}, owner {volume.owner or 'unknown'!r}"
+        first = "stop the daemon that made it, and "
     return NameTaken(
-        f"volume {volume.name} exists and {whose}: to use it as the workspace of {sandbox}, run "
-        f"`reconciler adopt {sandbox}`; it is never removed or changed otherwise"
+        f"volume {volume.name} exists and {whose}: to use it as the workspace of {sandbox}, {first}"
+        f"run `reconciler adopt {sandbox}`; it is never removed or changed otherwise"
     )
