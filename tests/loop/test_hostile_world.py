@@ -28,6 +28,7 @@ from reconciler.core.errors import (
     Refused,
     Unreadable,
 )
+from reconciler.core.limits import limits_drift
 from reconciler.core.model import Container
 from reconciler.service.events import Event
 from tests.fakes.engine import FakeEngine
@@ -322,9 +323,10 @@ class Play:
             return f"it is not made from {spec}, {why}"
         if own[0].phase not in GOALS[state]:
             return f"it is {own[0].phase}, not {state}, {why}"
-        # What the engine said of the new container is the measure, and it is lost with a database.
-        if own[0].limits.memory and not self.lost:
-            return "it has the limits that a person gave it"
+        # The measure is what the engine first said of the container: a new database, or a daemon
+        # that could not read the container before, does not know what a person changed.
+        if drift := limits_drift(view.memory, own[0]):
+            return drift
         if not own[0].volumes <= self.host.volumes.keys():
             return "its workspace is gone"
         return why if row["status"] != state.upper() else ""
