@@ -156,12 +156,15 @@ class Claim:
     """The engine's objects that were made, or taken over, for one sandbox of an instance.
 
     ``pending`` maps each name under which a create was asked for to the nonce that the object
-    bears, until the object was seen. ``containers`` holds ids, the newest last. ``adopted`` holds
-    the ids and volume names that a person had taken over, whatever their labels say.
+    bears, until the object was seen. ``used`` maps the latest nonces that were seen to the names
+    that they were for: a create that was given up can still be carried out, a second time.
+    ``containers`` holds ids, the newest last. ``adopted`` holds the ids and volume names that a
+    person had taken over, whatever their labels say.
     """
 
     instance: str = ""
     pending: Mapping[str, str] = field(default_factory=dict)
+    used: Mapping[str, str] = field(default_factory=dict)
     containers: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     adopted: tuple[str, ...] = ()
@@ -233,17 +236,22 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of one run, as the engine describes it: equal for the same end, else different."""
+    """The end of one run, as the engine describes it: equal for the same end, else different.
+
+    The engine overwrites the exit code when a later start fails (with 128, measured on 20.10), so
+    it only counts where there is no end date.
+    """
 
     container_id: str
     started_at: float | None
     finished_at: float | None
-    exit_code: int
+    exit_code: int | None
 
     @classmethod
     def of(cls, container: Container) -> End:
         """The end of the run that the container was in last."""
-        return cls(container.id, container.started_at, container.finished_at, container.exit_code)
+        code = container.exit_code if container.finished_at is None else None
+        return cls(container.id, container.started_at, container.finished_at, code)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _NONCE_BYTES: Final = 8
 # Ids that are remembered of one sandbox: an engine may come back with an older container.
 _MOST_IDS: Final = 32
+# Nonces that are remembered after their object was seen.
+_MOST_USED: Final = 8
 _LOST: Final = "lost-owners"
 _RIVALS: Final = "rival-owners"
 
@@ -65,11 +67,13 @@ class Ownership:
         """The container was made, or found, with that nonce: from now on its id is the proof."""
         claim = self._store.claim(sandbox)
         kept = tuple(known for known in claim.containers if known != container_id)
+        seen = {held: name for name, held in claim.pending.items() if held == nonce}
         self._put(
             sandbox,
             replace(
                 claim,
                 pending={n: held for n, held in claim.pending.items() if held != nonce},
+                used=dict([*claim.used.items(), *seen.items()][-_MOST_USED:]),
                 containers=(*kept, container_id)[-_MOST_IDS:],
             ),
         )
@@ -149,7 +153,9 @@ class Ownership:
         if container.id in claim.containers:
             return True
         if container.owner == self._store.owner:
+            late = bool(container.nonce) and claim.used.get(container.nonce) == container.name
             proven = bool(container.nonce) and container.nonce in claim.pending.values()
+            proven = proven or (late and not await self._inherits(container))
         else:
             base = container.base or naming.container_name(self._prefix, sandbox)
             named = container.name in naming.made_names(base, sandbox)

@@ -179,6 +179,7 @@ def _decode_claim(_sandbox: str, body: str) -> Claim:
     return Claim(
         known["instance"],
         dict(known["pending"]),
+        dict(known["used"]),
         tuple(known["containers"]),
         tuple(known["volumes"]),
         tuple(known["adopted"]),

@@ -95,9 +95,20 @@ def test_an_end_like_the_one_before_counts_once_the_container_was_started():
     assert not policy.is_accounted(policy.after_start(memory), EXITED)
 
 
-@pytest.mark.parametrize("change", [{"exit_code": 9}, {"finished_at": None}, {"started_at": 1.0}])
-def test_ends_that_differ_in_anything_are_different_ends(change):
+@pytest.mark.parametrize("change", [{"id": "c9"}, {"finished_at": None}, {"started_at": 1.0}])
+def test_ends_with_other_dates_are_different_ends(change):
     assert not policy.is_accounted(died(5, Memory()), replace(EXITED, **change))
+
+
+def test_a_failed_start_that_changes_the_exit_code_is_no_other_end():
+    assert policy.is_accounted(died(5, Memory()), replace(EXITED, exit_code=128))
+
+
+def test_without_an_end_date_the_exit_code_tells_ends_apart():
+    undated = replace(EXITED, finished_at=None)
+    memory = replace(Memory(), ended=End.of(undated))
+    assert policy.is_accounted(memory, undated)
+    assert not policy.is_accounted(memory, replace(undated, exit_code=9))
 
 
 def test_our_own_stop_is_no_death():

@@ -174,7 +174,7 @@ class Course:
         with leg.trouble(self) as over:
             self.write(after)
             end = before if leg.fails else after
-            self.go_on(death, lambda: self.settled(end, leg) and over())
+            self.go_on(death, lambda: over() and self.settled(end, leg))
         asked = [r for r in self.proxy.requests[first:] if r.changes]
         self.check(kept, asked, leg)
         self.check_story(leg.once(after))
@@ -192,8 +192,9 @@ class Course:
             return death.came() and self.proxy.idle
 
         def survived() -> bool:
-            # Whoever is done may still have to write.
-            return not death.certain and done() and is_written(self.world)
+            # To ask whether all is done also confirms what waits for a person. Whoever is done may
+            # still have to write.
+            return done() and not death.certain and is_written(self.world)
 
         self.world.daemon.wait_until(lambda: came() or survived(), 60)
         died = death.came()

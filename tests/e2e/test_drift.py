@@ -175,13 +175,16 @@ def test_a_volume_removed_while_the_daemon_was_down_is_made_again(world: World) 
     assert world.volumes() == {"alice"}
 
 
-def test_of_two_containers_the_one_with_the_name_stays(world: World) -> None:
+def test_a_second_container_with_our_labels_is_left_alone(world: World, foreign: list[str]) -> None:
     world.start(alice=box())
     former = world.id("alice")
-    second = world.add_container(f"{world.instance.prefix}second", sandbox="alice")
-    world.wait(lambda: second not in world.ids().values())
-    assert world.id("alice") == former
-    assert world.names() == ["alice"]
+    name = f"{world.instance.prefix}second"
+    foreign.append(name)
+    second = world.add_container(name, sandbox="alice")
+    world.declare(alice=box(env={"COLOUR": "red"}))
+    world.wait_replaced("alice", str(former))
+    assert second in world.ids().values()
+    assert world.docker.inspect(second)["Name"] == f"/{name}"
 
 
 def test_what_changes_while_the_daemon_is_down_is_put_right(world: World) -> None:

@@ -79,6 +79,8 @@ def test_a_foreign_container_with_our_prefix_is_left_alone(
     theirs = world.add_container(world.name("stranger"))
     ours = world.add_container(world.name("orphan"), sandbox="orphan")
     world.start(alice=box())
+    world.daemon.wait_event("gc.held")
+    assert world.daemon.cli("gc", "--allow-mass-delete").returncode == 0
     world.wait(lambda: ours not in world.ids().values())
     assert world.docker.inspect(theirs)["State"]["Status"] == "created"
 

@@ -157,6 +157,28 @@ async def test_a_create_whose_answer_was_lost_is_ours_and_not_repeated(stage: St
     assert stage.store.claim("alice").pending.keys() <= {naming.stand_in_name(PREFIX, "alice")}
 
 
+async def test_a_create_that_is_carried_out_twice_leaves_nothing_behind(stage: Stage):
+    """A proxy may hold a request back until long after the daemon has given it up."""
+    await stage.converge({"alice": "running"})
+    successor = naming.successor_name(PREFIX, "alice")
+    await stage.converge({"alice": {"env": {"COLOUR": "red"}}})
+    ours = stage.seen("alice").id
+    late = stage.host.add_container(successor, stage.host.box(NAME).labels, phase=Phase.CREATED)
+    await stage.converge({"alice": {"env": {"COLOUR": "blue"}}})
+    assert late not in ids(stage).values()
+    assert ids(stage).keys() == {NAME}
+    assert ids(stage)[NAME] != ours
+
+
+async def test_a_snapshot_under_a_name_of_a_swap_is_still_foreign(stage: Stage):
+    await stage.converge({"alice": "running"})
+    await stage.converge({"alice": {"env": {"COLOUR": "red"}}})
+    stage.host.commit(NAME, SNAPSHOT)
+    theirs = stage.host.run_image(naming.successor_name(PREFIX, "alice"), SNAPSHOT)
+    await long(stage)
+    assert stage.host.box(theirs).seen.phase is Phase.RUNNING
+
+
 async def test_a_daemon_that_dies_after_a_create_knows_its_container(stage: Stage):
     stage.write({"alice": "running"})
     stage.engine.answering["create"] = 3600.0
