@@ -259,9 +259,9 @@ def test_the_stop_timeout_is_whole_seconds() -> None:
 
 def test_a_workspace_that_is_missing_is_made_as_ours() -> None:
     (mount,) = host_config(workspace={"path": "/w"})["Mounts"]
-    assert set(mount["VolumeOptions"]["Labels"]) == {
-        "io.sandbox-reconciler.instance",
-        "io.sandbox-reconciler.sandbox",
+    names = ["instance", "owner", "sandbox", "container", "nonce", "spec", "spec-hash", "retain"]
+    assert mount["VolumeOptions"]["Labels"].keys() == {
+        f"io.sandbox-reconciler.{name}" for name in names
     }
 
 
