@@ -190,12 +190,13 @@ async def _through_engine(
     findings += [_limits(info), _published_ports(info, settings.publish_address)]
     status = await asyncio.to_thread(_status, settings)
     findings += _unknown_health(status)
+    # First what the daemon knows: a wedged engine answers none of the questions below.
+    if wedged := status["engine"].get("wedged"):
+        return [*findings, Finding("engine's changes", "FAIL", *wedged.split(": ", 1))]
     access = await _access(engine)
     findings += access
     if any(finding.verdict == "FAIL" for finding in access):
         return findings
-    if wedged := status["engine"].get("wedged"):
-        return [*findings, Finding("engine's changes", "FAIL", *wedged.split(": ", 1))]
     try:
         findings += await _exec_probes(engine, loaded)
         return [*findings, await _webhook(settings, engine, loaded)]

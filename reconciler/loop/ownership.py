@@ -32,7 +32,7 @@ _NONCE_BYTES: Final = 8
 # Ids that are remembered of one sandbox: an engine may come back with an older container.
 _MOST_IDS: Final = 32
 # Nonces that are remembered after their object was seen.
-_MOST_USED: Final = 8
+_MOST_USED: Final = 2
 _LOST: Final = "lost-owners"
 _RIVALS: Final = "rival-owners"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from reconciler.core.blueprint import Surroundings, spec_hash
 from reconciler.core.errors import ReconcilerError
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from reconciler.loop.puller import Puller
     from reconciler.store.rows import Orphan, OrphanKind, Record
     from reconciler.store.store import Store
-
-# Former specs and env files of a record that are told apart.
-_REMEMBERED: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +91,7 @@ class Views:
         return View(
             key=key,
             prefix=sources.around.prefix,
-            desired=self._desired(record) if record else None,
+            desired=self._desired(record, observed) if record else None,
             observed=observed,
             now=now,
             memory=sources.store.memory(key),
@@ -126,8 +123,8 @@ class Views:
     def _image(self, key: str, record: Record | None) -> ImageState:
         return self._from.puller.state(key, record.spec.image) if record else ImageState.UNKNOWN
 
-    def _desired(self, record: Record) -> Desired:
-        made_from, env_problem = self._hash(record)
+    def _desired(self, record: Record, observed: Observed) -> Desired:
+        made_from, env_problem = self._hash(record, {c.spec_hash for c in observed.containers})
         return Desired(
             name=record.name,
             state=record.state,
@@ -144,7 +141,7 @@ class Views:
             changes=self._changes(record.name, made_from) if made_from else {},
         )
 
-    def _hash(self, record: Record) -> tuple[_MadeFrom | None, str | None]:
+    def _hash(self, record: Record, in_use: set[str]) -> tuple[_MadeFrom | None, str | None]:
         digest = None
         if record.spec.env_file is not None:
             file = self._from.env_files.get(record.spec.env_file)
@@ -157,8 +154,8 @@ class Views:
             hashed = spec_hash(record.spec, self._from.around, digest)
             seen.pop(hashed, None)
             last = seen[hashed] = _MadeFrom(hashed, record.spec, digest)
-            for former in list(seen)[:-_REMEMBERED]:
-                del seen[former]
+        for former in seen.keys() - in_use - {last.spec_hash}:
+            del seen[former]
         return last, None
 
     def _changes(self, name: str, now: _MadeFrom) -> dict[str, str]:

@@ -117,7 +117,7 @@ def _decode_record(name: str, spec_name: str, state: str, spec: str, created_at:
 
 
 # Records that share a spec have their rows side by side.
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1)
 def _decode_spec(spec: str) -> SandboxSpec:
     return SandboxSpec.model_validate(json.loads(spec))
 
@@ -191,7 +191,7 @@ _MEMORY: Final = TypeAdapter(Memory)
 RECORDS: Final[Table[Record]] = Table(
     name="record",
     select="SELECT name, spec_name, state, spec.body, created_at"
-    " FROM record LEFT JOIN spec ON spec.id = record.spec_id",
+    " FROM record LEFT JOIN spec ON spec.id = record.spec_id ORDER BY spec_id",
     delete="DELETE FROM record WHERE name = ?",
     insert=(
         (

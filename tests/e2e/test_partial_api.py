@@ -78,7 +78,7 @@ def test_without_volumes_only_workspaces_are_missing(instance: Instance, tmp_pat
         world.wait_error("alice", "VOLUMES=1", "workspace")
         world.wait(lambda: world.statuses()["bob"] == "RUNNING")
         assert doctor(world)["engine API VOLUMES"]["verdict"] == "WARN"
-        assert forbidden(world) == {"VOLUMES"}
+        world.wait(lambda: forbidden(world) == {"VOLUMES"})
         proxy.clear()
         world.converge("alice", "bob")
         world.daemon.wait_event("engine.allowed")

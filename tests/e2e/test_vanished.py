@@ -30,6 +30,7 @@ def network(world: World) -> Iterator[str]:
     """A name for a network that the test makes; the network is removed in the end."""
     name = f"{world.instance.prefix}agents"
     yield name
+    world.daemon.close()  # else it makes again what is purged
     world.docker.purge(world.instance.name)
     with suppress(DockerError):
         world.docker.rm_network(name)

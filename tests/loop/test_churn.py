@@ -52,7 +52,10 @@ ERRORS = (EngineTimeout, EngineUnavailable, EngineError)
 # for four void items a key.
 BOUNDED = {
     "Complaints._open": 4096,
-    "_Complaint": 4096,
+    "_Incident": 4096,
+    # For each sandbox: the names of its container, of its swap, its stand-in and its volume.
+    "Claim.pending": 5 * (len(FIRST)),
+    "Claim.used": 2 * (len(FIRST)),
     "LedgerTable._touched": 256,
     "WorkQueue._waiting": 4 * (1 + len(RESIDENTS)) + 1,
 }
