@@ -129,6 +129,7 @@ def image(world: World) -> Iterator[str]:
     name = f"{world.instance.prefix}image:latest"
     tag_image(world, name)
     yield name
+    world.daemon.close()
     world.docker.purge(world.instance.name)
     with suppress(DockerError):
         world.docker.rm_image(name)
