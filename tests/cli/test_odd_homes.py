@@ -1,6 +1,7 @@
 """A daemon whose engine cannot be found: one plain error, tried again, and no traceback."""
 
 import json
+import secrets
 import signal
 import subprocess
 import sys
@@ -14,7 +15,13 @@ from tests.cli.cli import Cli
 
 def lost(cli: Cli, env: Mapping[str, str]) -> str:
     """The first error that the daemon logs of its engine; it then ends when it is asked to."""
-    own = Cli(cli.home, {"RECONCILER_LOG_FORMAT": "json", "RECONCILER_RUNTIME_DIR": "run", **env})
+    apart = {
+        "RECONCILER_LOG_FORMAT": "json",
+        "RECONCILER_RUNTIME_DIR": "run",
+        # Two daemons of one instance do not run side by side on one host, and tests do.
+        "RECONCILER_INSTANCE": f"t{secrets.token_hex(4)}",
+    }
+    own = Cli(cli.home, {**apart, **env})
     process = own.begin("run")
     assert process.stderr is not None
     try:
