@@ -26,10 +26,12 @@ def weaknesses(settings: Settings, endpoint: Endpoint | None) -> list[tuple[str,
         for path in (desired, desired.parent)
         if (status := _status(path)) and _is_open(status)
     ]
-    if (status := _status(state)) and status.st_uid not in {0, os.geteuid()}:
-        found.append((f"{state} belongs to uid {status.st_uid}", "run this as the daemon's user"))
-    if (status := _status(state)) and stat.S_IMODE(status.st_mode) & 0o077:
-        found.append((f"other users may enter {state}", f"chmod 0700 {state}"))
+    if status := _status(state):
+        if status.st_uid not in {0, os.geteuid()}:
+            whose = f"{state} belongs to uid {status.st_uid}"
+            found.append((whose, "run this as the daemon's user"))
+        if stat.S_IMODE(status.st_mode) & 0o077:
+            found.append((f"other users may enter {state}", f"chmod 0700 {state}"))
     if endpoint is not None and endpoint.socket:
         socket = Path(endpoint.socket)
         if (status := _status(socket)) and status.st_mode & stat.S_IWOTH:
