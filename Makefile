@@ -48,7 +48,7 @@ torture: needs-test venv
 	RECONCILER_TORTURE_ROUNDS=$(ROUNDS) RECONCILER_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest \
 		tests/e2e/test_crash_points.py tests/e2e/test_faults.py \
 		tests/e2e/test_store_kills.py tests/e2e/test_engine_restarts.py tests/e2e/test_hostile.py \
-		tests/loop/test_hostile_world.py -n $(WORKERS) -rP
+		tests/simulation/test_hostile_world.py -n $(WORKERS) -rP
 	@$(PYTHON) -m scripts.fresh $(SUITES)
 
 # Both commands on a bare root of each Debian; SUITES="trixie sid" tries these alone.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import httpx
 
 from benchmarks import figures
-from reconciler.loop.probe_client import Peer, Question, ask_http, ask_tcp
+from reconciler.observe.probe_client import Peer, Question, ask_http, ask_tcp
 
 _PAUSE = 0.002
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"

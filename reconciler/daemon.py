@@ -15,30 +15,31 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from reconciler import __version__
-from reconciler.api.app import create_app
-from reconciler.api.server import bind, serve
+from reconciler.control.queries import Queries
+from reconciler.control.routes import create_app
+from reconciler.control.server import bind, serve
 from reconciler.core.errors import OUT_OF_FILES, ReconcilerError, StoreError, is_out_of_files
-from reconciler.engine.docker import DockerEngine
-from reconciler.engine.docker_host import address
-from reconciler.loop.manager import Manager
-from reconciler.loop.reporter import Reporter
+from reconciler.engine.docker.engine import DockerEngine
+from reconciler.engine.docker.host import address
 from reconciler.progress import IDLE, Progress
-from reconciler.service import logging
-from reconciler.service.engine_lock import EngineLock
-from reconciler.service.events import Event
-from reconciler.service.notify import Notifier, watchdog_interval
-from reconciler.service.redact import describe_error, redactor
-from reconciler.service.supervision import log_failure, supervise
+from reconciler.store.engine_lock import EngineLock
 from reconciler.store.lock import StateLock
 from reconciler.store.store import Store
+from reconciler.telemetry import logging
+from reconciler.telemetry.events import Event
+from reconciler.telemetry.recorder import Reporter
+from reconciler.telemetry.redact import describe_error, redactor
+from reconciler.telemetry.supervision import log_failure, supervise
+from reconciler.telemetry.systemd import Notifier, watchdog_interval
 from reconciler.threads import BoundedCalls, DaemonThreads
+from reconciler.wiring import Manager
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from types import FrameType
 
-    from reconciler.service.supervision import Factory
     from reconciler.settings import Settings
+    from reconciler.telemetry.supervision import Factory
 
 # Long enough for an engine that starts beside us at boot, short enough for systemd's patience.
 _FIRST_SYNC: Final = 20.0
@@ -242,7 +243,7 @@ class Daemon:
         while True:
             await self._hangup.wait()
             self._hangup.clear()
-            await manager.answers.reload(source="SIGHUP")
+            await Queries(manager).reload(source="SIGHUP")
 
     def _heed_signals(self, work: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
@@ -314,7 +315,7 @@ def _state_line(manager: Manager) -> str:
         return manager.lanes.wedged
     if manager.store.trouble is not None:
         return f"nothing can be made durable: {manager.store.trouble}"
-    state = manager.answers.convergence()
+    state = Queries(manager).convergence()
     settled = state["total"] - len(state["pending"])
     line = f"{settled} of {state['total']} sandboxes are as desired"
     return "; ".join(

@@ -25,8 +25,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from reconciler.core.disk_pressure import Limits
 from reconciler.core.errors import SettingsError
-from reconciler.core.pressure import Limits
 from reconciler.core.spec import AbsolutePath, MountSpec, Name, PortSpec
 from reconciler.core.units import Retain, Size, format_duration, parse_duration
 

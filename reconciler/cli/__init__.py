@@ -46,7 +46,7 @@ def _explain(error: BaseException) -> int:
 
     from reconciler.cli.output import say  # noqa: PLC0415 - as above
     from reconciler.core.errors import ManifestError, ReconcilerError  # noqa: PLC0415
-    from reconciler.service.redact import redactor  # noqa: PLC0415
+    from reconciler.telemetry.redact import redactor  # noqa: PLC0415
 
     match error:
         case click.exceptions.Abort():

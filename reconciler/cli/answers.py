@@ -15,7 +15,7 @@ from reconciler.cli.interrupts import loading
 from reconciler.cli.output import say, say_json, say_raw
 
 if TYPE_CHECKING:
-    from reconciler.cli.app import Context
+    from reconciler.cli.context import Context
     from reconciler.settings import Settings
 
 _FOLLOW_SECONDS: Final = 1.0
@@ -114,9 +114,10 @@ def _print_log_line(line: str, *, raw: bool) -> None:
 async def _print_logs(settings: Settings, name: str, *, tail: int, follow: bool, raw: bool) -> None:
     with loading():
         from reconciler.cli.local import rehearsal  # noqa: PLC0415 - it loads the engine's client
+        from reconciler.control.queries import Queries  # noqa: PLC0415 - as above
 
     async with rehearsal(settings) as manager:
-        async for line in await manager.answers.logs(name, tail=tail, follow=follow):
+        async for line in await Queries(manager).logs(name, tail=tail, follow=follow):
             _print_log_line(line, raw=raw)
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import click
 
 from reconciler import __version__
-from reconciler.cli.interrupts import loading
-
-if TYPE_CHECKING:
-    from reconciler.settings import Settings
+from reconciler.cli import answers, converge, doctor, manifest, serve
+from reconciler.cli.context import Context
 
 HELP = """Keep a Docker host's agent sandboxes exactly as a YAML file says.
 
@@ -34,29 +31,6 @@ pending; 130 after Ctrl-C. COMMAND --help has examples."""
 
 
 _SHOWN: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What the group's options say; settings are read when a command needs them."""
-
-    config: Path | None
-    flags: dict[str, Any]
-
-    def settings(self, **flags: Any) -> Settings:
-        """The settings of this invocation.
-
-        Raises:
-            SettingsError: one of them is wrong.
-        """
-        with loading():
-            from reconciler.store.settings_file import load  # noqa: PLC0415 - slow, not for --help
-
-        return load(self.config, **{**self.flags, **flags})
-
-    def reading(self, config: Path | None) -> Context:
-        """The same with another settings file, where one is given."""
-        return replace(self, config=config or self.config)
 
 
 @click.group(help=HELP, context_settings=_SHOWN)
@@ -86,12 +60,6 @@ def group(
     context.obj = Context(config, flags)
 
 
-def _register() -> None:
-    from reconciler.cli import answers, converge, doctor, manifest, serve  # noqa: PLC0415
-
-    for module in (serve, converge, manifest, answers, doctor):
-        for command in module.COMMANDS:
-            group.add_command(command)
-
-
-_register()
+for module in (serve, converge, manifest, answers, doctor):
+    for command in module.COMMANDS:
+        group.add_command(command)

@@ -10,14 +10,15 @@ from reconciler.cli import render
 from reconciler.cli.interrupts import loading
 from reconciler.cli.output import say, say_json
 from reconciler.cli.progress import Progress, standing_of, words_of
-from reconciler.service.redact import redactor
+from reconciler.telemetry.redact import redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reconciler.cli.client import Client
-    from reconciler.loop.manager import Manager
+    from reconciler.cli.remote import Client
+    from reconciler.control.queries import Queries  # noqa: TC004 - loaded late where it is used
     from reconciler.settings import Settings
+    from reconciler.wiring import Manager
 
 _POLL_SECONDS: Final = 0.2
 # A full status is dear where there are hundreds of sandboxes.
@@ -61,31 +62,36 @@ async def _here(
     async with acting(settings) as manager:
         # An engine that cannot be asked is told at once, before anything is taken in.
         await manager.engine.ping()
-        reading = await manager.answers.reload(allow_mass_delete=allow_mass_delete)
+        queries = Queries(manager)
+        reading = await queries.reload(allow_mass_delete=allow_mass_delete)
         # Whatever the loop reads again must not put the brake on what was just confirmed.
         await manager.read_manifest(allow_mass_delete=allow_mass_delete)
         await manager.observe()
-        state = await _converge(manager, timeout)
-        return {"reading": reading, **state, "status": await manager.answers.status()}
+        state = await _converge(manager, queries, timeout)
+        return {"reading": reading, **state, "status": await queries.status()}
 
 
-async def _converge(manager: Manager, timeout: float) -> dict[str, Any]:  # noqa: ASYNC109
+async def _converge(
+    manager: Manager,
+    queries: Queries,
+    timeout: float,  # noqa: ASYNC109
+) -> dict[str, Any]:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(root(), name=name) for name, root in manager.tasks().items()]
-        state = await _watch(manager, time.monotonic() + timeout)
+        state = await _watch(queries, time.monotonic() + timeout)
         for task in tasks:
             task.cancel()
     return state
 
 
-async def _watch(manager: Manager, deadline: float) -> dict[str, Any]:
+async def _watch(queries: Queries, deadline: float) -> dict[str, Any]:
     with Progress() as progress:
-        look = _seldom(manager.survey.sandboxes)
-        state = manager.answers.convergence()
+        look = _seldom(queries.survey.sandboxes)
+        state = queries.convergence()
         while not _is_over(state) and time.monotonic() < deadline:
             progress.show(state, standing_of(look()))
             await asyncio.sleep(_POLL_SECONDS)
-            state = manager.answers.convergence()
+            state = queries.convergence()
     return state
 
 

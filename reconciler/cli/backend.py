@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from reconciler.cli.client import Client
     from reconciler.cli.local import Local
+    from reconciler.cli.remote import Client
     from reconciler.settings import Settings
 
 NO_DAEMON: Final = "no daemon runs here; this is what this process sees"
@@ -30,7 +30,7 @@ def daemon_of(settings: Settings) -> Client | None:
     if not _is_there(settings.socket):
         return None
     with loading():
-        from reconciler.cli.client import Client  # noqa: PLC0415 - slow to load, often not needed
+        from reconciler.cli.remote import Client  # noqa: PLC0415 - slow to load, often not needed
 
     return Client.connect(settings)
 

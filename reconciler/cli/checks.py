@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from reconciler.cli.client import Client
 from reconciler.cli.exposure import weaknesses
 from reconciler.cli.reach import webhook_reach
+from reconciler.cli.remote import Client
+from reconciler.core.disk_pressure import Usage, judge, size
 from reconciler.core.errors import (
     EngineError,
     EngineTimeout,
@@ -22,24 +23,23 @@ from reconciler.core.errors import (
     ReconcilerError,
     SettingsError,
 )
-from reconciler.core.pressure import Usage, judge, size
 from reconciler.core.spec import ProbeKind
 from reconciler.core.status import UNKNOWN_HEALTH
 from reconciler.daemon import make_engine
-from reconciler.engine.docker_host import resolve
+from reconciler.engine.docker.host import resolve
 from reconciler.engine.reachability import why_unreachable
-from reconciler.loop.disk import space_of
-from reconciler.loop.intake import defaults_of, validate
-from reconciler.loop.ports import can_bind
+from reconciler.manifest.sync import defaults_of, validate
+from reconciler.reconcile.identity import can_bind
+from reconciler.resources.disk_guard import space_of
 from reconciler.store.lock import holder
 from reconciler.store.store import Store
 from reconciler.threads import BoundedCalls
 
 if TYPE_CHECKING:
-    from reconciler.engine.docker import DockerEngine
+    from reconciler.engine.docker.engine import DockerEngine
     from reconciler.engine.protocol import EngineInfo
+    from reconciler.manifest.loader import Loaded
     from reconciler.settings import Settings
-    from reconciler.store.manifest import Loaded
 
 Verdict = Literal["OK", "WARN", "FAIL", "SKIP"]
 _OLDEST_ENGINE: Final = (20, 10)

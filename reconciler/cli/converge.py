@@ -14,7 +14,7 @@ from reconciler.core.errors import ReconcilerError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reconciler.cli.app import Context
+    from reconciler.cli.context import Context
     from reconciler.settings import Settings
 
 _CHANGES_PENDING: Final = 2

@@ -13,7 +13,7 @@ from reconciler.cli.interrupts import loading
 from reconciler.cli.output import say_json
 
 if TYPE_CHECKING:
-    from reconciler.cli.app import Context
+    from reconciler.cli.context import Context
 
 _COLOURS: Final = {"OK": "green", "WARN": "yellow", "FAIL": "bold red", "SKIP": "blue"}
 
@@ -38,7 +38,7 @@ def doctor(context: Context, *, as_json: bool) -> int:
     with loading():
         from reconciler.cli import render  # noqa: PLC0415 - slow to load
         from reconciler.cli.checks import examine  # noqa: PLC0415 - it loads the engine's client
-        from reconciler.service.redact import redactor  # noqa: PLC0415
+        from reconciler.telemetry.redact import redactor  # noqa: PLC0415
 
     findings = asyncio.run(examine(context.settings()))
     findings = [replace(one, found=redactor.clean(one.found)) for one in findings]

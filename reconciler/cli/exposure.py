@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from reconciler.engine.docker_host import Endpoint
+    from reconciler.engine.docker.host import Endpoint
     from reconciler.settings import Settings
 
 

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from reconciler.cli.output import say
 from reconciler.cli.sweep import sweep
+from reconciler.control.queries import Queries
 from reconciler.daemon import quiet_manager
-from reconciler.engine.docker_host import address
-from reconciler.service import logging
-from reconciler.service.engine_lock import EngineLock
-from reconciler.service.redact import redactor
+from reconciler.engine.docker.host import address
+from reconciler.store.engine_lock import EngineLock
 from reconciler.store.lock import StateLock
 from reconciler.store.store import Store
+from reconciler.telemetry import logging
+from reconciler.telemetry.redact import redactor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from reconciler.loop.manager import Manager
     from reconciler.settings import Settings
+    from reconciler.wiring import Manager
 
 T = TypeVar("T")
 
@@ -36,20 +37,20 @@ class Local:
 
     def status(self, name: str | None, *, secrets: bool) -> dict[str, Any]:
         """As ``status --json`` prints it."""
-        return self._rehearse(lambda m: m.answers.status(name, secrets=secrets))
+        return self._rehearse(lambda m: Queries(m).status(name, secrets=secrets))
 
     def plan(self) -> dict[str, Any]:
         """As ``plan --json`` prints it."""
 
         async def ask(manager: Manager) -> dict[str, Any]:
-            return manager.answers.plan()
+            return Queries(manager).plan()
 
         return self._rehearse(ask)
 
     def events(self, name: str | None, after: int | None, limit: int) -> list[dict[str, Any]]:
         """Ledger entries, oldest first."""
         return self._rehearse(
-            lambda m: m.answers.events(name, after=after, limit=limit),
+            lambda m: Queries(m).events(name, after=after, limit=limit),
             observe=False,
         )
 
@@ -57,7 +58,7 @@ class Local:
         """What nothing asks for."""
 
         async def ask(manager: Manager) -> list[dict[str, Any]]:
-            return manager.answers.garbage()
+            return Queries(manager).garbage()
 
         return self._rehearse(ask)
 
@@ -65,7 +66,7 @@ class Local:
         """The records in force, as YAML."""
 
         async def ask(manager: Manager) -> str:
-            return manager.answers.export(secrets=secrets)
+            return Queries(manager).export(secrets=secrets)
 
         return self._rehearse(ask, observe=False, clean=not secrets)
 
@@ -86,7 +87,7 @@ class Local:
             async with acting(self._settings) as manager:
                 await manager.read_manifest()
                 await manager.observe()
-                return await manager.answers.adopt(name, volume)
+                return await Queries(manager).adopt(name, volume)
 
         return asyncio.run(act())
 

@@ -14,7 +14,7 @@ from reconciler.cli.output import say
 from reconciler.core.errors import ReconcilerError
 
 if TYPE_CHECKING:
-    from reconciler.cli.app import Context
+    from reconciler.cli.context import Context
 
 
 @click.command()
@@ -32,7 +32,7 @@ def check(context: Context, path: Path | None) -> int:
     Exit codes: 0 valid, 1 invalid: everything that is wrong, as FILE:LINE:COL: message.
     """
     with loading():
-        from reconciler.loop.intake import defaults_of, validate  # noqa: PLC0415 - slow to load
+        from reconciler.manifest.sync import defaults_of, validate  # noqa: PLC0415 - slow to load
 
     settings = context.settings()
     found = path or settings.desired
@@ -98,7 +98,7 @@ def schema() -> int:
       # yaml-language-server: $schema=desired.schema.json     as the file's first line
     """
     with loading():
-        from reconciler.store.schema import json_schema_text  # noqa: PLC0415 - slow to load
+        from reconciler.manifest.json_schema import json_schema_text  # noqa: PLC0415 - slow to load
 
     click.echo(json_schema_text(), nl=False)
     return 0

@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import naming
-from reconciler.core.blueprint import Blueprint
+from reconciler.core.container_config import Blueprint
 from reconciler.core.errors import EngineError, EngineTimeout
 from reconciler.core.spec import SandboxSpec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from reconciler.engine.docker import DockerEngine
+    from reconciler.engine.docker.engine import DockerEngine
     from reconciler.settings import Settings
 
 _LIMIT: Final = 10.0

@@ -11,7 +11,7 @@ from reconciler.cli import options
 from reconciler.cli.interrupts import loading
 
 if TYPE_CHECKING:
-    from reconciler.cli.app import Context
+    from reconciler.cli.context import Context
 
 
 @click.command()

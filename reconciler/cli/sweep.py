@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
+from reconciler.control.queries import Queries
 from reconciler.core.errors import EngineTimeout
-from reconciler.loop.queue import Priority
+from reconciler.core.priority import Priority
 
 if TYPE_CHECKING:
-    from reconciler.loop.manager import Manager
+    from reconciler.wiring import Manager
 
 _POLL: Final = 0.05
 _LIMIT: Final = 300.0
@@ -25,21 +26,22 @@ async def sweep(manager: Manager, *, allow_mass_delete: bool) -> list[dict[str, 
     """
     await manager.read_manifest()
     await manager.observe()
-    unclaimed = {row["sandbox"] for row in manager.survey.garbage()} - set(manager.store.records)
+    survey = Queries(manager).survey
+    unclaimed = {row["sandbox"] for row in survey.garbage()} - set(manager.store.records)
     await _forget_all_else(manager)
     rows: dict[str, dict[str, Any]] = {}
     for confirmed in (False, True)[: 1 + allow_mass_delete]:
         if confirmed:
             # The first round noted every orphan, so that this confirms all of them.
             manager.guard.confirm()
-        rows |= {row["name"]: row for row in manager.survey.garbage()}
+        rows |= {row["name"]: row for row in survey.garbage()}
         for key in unclaimed:
             manager.queue.add(key, Priority.USER)
         await _work_off(manager)
     # What belongs to a record is the daemon's to remove.
     return [
         row if row["sandbox"] in unclaimed else {**row, "error": None}
-        for row in manager.survey.outcome(list(rows.values()))
+        for row in survey.outcome(list(rows.values()))
     ]
 
 

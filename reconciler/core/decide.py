@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
+from reconciler.core.deletion import collect_volumes, unwanted
 from reconciler.core.lifecycle import converge_state
 from reconciler.core.limits import limits_drift
 from reconciler.core.model import (
@@ -20,7 +21,7 @@ from reconciler.core.model import (
     Phase,
     Verb,
 )
-from reconciler.core.roles import (
+from reconciler.core.replacement import (
     drift,
     has_volume,
     names_of,
@@ -38,13 +39,12 @@ from reconciler.core.steps import (
     step_on,
     wind_down,
 )
-from reconciler.core.unwanted import collect_volumes, unwanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from reconciler.core.model import Container, Desired, View
-    from reconciler.core.roles import Names, Roles
+    from reconciler.core.replacement import Names, Roles
 
 _WRECKAGE: Final = frozenset({Phase.DEAD, Phase.REMOVING})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.blueprint import published
+from reconciler.core.container_config import published
 from reconciler.core.decide import decide
 from reconciler.core.model import (
     Container,
@@ -19,7 +19,7 @@ from reconciler.core.model import (
     Volume,
 )
 from reconciler.core.policy import after_own_stop, after_start
-from reconciler.core.roles import wanted_volume
+from reconciler.core.replacement import wanted_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable

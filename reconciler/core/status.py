@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.core import policy
 from reconciler.core.lifecycle import verdict_of
 from reconciler.core.model import AWAITED, CheckState, ImageState, Phase, Status, Verdict
-from reconciler.core.roles import roles_of
+from reconciler.core.replacement import roles_of
 from reconciler.core.spec import DesiredState
 from reconciler.core.steps import foreign_pause, latest_failure
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
 from reconciler.core.model import Action, Concern, Decision, Phase, Verb
-from reconciler.core.roles import roles_of
+from reconciler.core.replacement import roles_of
 
 if TYPE_CHECKING:
     from reconciler.core.model import Container, Failure, View

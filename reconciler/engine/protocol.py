@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from reconciler.core.blueprint import Blueprint
+    from reconciler.core.container_config import Blueprint
     from reconciler.core.errors import Forbidden
     from reconciler.core.model import Container, Limits, Phase, Volume
 

@@ -1,1 +1,1 @@
-"""Desired state and memory: the manifest that users write, the database that remembers."""
+"""The durable state, kept in memory and written to SQLite behind it; locks."""

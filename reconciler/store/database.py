@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.errors import StoreError
-from reconciler.store.files import private_file, private_folder, refusal
 from reconciler.store.migrations import MIGRATIONS
+from reconciler.store.private_files import private_file, private_folder, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from reconciler.core.errors import LockedError, StoreError
-from reconciler.store.files import private_file, private_folder, refusal
+from reconciler.store.private_files import private_file, private_folder, refusal
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core.errors import StoreError
 from reconciler.core.model import Claim, Identity, Memory
-from reconciler.store import rows
-from reconciler.store.rows import Changes, Orphan, OrphanKind, Record, Tombstone
-from reconciler.store.shelf import Shelf
+from reconciler.store import tables as rows
+from reconciler.store.table import Shelf
+from reconciler.store.tables import Changes, Orphan, OrphanKind, Record, Tombstone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from reconciler.core.pressure import PulledImage
-    from reconciler.store.disk import Rows
+    from reconciler.core.disk_pressure import PulledImage
     from reconciler.store.ledger import LedgerEntry, Pending
-    from reconciler.store.observed import ObservedClock
+    from reconciler.store.observed_clock import ObservedClock
+    from reconciler.store.sqlite import Rows
 
 _DESIRED_KNOWN: Final = "desired-known"
 _OBSERVED: Final = "observed-seconds"

@@ -12,19 +12,19 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from reconciler.core.errors import StoreError
-from reconciler.store.disk import Disk, Rows
-from reconciler.store.flusher import Backlog, Flusher, Thread
 from reconciler.store.ledger import LedgerEntry, Pending, Query
-from reconciler.store.observed import ObservedClock
-from reconciler.store.rows import Changes, Orphan, OrphanKind, Record, Tombstone
+from reconciler.store.observed_clock import ObservedClock
+from reconciler.store.sqlite import Disk, Rows
 from reconciler.store.state import State
+from reconciler.store.tables import Changes, Orphan, OrphanKind, Record, Tombstone
+from reconciler.store.writer import Backlog, Flusher, Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
     from types import TracebackType
 
-    from reconciler.store.flusher import Supervised
+    from reconciler.store.writer import Supervised
 
 __all__ = ["Changes", "LedgerEntry", "Orphan", "OrphanKind", "Record", "Store", "Tombstone"]
 

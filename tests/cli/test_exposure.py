@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.cli.exposure import weaknesses
-from reconciler.engine.docker_host import Endpoint
+from reconciler.engine.docker.host import Endpoint
 from reconciler.settings import Settings
 
 

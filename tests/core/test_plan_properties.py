@@ -24,7 +24,7 @@ from reconciler.core.model import (
     View,
 )
 from reconciler.core.plan import MAX_STEPS, after, plan
-from reconciler.core.roles import replace_cause, roles_of
+from reconciler.core.replacement import replace_cause, roles_of
 from reconciler.core.spec import DesiredState, OnChange
 from tests.core.builders import (
     HASH,

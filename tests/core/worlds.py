@@ -28,7 +28,7 @@ from reconciler.core.model import (
     View,
     Volume,
 )
-from reconciler.core.roles import roles_of, surplus_volumes, wanted_volume
+from reconciler.core.replacement import roles_of, surplus_volumes, wanted_volume
 from reconciler.core.spec import DesiredState, RestartSpec
 from reconciler.core.steps import concern, still_there
 from tests.core.builders import NAME, NEXT, PREV, VOLUME

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.engine.docker_client import Client
+from reconciler.engine.docker.client import Client
 from tests.e2e.world import World, box, world_on
 from tests.harness import engines
 from tests.harness.docker import Docker, DockerError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.store.manifest import load
+from reconciler.manifest.loader import load
 from scripts.image import TEST_IMAGE
 
 README = Path(__file__).parent.parent.parent / "README.md"

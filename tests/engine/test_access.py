@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 
 from reconciler.core.errors import Forbidden
-from reconciler.engine import docker_requests as requests
-from reconciler.engine.docker import DockerEngine
-from reconciler.engine.docker_access import Access
+from reconciler.engine.docker import requests
+from reconciler.engine.docker.access import Access
+from reconciler.engine.docker.engine import DockerEngine
 from scripts.image import TEST_IMAGE
 from tests.engine.worlds import RealWorld, blueprint
 from tests.harness.faults import Fault, answer, part

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from reconciler.core.errors import EngineError, EngineUnavailable, Unreadable
-from reconciler.engine.docker import DockerEngine
-from reconciler.engine.docker_pull import Pull
+from reconciler.engine.docker.engine import DockerEngine
+from reconciler.engine.docker.pull import Pull
 from reconciler.engine.protocol import EngineEvent
 from tests.engine.answers import CONTAINER, EVENT, IMAGE, INFO, LABELS, ROW, VERSION, VOLUME
 from tests.harness.serving import serving

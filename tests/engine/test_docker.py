@@ -14,8 +14,8 @@ from reconciler.core.errors import (
     Refused,
     Removing,
 )
-from reconciler.engine.docker import DockerEngine
-from reconciler.engine.docker_stream import LONGEST_LOG_LINE
+from reconciler.engine.docker.engine import DockerEngine
+from reconciler.engine.docker.stream import LONGEST_LOG_LINE
 from tests.engine.worlds import FakeWorld, RealWorld, blueprint, stand_in
 from tests.fakes.host import labels
 from tests.harness.faults import Fault, answer, hang, matching

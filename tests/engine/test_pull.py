@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.errors import PullFailed
-from reconciler.engine.docker import DockerEngine
-from reconciler.engine.docker_client import Client
-from reconciler.engine.docker_requests import Request
+from reconciler.engine.docker.client import Client
+from reconciler.engine.docker.engine import DockerEngine
+from reconciler.engine.docker.requests import Request
 from reconciler.engine.protocol import PullProgress
 from tests.engine.worlds import RealWorld
 from tests.harness.docker import DockerError

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reconciler.core.errors import EngineError
-from reconciler.engine.docker_owner import Owner, is_remapped, remapped_root
+from reconciler.engine.docker.chown import Owner, is_remapped, remapped_root
 from tests.engine.test_docker import prepared, stat
 from tests.engine.worlds import RealWorld, closing
 from tests.harness.docker import Docker

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from reconciler.core import naming
-from reconciler.core.blueprint import Blueprint
+from reconciler.core.container_config import Blueprint
 from reconciler.core.model import CheckState, Phase
 from reconciler.core.spec import SandboxSpec
-from reconciler.engine.docker import DockerEngine
+from reconciler.engine.docker.engine import DockerEngine
 from reconciler.engine.protocol import Engine
 from scripts.image import TEST_IMAGE
 from tests.fakes.engine import FakeEngine

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from reconciler.core import naming
-from reconciler.core.blueprint import Blueprint
+from reconciler.core.container_config import Blueprint
 from reconciler.core.errors import (
     Busy,
     CommandTimeout,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reconciler.core import naming
-from reconciler.core.blueprint import Blueprint
+from reconciler.core.container_config import Blueprint
 from reconciler.core.errors import (
     Busy,
     EngineUnavailable,

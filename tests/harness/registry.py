@@ -10,8 +10,8 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from reconciler.engine.docker_client import Client
-from reconciler.engine.docker_requests import Request
+from reconciler.engine.docker.client import Client
+from reconciler.engine.docker.requests import Request
 from tests.harness.docker import Docker
 from tests.harness.instance import claim_ports
 from tests.harness.waiting import wait_until

@@ -3,7 +3,7 @@
 import time
 
 from reconciler.cli import main
-from reconciler.engine.docker import DockerEngine
+from reconciler.engine.docker.engine import DockerEngine
 
 
 async def _never(_: DockerEngine) -> None:

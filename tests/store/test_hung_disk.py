@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.errors import StoreError
-from reconciler.store import flusher
-from reconciler.store.disk import Disk
+from reconciler.store import writer as flusher
+from reconciler.store.sqlite import Disk
 from tests.store.conftest_store import Listener, opened
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.errors import StoreError
-from reconciler.store.observed import ObservedClock
+from reconciler.store.observed_clock import ObservedClock
 from reconciler.store.store import Store
 from tests.store.conftest_store import opened
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.store import env_file
-from reconciler.store.manifest import load
-from reconciler.store.reading import Unread
+from reconciler.manifest import env_file
+from reconciler.manifest.loader import load
+from reconciler.manifest.text_file import Unread
 from tests.harness.descriptors import none_left
-from tests.store.manifests import HEAD
+from tests.manifest.manifests import HEAD
 
 
 @pytest.mark.parametrize("as_folder", [True, False])

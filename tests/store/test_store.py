@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from reconciler.core.disk_pressure import PulledImage
 from reconciler.core.errors import StoreError
 from reconciler.core.model import Death, Failure, Identity, Memory, Verb
-from reconciler.core.pressure import PulledImage
 from reconciler.store import database, ledger
-from reconciler.store.disk import Disk
+from reconciler.store.sqlite import Disk
 from reconciler.store.store import Changes, LedgerEntry, Orphan, Store, Tombstone
 from tests.store.conftest_store import NOW, Listener, fill, opened, record, small_disk, snapshot
 

@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from reconciler.core.disk_pressure import PulledImage
 from reconciler.core.model import Death, End, Identity, Memory, Run
-from reconciler.core.pressure import PulledImage
 from reconciler.store.store import Orphan, Record, Store
 from tests.store.conftest_store import opened, record
 

@@ -1,1 +1,0 @@
-"""The control socket: HTTP on a unix socket in the runtime directory."""

@@ -1,0 +1,213 @@
+"""Where the engine is, found as Docker's own clients find it.
+
+A setting, then ``DOCKER_HOST``, then ``DOCKER_CONTEXT``, then the current context of Docker's
+config.json, then the system's socket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import ssl
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from reconciler.core.errors import SettingsError
+from reconciler.engine.docker.bounded_json import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_DEFAULT: Final = "unix:///var/run/docker.sock"
+_MAX_BYTES: Final = 1 << 20
+_PEM: Final = ("ca.pem", "cert.pem", "key.pem")
+_USER: Final = re.compile(r"//[^/]*@")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What a client connects to. ``socket`` is empty where the engine is reached over TCP.
+
+    ``hint`` says what else may have been meant, where nothing was named.
+    """
+
+    url: str
+    socket: str = ""
+    ssl: ssl.SSLContext | None = None
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Certificates:
+    folder: Path | None
+    verify: bool
+
+
+def resolve(docker_host: str | None, environ: Mapping[str, str]) -> Endpoint:
+    """The engine that ``docker_host``, else the environment, names. Reads files.
+
+    Raises:
+        SettingsError: what names it is malformed, or a file that it needs cannot be read.
+    """
+    if named := docker_host or environ.get("DOCKER_HOST"):
+        return _endpoint(named, _certificates(environ))
+    context = environ.get("DOCKER_CONTEXT") or _current_context(environ)
+    if context in {"", "default"}:
+        return replace(_endpoint(_DEFAULT, None), hint=_rootless_hint(environ))
+    return _of_context(context, _config_folder(environ))
+
+
+def address(docker_host: str | None) -> str:
+    """The path of the engine's socket or its URL, as ``resolve`` finds them; empty: neither."""
+    try:
+        found = resolve(docker_host, os.environ)
+    except SettingsError:
+        # The first call to the engine reports it.
+        return ""
+    return found.socket or found.url
+
+
+def _rootless_hint(environ: Mapping[str, str]) -> str:
+    """Another engine is never taken by itself: it would seem to have lost every sandbox."""
+    folder = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    socket = Path(folder) / "docker.sock"
+    there = os.path.lexists(socket)
+    return f"; a rootless engine is here: set DOCKER_HOST=unix://{socket}" if there else ""
+
+
+def read_config(environ: Mapping[str, str]) -> dict[str, object]:
+    """What Docker's config.json holds; empty where there is none.
+
+    Raises:
+        SettingsError: it cannot be read, or holds something else.
+    """
+    folder = _config_folder(environ)
+    return _read_json(folder / "config.json") if folder else {}
+
+
+def _config_folder(environ: Mapping[str, str]) -> Path | None:
+    """Where Docker's clients keep config.json; None for a user without a home."""
+    if named := environ.get("DOCKER_CONFIG"):
+        return Path(named)
+    if home := environ.get("HOME"):
+        return Path(home) / ".docker"
+    try:
+        return Path.home() / ".docker"
+    except RuntimeError:
+        return None
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    """The object in a JSON file; empty where there is no such file.
+
+    Raises:
+        SettingsError: it cannot be read, or holds something else.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: cannot be read: {error.strerror}; let this user read it, or set DOCKER_HOST "
+            "and DOCKER_CONFIG"
+        ) from error
+    try:
+        content = decode(text)
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{path}: is not JSON: fix it, or move it away") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: must hold a JSON object: fix it, or move it away")
+    return content
+
+
+def _current_context(environ: Mapping[str, str]) -> str:
+    named = read_config(environ).get("currentContext", "")
+    return named if isinstance(named, str) else ""
+
+
+def _of_context(name: str, config: Path | None) -> Endpoint:
+    digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()
+    contexts = (config or Path()) / "contexts"
+    meta = _read_json(contexts / "meta" / digest / "meta.json") if config else {}
+    try:
+        docker = meta["Endpoints"]["docker"]  # type: ignore[index]
+        host, skip = str(docker["Host"]), bool(docker.get("SkipTLSVerify", False))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"Docker's context {name[:100]!r} has no usable endpoint: see "
+            "`docker context inspect`, or set DOCKER_HOST"
+        ) from error
+    folder = contexts / "tls" / digest / "docker"
+    return _endpoint(host, _Certificates(folder, not skip) if folder.is_dir() else None)
+
+
+def _certificates(environ: Mapping[str, str]) -> _Certificates | None:
+    verify = bool(environ.get("DOCKER_TLS_VERIFY"))
+    if not verify and not environ.get("DOCKER_TLS"):
+        return None
+    named = environ.get("DOCKER_CERT_PATH")
+    if named and not any((Path(named) / name).exists() for name in _PEM):
+        raise SettingsError(
+            f"DOCKER_CERT_PATH: {named} holds none of {', '.join(_PEM)}: correct it, or unset "
+            "DOCKER_TLS_VERIFY"
+        )
+    folder = Path(named) if named else _config_folder(environ)
+    return _Certificates(folder, verify)
+
+
+def _endpoint(host: str, certificates: _Certificates | None) -> Endpoint:
+    scheme, _, rest = host.strip().partition("://")
+    scheme = scheme.lower()
+    if scheme == "unix":
+        socket = rest or _DEFAULT.removeprefix("unix://")
+        return Endpoint("unix://localhost", socket)
+    if scheme in {"tcp", "http", "https"} and rest:
+        return _over_tcp(scheme, rest.rstrip("/"), certificates)
+    raise _malformed(host)
+
+
+def _malformed(host: str) -> SettingsError:
+    shown = _USER.sub("//***@", host)[:100]
+    return SettingsError(
+        f"docker host {shown!r}: must be unix:///path/to.sock or tcp://host:port; reach an "
+        "engine over ssh by forwarding its socket (ssh -L)"
+    )
+
+
+def _over_tcp(scheme: str, address: str, certificates: _Certificates | None) -> Endpoint:
+    secure = certificates is not None or scheme == "https"
+    if address.rpartition("]")[2].rpartition("@")[2].count(":") == 0:
+        address += ":2376" if secure else ":2375"
+    try:
+        # A port that is none is only found when it is asked for.
+        valid = bool(urlsplit(f"//{address}").hostname and urlsplit(f"//{address}").port)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise _malformed(f"{scheme}://{address}")
+    context = _ssl_context(certificates) if certificates else None
+    return Endpoint(f"{'https' if secure else 'http'}://{address}", ssl=context)
+
+
+def _ssl_context(certificates: _Certificates) -> ssl.SSLContext:
+    folder = certificates.folder
+    try:
+        context = ssl.create_default_context()
+        if not certificates.verify:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if folder is None:
+            return context
+        if certificates.verify and (folder / "ca.pem").exists():
+            context.load_verify_locations(folder / "ca.pem")
+        if (folder / "cert.pem").exists():
+            context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(
+            f"{folder}: ca.pem, cert.pem or key.pem cannot be used: {error.strerror or error}"
+        ) from error
+    return context

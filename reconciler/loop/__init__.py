@@ -1,1 +1,0 @@
-"""The one loop: observe, plan, execute, remember."""

@@ -1,0 +1,1 @@
+"""What is observed of the engine and of health, and the snapshots that decisions are made from."""

@@ -1,0 +1,46 @@
+"""What the engine forbids and warns of, in the log.
+
+What is forbidden is logged when it begins and when it is over, and each warning once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from reconciler.telemetry.events import Event
+
+if TYPE_CHECKING:
+    from reconciler.engine.protocol import Engine
+    from reconciler.telemetry.recorder import Reporter
+
+_EVERY: Final = 2.0
+
+
+class Permits:
+    """Compares what the engine says with what was logged."""
+
+    def __init__(self, engine: Engine, reporter: Reporter) -> None:
+        self._engine = engine
+        self._reporter = reporter
+        self._logged: set[str] = set()
+        self._warned = 0
+
+    async def run(self) -> None:
+        """Log changes until cancelled."""
+        while True:
+            self.review()
+            await asyncio.sleep(_EVERY)
+
+    def review(self) -> None:
+        """Log what has changed."""
+        forbidden = {error.part: str(error) for error in self._engine.forbidden()}
+        for part in sorted(forbidden.keys() - self._logged):
+            self._reporter.log(Event.ENGINE_FORBIDDEN, part=part, error=forbidden[part])
+        for part in sorted(self._logged - forbidden.keys()):
+            self._reporter.log(Event.ENGINE_ALLOWED, part=part)
+        self._logged = set(forbidden)
+        warnings = self._engine.warnings()
+        for warning in warnings[self._warned :]:
+            self._reporter.log(Event.ENGINE_WARNING, warning=warning)
+        self._warned = len(warnings)

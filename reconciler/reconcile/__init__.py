@@ -1,0 +1,1 @@
+"""The loop: queue, workers, controller, executor, retries."""

@@ -1,0 +1,184 @@
+"""Identities: the session key and the host ports that a sandbox keeps for life."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+import base62
+
+from reconciler.core.errors import ReconcilerError, is_out_of_files
+from reconciler.core.model import Identity
+from reconciler.telemetry.events import Event
+from reconciler.telemetry.redact import redactor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from reconciler.core.model import Container, Observed
+    from reconciler.core.spec import SandboxSpec
+    from reconciler.store.store import Store
+    from reconciler.telemetry.recorder import Reporter
+
+_KEY_BYTES: Final = 32
+_QUARANTINE: Final = 600.0
+
+
+class Identities:
+    """Leases that are durable before a container is made with them.
+
+    Whether a port can be bound here is only a hint; the engine's own word at the start is the
+    truth, and a port that it refuses is not leased again for a while.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        port_range: tuple[int, int],
+        address: str,
+        clock: Callable[[], float],
+        reporter: Reporter,
+    ) -> None:
+        self._store = store
+        self._first, self._last = port_range
+        self._address = address
+        self._clock = clock
+        self._reporter = reporter
+        self._next = self._first
+        self._quarantine: dict[int, float] = {}
+        self._hidden: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
+        for key, identity in store.identities.items():
+            self._hide(key, identity.session_key)
+
+    def problem(self, key: str) -> str:
+        """Return why the sandbox could not be leased its host ports; empty where it could."""
+        return self._problems.get(key, "")
+
+    def lease(self, key: str, spec: SandboxSpec, observed: Observed) -> None:
+        """Give the sandbox what ``ensure`` gives it, or note why that cannot be."""
+        self.adopt(key, observed)
+        try:
+            self.ensure(key, spec)
+        except ReconcilerError as error:
+            self._problems[key] = str(error)
+        else:
+            self._problems.pop(key, None)
+
+    def adopt(self, key: str, observed: Observed) -> None:
+        """Take over what containers were made with, where the books know nothing of it."""
+        for container in sorted(observed.containers, key=_by_seniority):
+            if container.session_key and self._store.identity(key) is None:
+                self._store.put_identity(key, self._read_back(key, container))
+                self._reporter.tell(
+                    Event.SANDBOX_ADOPTED,
+                    key,
+                    "it was there already",
+                    container=container.name,
+                )
+
+    def ensure(self, key: str, spec: SandboxSpec) -> Identity:
+        """The sandbox's identity, with a lease for each port that the spec publishes.
+
+        Raises:
+            ReconcilerError: the range of host ports is used up.
+        """
+        known = self._store.identity(key) or Identity(base62.encodebytes(os.urandom(_KEY_BYTES)))
+        wanted = [port.container_port for port in spec.ports]
+        ports = {port: known.ports[port] for port in wanted if port in known.ports}
+        for port in wanted:
+            if port not in ports:
+                ports[port] = self._allocate(ports.values())
+        identity = Identity(known.session_key, ports)
+        if identity != self._store.identity(key):
+            self._store.put_identity(key, identity)
+        self._hide(key, identity.session_key)
+        return identity
+
+    def _hide(self, key: str, secret: str) -> None:
+        former = self._hidden.get(key)
+        if former == secret:
+            return
+        if former is not None:
+            redactor.forget(former)
+        redactor.register(secret)
+        self._hidden[key] = secret
+
+    def sweep(self) -> None:
+        """Forget the session keys of sandboxes of which nothing is left, and ports' old trouble."""
+        now = self._clock()
+        self._quarantine = {port: end for port, end in self._quarantine.items() if end > now}
+        for key in [key for key in self._hidden if self._store.identity(key) is None]:
+            redactor.forget(self._hidden.pop(key))
+        for key in self._problems.keys() - self._store.records.keys():
+            del self._problems[key]
+
+    def replace(self, key: str, taken: int | None) -> bool:
+        """Lease others in place of the port that something else took; None: of all of them.
+
+        Says whether there was anything to replace.
+
+        Raises:
+            ReconcilerError: the range of host ports is used up.
+        """
+        identity = self._store.identity(key)
+        ports = dict(identity.ports) if identity else {}
+        lost = {c: h for c, h in ports.items() if taken is None or h == taken}
+        if identity is None or not lost:
+            return False
+        for container_port, host_port in lost.items():
+            self._quarantine[host_port] = self._clock() + _QUARANTINE
+            ports[container_port] = self._allocate(ports.values())
+            self._reporter.tell(
+                Event.PORT_REPLACED,
+                key,
+                f"port {host_port} was taken",
+                old_port=host_port,
+                port=ports[container_port],
+            )
+        self._store.put_identity(key, Identity(identity.session_key, ports))
+        return True
+
+    def _read_back(self, key: str, container: Container) -> Identity:
+        free = {
+            container_port: host_port
+            for container_port, host_port in container.ports.items()
+            if self._store.leased.get(host_port, key) == key
+        }
+        return Identity(container.session_key or "", free)
+
+    def _allocate(self, chosen: Iterable[int]) -> int:
+        now, mine = self._clock(), set(chosen)
+        span = self._last - self._first + 1
+        for step in range(span):
+            port = self._first + (self._next - self._first + step) % span
+            if self._is_free(port, mine, now):
+                self._next = port + 1
+                return port
+        raise ReconcilerError(
+            f"no host port is free in {self._first}-{self._last}: widen the port_range setting",
+        )
+
+    def _is_free(self, port: int, mine: set[int], now: float) -> bool:
+        if port in mine or port in self._store.leased or self._quarantine.get(port, 0.0) > now:
+            return False
+        return can_bind(self._address, port)
+
+
+def can_bind(address: str, port: int) -> bool:
+    """Whether nobody listens there, as far as this process can see."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+    except OSError as error:
+        # Without a socket to try it with, it is the engine that will say.
+        return is_out_of_files(error)
+    return True
+
+
+def _by_seniority(container: Container) -> tuple[bool, float]:
+    return (not container.live, container.created_at)

@@ -1,0 +1,81 @@
+"""The mass-delete guard over orphans: too many at once are removed only when a person confirms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core import policy
+from reconciler.telemetry.events import Event
+
+if TYPE_CHECKING:
+    from reconciler.store.store import Store
+    from reconciler.store.tables import Orphan
+    from reconciler.telemetry.recorder import Reporter
+
+HINT: Final = "reconciler gc --allow-mass-delete"
+_MOST_NAMES: Final = 20
+
+
+class Guard:
+    """Decides which orphans wait for confirmation. ``count`` and ``percent`` are as for an edit.
+
+    An orphan that an accepted edit asked for is confirmed from the start. One of a database that is
+    lost waits whatever the numbers: nobody knows whether it was wanted.
+    """
+
+    def __init__(self, store: Store, *, reporter: Reporter, count: int, percent: float) -> None:
+        self._store = store
+        self._reporter = reporter
+        self._count = count
+        self._percent = percent
+        self._reported: tuple[str, ...] = ()
+
+    def holds(self, orphan: Orphan) -> bool:
+        """Whether the orphan is not to be removed before a person confirms it."""
+        return not orphan.confirmed and (orphan.lost or self._engaged)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The sandboxes whose orphans wait for confirmation."""
+        orphans = (o for kind in self._store.orphans.values() for o in kind.values())
+        return tuple(sorted({orphan.sandbox for orphan in orphans if self.holds(orphan)}))
+
+    @property
+    def summary(self) -> str:
+        """What is held and how to confirm it, for a person; empty where nothing is."""
+        held = len(self.held)
+        if not held:
+            return ""
+        of = f"{held} of {self._total} sandboxes"
+        return f"the mass-delete guard holds orphans of {of}: confirm with `{HINT}`"
+
+    def confirm(self) -> None:
+        """Let all orphans there are now go when their time is over."""
+        self._store.confirm_orphans()
+
+    def report(self) -> None:
+        """Log what is held, once each time it changes."""
+        held = self.held
+        if held == self._reported:
+            return
+        if held:
+            self._reporter.log(
+                Event.GC_HELD,
+                deletions=len(held),
+                of=self._total,
+                names=list(held[:_MOST_NAMES]),
+                hint=f"confirm with: {HINT}",
+            )
+        else:
+            self._reporter.log(Event.GC_RELEASED, deletions=len(self._reported))
+        self._reported = held
+
+    @property
+    def _engaged(self) -> bool:
+        return policy.brake_engages(
+            self._total, len(self._store.unconfirmed), count=self._count, percent=self._percent
+        )
+
+    @property
+    def _total(self) -> int:
+        return len(self._store.records) + len(self._store.unconfirmed)

@@ -1,0 +1,215 @@
+"""The garbage collector's books: what belongs to no record, and since when.
+
+Removing it is a step like any other, decided and done in the key's own pass, so that a record which
+comes back never meets the removal of its own things.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reconciler.core.model import Fate
+from reconciler.core.replacement import surplus_volumes, wanted_volume
+from reconciler.core.units import FOREVER, iso, parse_retain
+from reconciler.reconcile.mass_delete_guard import HINT
+from reconciler.telemetry.events import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from reconciler.core.model import View, Volume
+    from reconciler.store.store import Store
+    from reconciler.store.tables import OrphanKind
+    from reconciler.telemetry.recorder import Reporter
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """One orphan. Times are observed seconds; ``remove_at`` None: it is kept.
+
+    ``held``: until its removal is confirmed.
+    """
+
+    kind: OrphanKind
+    name: str
+    sandbox: str
+    since: float
+    remove_at: float | None
+    why: str
+    held: bool
+
+
+class Collector:
+    """Notes orphans durably.
+
+    ``gc_grace`` is in seconds; ``volume_retain`` (seconds, None: for ever) is for volumes that
+    nothing says how long to keep.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        reporter: Reporter,
+        gc_grace: float,
+        volume_retain: float | None,
+    ) -> None:
+        self._store = store
+        self._reporter = reporter
+        self._gc_grace = gc_grace
+        self._volume_retain = volume_retain
+
+    def note(self, view: View) -> bool:
+        """Bring the books in line with what is seen under the key; says whether they changed."""
+        released = self._release(view)
+        noted = view.may_collect and any([self._note_containers(view), self._note_volumes(view)])
+        return released or noted
+
+    def _release(self, view: View) -> bool:
+        wanted = wanted_volume(view)
+        claimed = wanted is not None and wanted in view.orphans.volumes
+        if wanted is not None and claimed:
+            self._store.drop_orphan("volume", wanted)
+            self._reporter.tell(
+                Event.VOLUME_CLAIMED, view.key, "its record came back in time", volume=wanted
+            )
+        ours = view.desired is not None or view.fate is Fate.DELETED
+        for container_id in view.orphans.containers if ours else ():
+            self._store.drop_orphan("container", container_id)
+        return claimed or (ours and bool(view.orphans.containers))
+
+    def _note_containers(self, view: View) -> bool:
+        if view.desired is not None or view.fate is Fate.DELETED:
+            return False
+        fresh = [c for c in view.observed.containers if c.id not in view.orphans.containers]
+        for container in fresh:
+            lost = container.owner != self._store.owner
+            self._note("container", container.id, view, None, lost=lost)
+            self._reporter.tell(
+                Event.GARBAGE_FOUND,
+                view.key,
+                "it belongs to no record",
+                kind="container",
+                name=container.name,
+                remove_in=self._gc_grace,
+            )
+        return bool(fresh)
+
+    def _note_volumes(self, view: View) -> bool:
+        fresh = [v for v in surplus_volumes(view) if v.name not in view.orphans.volumes]
+        for volume in fresh:
+            retain = self._retain(view, volume)
+            # An edit that passed the guard took the record or its workspace out.
+            asked_for = view.desired is not None or view.fate is Fate.DELETED
+            lost = volume.owner != self._store.owner
+            self._note("volume", volume.name, view, retain, confirmed=asked_for, lost=lost)
+            self._report_orphan(view, volume, view.now, retain)
+        return bool(fresh)
+
+    def report_kept(self, view: View) -> None:
+        """Report the workspaces of a sandbox whose deletion is done."""
+        for volume in surplus_volumes(view):
+            since = view.orphans.volumes.get(volume.name, view.now)
+            self._report_orphan(view, volume, since, self._retain(view, volume))
+
+    def _report_orphan(
+        self, view: View, volume: Volume, since: float, retain: float | None
+    ) -> None:
+        deleted = view.fate is Fate.DELETED
+        self._reporter.tell(
+            Event.VOLUME_ORPHANED,
+            view.key,
+            "its record was taken out" if deleted else "no record wants it",
+            volume=volume.name,
+            kept_until=None if retain is None else iso(self._store.clock.date(since + retain)),
+        )
+
+    def _note(
+        self,
+        kind: OrphanKind,
+        key: str,
+        view: View,
+        retain: float | None,
+        *,
+        confirmed: bool = False,
+        lost: bool = False,
+    ) -> None:
+        self._store.note_orphan(
+            kind,
+            key,
+            sandbox=view.key,
+            since=view.now,
+            retain=retain,
+            confirmed=confirmed,
+            lost=lost,
+        )
+
+    def sweep(self, containers: Collection[str], volumes: Collection[str] | None) -> None:
+        """Forget the orphans that are gone, and the keys of sandboxes of which nothing is left.
+
+        ``volumes`` is None where it is not known which there are.
+        """
+        for container_id in set(self._store.orphans["container"]).difference(containers):
+            self._store.drop_orphan("container", container_id)
+        gone = set() if volumes is None else set(self._store.orphans["volume"]).difference(volumes)
+        for name in gone:
+            sandbox = self._store.orphans["volume"][name].sandbox
+            self._store.drop_orphan("volume", name)
+            self._store.drop_key(sandbox)
+
+    def _retain(self, view: View, volume: Volume) -> float | None:
+        if volume.name in view.orphans.retain:
+            return view.orphans.retain[volume.name]
+        tombstone = self._store.deleted.get(view.key)
+        if tombstone is not None:
+            return tombstone.retain
+        try:
+            labelled = parse_retain(volume.retain) if volume.retain else self._volume_retain
+        except ValueError:
+            return self._volume_retain
+        return None if labelled == FOREVER or labelled is None else float(labelled)
+
+    def report(self, view: View) -> list[Garbage]:
+        """What under this key nothing asks for, and what will become of it."""
+        return [*self._garbage_containers(view), *self._garbage_volumes(view)]
+
+    def _garbage_containers(self, view: View) -> list[Garbage]:
+        if view.desired is not None:
+            return []
+        deleted = view.fate is Fate.DELETED
+        why = "its record was taken out" if deleted else "it belongs to no record"
+        grace = 0.0 if deleted else self._gc_grace
+        found = []
+        for container in view.observed.containers:
+            since = view.orphans.containers.get(container.id, view.now)
+            held = container.id in view.orphans.held
+            remove_at = since + grace if deleted or (view.may_collect and not held) else None
+            found.append(
+                Garbage(
+                    "container",
+                    container.name,
+                    view.key,
+                    since,
+                    remove_at,
+                    _why(why, held=held),
+                    held,
+                )
+            )
+        return found
+
+    def _garbage_volumes(self, view: View) -> list[Garbage]:
+        found = []
+        for volume in surplus_volumes(view):
+            since = view.orphans.volumes.get(volume.name, view.now)
+            retain = self._retain(view, volume)
+            held = volume.name in view.orphans.held
+            kept = retain is None or held or not view.may_collect
+            remove_at = None if kept else since + (retain or 0.0)
+            why = _why("no record wants this workspace", held=held)
+            found.append(Garbage("volume", volume.name, view.key, since, remove_at, why, held))
+        return found
+
+
+def _why(why: str, *, held: bool) -> str:
+    return f"{why}; held by the mass-delete guard, confirm with `{HINT}`" if held else why

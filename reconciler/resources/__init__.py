@@ -1,0 +1,1 @@
+"""Images and disks: pulls in the background, image collection, disk pressure."""

@@ -1,0 +1,161 @@
+"""Pulls in the background, one for an image however many wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+from contextvars import Context
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core.errors import EngineError, PullFailed, ReconcilerError
+from reconciler.core.model import ImageState
+from reconciler.telemetry.events import Event
+from reconciler.telemetry.supervision import log_failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from reconciler.engine.protocol import Engine, PullProgress
+    from reconciler.telemetry.recorder import Reporter
+
+_PROGRESS_EVERY: Final = 5.0
+# Names of waiting sandboxes in one line of the log.
+_SHOWN: Final = 20
+
+
+class Puller:
+    """What is known of the image that each key wants, and the pulls that are under way.
+
+    ``on_done(key, image, error)`` is called for every key that waited; ``error`` None is success.
+    ``pulling(image)`` is what a pull is done in, for who wants to know what it brought.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        on_done: Callable[[str, str, EngineError | None], None],
+        reporter: Reporter,
+        clock: Callable[[], float],
+        pulling: Callable[[str], AbstractAsyncContextManager[None]] = lambda _: nullcontext(),
+    ) -> None:
+        self._engine = engine
+        self._pulling = pulling
+        self._on_done = on_done
+        self._reporter = reporter
+        self._clock = clock
+        self._states: dict[str, tuple[str, ImageState]] = {}
+        self._pulls: dict[str, asyncio.Task[None]] = {}
+        self._failing: set[str] = set()
+        self._started: set[str] = set()
+
+    def state(self, key: str, image: str) -> ImageState:
+        """What is known, for this key, of the image that it wants now."""
+        known_image, state = self._states.get(key, (image, ImageState.UNKNOWN))
+        return state if known_image == image else ImageState.UNKNOWN
+
+    def mark(self, key: str, image: str, state: ImageState) -> None:
+        """Learn something of the image."""
+        self._states[key] = (image, state)
+
+    def request(self, key: str, image: str) -> None:
+        """Have the image pulled; the key waits for it."""
+        self.release(key, image)
+        self._states[key] = (image, ImageState.PULLING)
+        if image not in self._pulls:
+            # In a context of its own: others may wait for it than the key that began it.
+            self._pulls[image] = asyncio.create_task(
+                self._pull(image),
+                name=f"pull {image}",
+                context=Context(),
+            )
+
+    def release(self, key: str, image: str | None) -> None:
+        """The key wants ``image`` now, or nothing: a pull that nobody waits for is ended."""
+        former, _ = self._states.get(key, (image, ImageState.UNKNOWN))
+        if former == image or former is None:
+            return
+        del self._states[key]
+        self._failing &= {image for image, _ in self._states.values()}
+        if former in self._pulls and not self._waiting(former):
+            self._pulls.pop(former).cancel()
+            if former in self._started:
+                self._started.remove(former)
+                self._reporter.log(Event.PULL_CANCELLED, image=former)
+
+    async def close(self) -> None:
+        """End every pull."""
+        pulls = list(self._pulls.values())
+        for task in pulls:
+            task.cancel()
+        await asyncio.gather(*pulls, return_exceptions=True)
+
+    def _waiting(self, image: str) -> list[str]:
+        return [key for key, state in self._states.items() if state == (image, ImageState.PULLING)]
+
+    async def _pull(self, image: str) -> None:
+        began = self._clock()
+        if image not in self._failing:
+            # Of a pull that is tried again, the log has the failure, and how often it was repeated.
+            self._started.add(image)
+            self._reporter.log(Event.PULL_STARTED, image=image, sandboxes=self._shown(image))
+        try:
+            async with self._pulling(image):
+                await self._engine.pull(image, _Progress(image, self._reporter, self._clock))
+        except EngineError as error:
+            self._fail(image, error)
+        except ReconcilerError as error:
+            self._fail(image, PullFailed(f"{image}: {error}"))
+        except Exception as error:  # noqa: BLE001 - a defect must leave nobody waiting
+            log_failure(f"pull {image}", error, self._reporter, retry_in=None)
+            self._fail(image, PullFailed(f"{image}: a defect of this program, see its log"))
+        else:
+            seconds = round(self._clock() - began, 1)
+            self._failing.discard(image)
+            self._reporter.resolve(Event.PULL_FAILED, about=image)
+            self._reporter.log(Event.PULL_DONE, image=image, seconds=seconds)
+            self._finish(image, ImageState.FRESH, None)
+
+    def _fail(self, image: str, error: EngineError) -> None:
+        self._failing.add(image)
+        self._reporter.complain(
+            Event.PULL_FAILED,
+            about=image,
+            image=image,
+            error=str(error),
+            sandboxes=self._shown(image),
+        )
+        self._finish(image, ImageState.UNKNOWN, error)
+
+    def _finish(self, image: str, state: ImageState, error: EngineError | None) -> None:
+        self._pulls.pop(image, None)
+        self._started.discard(image)
+        for key in self._waiting(image):
+            self._states[key] = (image, state)
+            self._on_done(key, image, error)
+
+    def _shown(self, image: str) -> list[str]:
+        return sorted(self._waiting(image))[:_SHOWN]
+
+
+class _Progress:
+    """Says how far a pull is, at a rate that a person can read."""
+
+    def __init__(self, image: str, reporter: Reporter, clock: Callable[[], float]) -> None:
+        self._image = image
+        self._reporter = reporter
+        self._clock = clock
+        self._last = clock()
+
+    def __call__(self, progress: PullProgress) -> None:
+        if self._clock() - self._last < _PROGRESS_EVERY:
+            return
+        self._last = self._clock()
+        self._reporter.log(
+            Event.PULL_PROGRESS,
+            image=self._image,
+            layers=f"{progress.layers_done}/{progress.layers}",
+            bytes_done=progress.bytes_done,
+            bytes_total=progress.bytes_total,
+        )

@@ -1,0 +1,1 @@
+"""Log lines, events, redaction, the ledger entry of each event, systemd notifications."""

@@ -1,0 +1,7 @@
+"""Prints docs/events.md."""
+
+import sys
+
+from reconciler.telemetry.events.page import markdown
+
+sys.stdout.write(markdown())

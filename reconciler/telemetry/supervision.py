@@ -1,0 +1,92 @@
+"""Runs a long-lived task again whenever it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from reconciler.telemetry.events import Event
+from reconciler.telemetry.redact import describe_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    Factory = Callable[[], Coroutine[Any, Any, None]]
+
+BACKOFF_FIRST: Final = 1.0
+BACKOFF_LONGEST: Final = 60.0
+# Seconds: a run that took this long begins the backoff from the start.
+STABLE: Final = 120.0
+_FRAMES: Final = 12
+
+
+class Log(Protocol):
+    """The part of a reporter that supervision needs."""
+
+    def complain(self, event: Event, *, about: str = "", **fields: Any) -> object:
+        """Log a line, and count its repetitions."""
+
+
+async def supervise(
+    name: str,
+    factory: Factory,
+    reporter: Log,
+    *,
+    fatal: tuple[type[Exception], ...] = (),
+) -> None:
+    """Run ``factory()`` until it returns, and run it again after each exception.
+
+    An exception is logged as ``task.failed`` with the task's name. The pause before the next run
+    doubles from ``BACKOFF_FIRST`` to ``BACKOFF_LONGEST`` seconds, and starts over after a run of
+    ``STABLE`` seconds. The cancellation of this task ends it; a ``CancelledError`` from anywhere
+    else is a failure like any other.
+
+    Args:
+        name: The task's name in the log.
+        factory: Makes the coroutine of one run.
+        reporter: Where failures are logged.
+        fatal: Exceptions that end the daemon: they are raised and not logged.
+    """
+    clock = asyncio.get_running_loop().time
+    pause = BACKOFF_FIRST
+    while True:
+        began = clock()
+        try:
+            return await factory()
+        except fatal:
+            raise
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            failure: BaseException = error
+        except Exception as error:  # noqa: BLE001 - a defect in one task must not end the others
+            failure = error
+        if clock() - began >= STABLE:
+            pause = BACKOFF_FIRST
+        log_failure(name, failure, reporter, pause)
+        if is_cancelled():
+            # It failed while it was being cancelled: the next sleep would not end.
+            raise asyncio.CancelledError
+        del failure
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, BACKOFF_LONGEST)
+
+
+def is_cancelled() -> bool:
+    """Whether the current task itself is being cancelled, and not only what it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def log_failure(name: str, error: BaseException, reporter: Log, retry_in: float | None) -> None:
+    """Log that a task failed and runs again in ``retry_in`` seconds; None: when it is asked to."""
+    text = describe_error(error)
+    reporter.complain(
+        Event.TASK_FAILED,
+        about=name,
+        task=name,
+        error=text,
+        retry_in=retry_in,
+        traceback="".join(traceback.format_exception(error, limit=-_FRAMES)),
+    )

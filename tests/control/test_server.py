@@ -1,0 +1,133 @@
+"""The control socket itself: who may reach it, what it replaces, and how it ends."""
+
+import asyncio
+import contextlib
+import socket
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+
+from reconciler.control.server import serve
+from reconciler.core.errors import ControlSocketError
+from reconciler.telemetry.sockets import short_path
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    app = FastAPI()
+    app.state.begun = asyncio.Event()
+
+    @app.get("/word")
+    async def word() -> str:
+        return "word"
+
+    @app.get("/slow")
+    async def slow() -> str:
+        app.state.begun.set()
+        await asyncio.sleep(0.2)
+        return "slow"
+
+    @app.get("/endless")
+    async def endless() -> StreamingResponse:
+        async def lines() -> AsyncIterator[str]:
+            while True:
+                yield "line\n"
+                await asyncio.sleep(0.01)
+
+        return StreamingResponse(lines())
+
+    return app
+
+
+@contextlib.asynccontextmanager
+async def serving(app: FastAPI, path: Path) -> AsyncIterator["asyncio.Task[None]"]:
+    task = asyncio.create_task(serve(app, path))
+    async with asyncio.timeout(60):
+        while not await _answers(path):
+            assert not task.done(), task.exception()
+            await asyncio.sleep(0.01)
+    yield task
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def _answers(path: Path) -> bool:
+    try:
+        return "word" in await ask(path, "/word")
+    except OSError:
+        return False
+
+
+async def begin(path: Path, target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    with short_path(path) as short:
+        reader, writer = await asyncio.open_unix_connection(short)
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    return reader, writer
+
+
+async def ask(path: Path, target: str) -> str:
+    reader, writer = await begin(path, target)
+    answer = (await reader.read()).decode()
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize("depth", [1, 60])
+async def test_it_answers_at_any_depth(app: FastAPI, tmp_path: Path, depth: int) -> None:
+    path = tmp_path / ("d" * depth * 3) / "control.sock"
+    async with serving(app, path):
+        assert (await ask(path, "/word")).endswith('"word"')
+    assert not path.exists()
+
+
+async def test_only_its_owner_may_reach_it(app: FastAPI, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "control.sock"
+    async with serving(app, path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+async def test_what_a_killed_daemon_left_is_replaced(app: FastAPI, tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as dead, short_path(path) as short:
+        dead.bind(short)
+    async with serving(app, path):
+        assert "word" in await ask(path, "/word")
+
+
+async def test_a_folder_that_cannot_be_made_is_said(app: FastAPI, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ControlSocketError, match=r"control\.sock cannot be made"):
+        await serve(app, tmp_path / "file" / "control.sock")
+
+
+async def test_an_answer_under_way_is_finished(app: FastAPI, tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    async with serving(app, path) as task:
+        reader, writer = await begin(path, "/slow")
+        await app.state.begun.wait()
+        task.cancel()
+        assert (await reader.read()).endswith(b'"slow"')
+        writer.close()
+
+
+async def test_an_endless_answer_holds_nobody_back(
+    app: FastAPI, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "control.sock"
+    async with serving(app, path) as task:
+        reader, writer = await begin(path, "/endless")
+        await reader.readuntil(b"line\n")
+        task.cancel()
+        async with asyncio.timeout(60):
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await reader.read()
+        writer.close()
+    assert not path.exists()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

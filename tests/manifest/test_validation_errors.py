@@ -1,0 +1,121 @@
+"""What is said where the desired file cannot be used, and what is held back by it."""
+
+# ruff: noqa: E501 - a table has one row a line
+
+from __future__ import annotations
+
+import pytest
+
+from tests.manifest.manifests import HEAD, complaints, loaded
+
+RECORDS = [
+    ("spec: ^wbe", 'no spec is called "wbe": did you mean "web"?'),
+    ("spec: web, ^imgae: x", 'unknown key "imgae": did you mean "image"?'),
+    ("spec: web, env: {P: ^8000}", "must be a string: write it in quotes"),
+    ("spec: web, env: {P: ^}", 'must be a string; an empty one is ""'),
+    ("spec: web, command: [^8000]", 'must be a string: write it in quotes: "8000"'),
+    ("spec: web, command: [^true]", 'must be a string: write it in quotes: "true"'),
+    ("spec: web, command: ^ls", 'must be a list: "- item" lines, or [item, item]'),
+    ("spec: web, env: ^[A=x]", 'must be a mapping: "key: value" lines, or {key: value}'),
+    ("spec: web, state: ^pausd", 'must be one of running, paused, stopped: did you mean "paused"?'),
+    ("spec: web, init: ^no", "must be true or false: write false"),
+    ("spec: web, stop_timeout: ^3", "must be a duration such as 500ms, 30s, 5m, 1h or 7d"),
+    ("spec: web, resources: {memory: ^4q}", "must be a size such as 512m or 4g, or a whole number of bytes"),
+    ("spec: web, resources: {cpus: ^true}", "must be a number"),
+    ("spec: web, resources: {pids: ^1.5}", "must be a whole number"),
+    ("spec: web, resources: {pids: ^0}", "must be at least 1"),
+    ("spec: web, resources: {gpus: ^0}", 'must be "all", a number of GPUs (1 or more), or a list of their ids'),
+    ("spec: web, resources: {gpus: [^0]}", 'must be a string: write it in quotes: "0"'),
+    ("spec: web, resources: {ulimits: {^n: {soft: 1}}}", 'the key "hard" is missing'),
+    ("spec: web, resources: {ulimits: {n: ^x}}", "must be a whole number (-1: unlimited), or {soft: NUMBER, hard: NUMBER}"),
+    ("spec: web, ports: [^{name: A}]", 'the key "container_port" is missing'),
+    ("spec: web, ports: [{name: ^1-x, container_port: 1}]", "not the name of a variable: begin with a letter or _, then letters, digits, _ . -"),
+    ("spec: web, ports: [{name: B, container_port: ^99999}]", "must be at most 65535"),
+    ("spec: web, ports: ^[{name: A, container_port: 1}, {name: A, container_port: 2}]", "ports: each name may be used once"),
+    ("spec: web, ^workspace: {retain: 1d}", 'the key "path" is missing'),
+    ("spec: web, workspace: {path: ^w}", "must be an absolute path, one that begins with /"),
+    ("spec: web, health: ^{port: B}", "health: port 'B' is not one of A"),
+    ("spec: web, health: ^{kind: exec}", "an exec probe needs a command, and only an exec probe has one"),
+    ("spec: web, health: {^intervall: 1s}", 'unknown key "intervall": did you mean "interval"?'),
+    ("spec: web, replicas: ^-1", "must be at least 0"),
+    ("spec: web, replicas: ^three", "must be a whole number"),
+    ("spec: web, ^spec: web", '"spec" is already given in line 5'),
+    ("spec: web, env: {^<<: {A: b}}", 'the merge key "<<" is not part of YAML 1.2: use a spec, and overrides in the record'),
+    ("spec: web, ^5: x", 'a key must be a string: write it in quotes: "5"'),
+    ("spec: web, ? ^[a] : x", "a key must be a string, not a list or a mapping"),
+    ("spec: web, user: ^!!binary x", "a value that begins with ! has a tag, and this one is unknown: quote the value (known tags: !!str, !!int, !!float, !!bool, !!null)"),
+    ("spec: web, env: ^!!set {A: x}", "this tag (the word that begins with !) does not fit: remove it"),
+    ("spec: web, env: ^{OH_SESSION_API_KEYS_0: x}", "env: OH_SESSION_API_KEYS_0 is made and kept by the reconciler"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("record", "complaint"), RECORDS)
+def test_a_bad_record_holds_back_itself_only(desired, record, complaint):
+    """The place is where the ^ stands."""
+    line = f"  a: {{{record}}}\n"
+    found = loaded(desired, HEAD + line.replace("^", "") + "  b: {spec: web}\n")
+    assert complaints(found) == [f"5:{line.index('^') + 1}: {complaint}"]
+    assert not found.fatal
+    assert list(found.records) == ["b"]
+    assert found.held["a"] == found.diagnostics
+    assert found.is_held("a")
+    assert found.is_held("a-3"), "it may have had replicas"
+    assert not found.is_held("b")
+    assert not found.is_held("a-b")
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("  é: {spec: web}", "5:3: not a name: begin with a letter or digit, then letters, digits, _ . - (63 at most)"),
+        ("  12: {spec: web}", '5:3: a key must be a string: write it in quotes: "12"'),
+        ("  a: {state: running}", '5:3: the key "spec" is missing'),
+        ("  a:", '5:5: a sandbox must be a mapping that names its spec: "{spec: NAME}"'),
+        ("  a: web", '5:6: a sandbox must be a mapping that names its spec: "{spec: NAME}"'),
+        (f"  {'n' * 62}: {{spec: web, replicas: 1}}", f'5:3: its last replica, "{"n" * 62}-1", has too long a name'),
+    ],
+)  # fmt: skip
+def test_a_bad_name_or_shape_holds_back_itself_only(desired, line, complaint):
+    found = loaded(desired, HEAD + f"{line}\n  b: {{spec: web}}\n")
+    assert complaints(found) == [complaint]
+    assert list(found.records) == ["b"]
+    assert len(found.held) == 1
+
+
+FATAL = [
+    ("sandboxes: {}\n", '1:1: the key "version" is missing: write "version: 1" at the top'),
+    ("version: 2\n", "1:10: must be 1: no other version is known"),
+    ('version: "1"\n', "1:10: must be 1: no other version is known"),
+    ("version: 1.0\n", "1:10: must be 1: no other version is known"),
+    ("version: true\n", "1:10: must be 1: no other version is known"),
+    ("version: 1\nsandboxs: {}\n", '2:1: unknown key "sandboxs": did you mean "sandboxes"?'),
+    ("version: 1\nsandboxes: [a]\n", "2:12: must be a mapping of names"),
+    ("- a\n", '1:1: not a desired file: write "version: 1" and below it specs: and sandboxes:'),
+    (HEAD + "  a: {spec: web}\n  a: {spec: web}\n", '6:3: "a" is already given in line 5'),
+    ("version: 1\nspecs: {a: [\n", "3:1: a value is expected here"),
+    ("version: 1\nspecs:\n\ta: b\n", "3:1: a tab is used for indentation: use spaces"),
+    ("version: 1\nspecs: {a: {image: *x}}\n", "2:20: a value that begins with * is an alias, and no anchor has its name: quote it"),
+    ("version: 1\nspecs: &x {a: *x}\n", "2:15: this alias stands inside the value that it refers to"),
+    ("version: 1\n---\nversion: 1\n", "2:1: a second document begins here: a file holds only one"),
+    ("%YAML 1.1\n---\nversion: 1\n", "1:1: %YAML 1.1: files are read as YAML 1.2; remove this"),
+    ("version: 1\nx: @a\n", "2:4: a value cannot begin with @: put it in quotes"),
+    ("version: 1\nx: a: b\n", '2:5: a ":" is not expected here: check the indentation, or put the text in quotes'),
+    ("version: 1\nspecs:\n  a: 'x\n", "4:1: a text in quotes is not closed (what is read here begins in line 3)"),
+    ("version: 1\nx: \x07\n", "2:4: the character U+0007 may not stand here; in double quotes it can be escaped"),
+    ("version: 1\nx: \u2028\n", "2:4: the character U+2028 may not stand here; in double quotes it can be escaped"),
+    (b"version: 1\nx: \xff\n", "2:4: not UTF-8 text"),
+    (b"version: 1\nx: \0\n", "2:4: not a text file: it holds a NUL character"),
+    ("version: 1\n".encode("utf-16"), "1:1: UTF-16 or UTF-32 text: save the file as UTF-8"),
+    ("version: 1\n".encode("utf-32"), "1:1: UTF-16 or UTF-32 text: save the file as UTF-8"),
+    (b"#" * (5 << 20), "1:1: larger than 4 MB, the most that is read"),
+    ("[" * 100_000, "1:52: nested deeper than 50 levels"),
+    ("version: 1\nx: 'a'#b\n", "2:4: a comment needs a blank before its #"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "complaint"), FATAL, ids=[c[-1][:40] for c in FATAL])
+def test_a_file_that_cannot_be_understood_says_nothing(desired, content, complaint):
+    found = loaded(desired, content)
+    assert complaint in complaints(found)
+    assert found.fatal
+    assert not found.records

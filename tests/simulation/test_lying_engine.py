@@ -1,0 +1,18 @@
+"""An engine that says what is not so, once."""
+
+from tests.simulation.stage import Stage
+
+
+async def test_a_wrong_word_about_a_deleted_sandbox_leaves_nothing_behind(stage: Stage):
+    await stage.converge({"alice": "running"})
+    true_inspect = stage.engine.inspect
+
+    async def deny(container_id: str) -> None:
+        stage.engine.inspect = true_inspect
+
+    stage.engine.inspect = deny
+    stage.manager.cache.touch("alice", stage.seen("alice").id)
+    await stage.edit({})
+    await stage.after(20)
+    assert stage.phases() == {}
+    assert stage.store.deleted == {}

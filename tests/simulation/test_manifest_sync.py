@@ -1,0 +1,262 @@
+from pathlib import Path
+
+import pytest
+
+from reconciler.telemetry.events import Event
+from tests.fakes.host import IMAGE
+from tests.simulation.stage import Stage
+
+FOUR = dict.fromkeys(("a", "b", "c", "d"), "running")
+
+
+async def read(stage: Stage, text: str):
+    stage.file.write_text(text, encoding="utf-8")
+    return await stage.manager.intake.read()
+
+
+async def test_what_an_edit_changed_is_said(stage: Stage):
+    await stage.converge({"alice": "running", "bob": "running"})
+    reading = await stage.edit({"alice": "paused", "carol": "running"})
+    assert (reading.added, reading.changed, reading.removed) == ({"carol"}, {"alice"}, {"bob"})
+    for event, name in (
+        (Event.RECORD_ADDED, "carol"),
+        (Event.RECORD_CHANGED, "alice"),
+        (Event.RECORD_DELETED, "bob"),
+    ):
+        assert len(stage.notes.said(event, sandbox=name)) >= 1
+
+
+async def test_a_file_that_says_nothing_new_is_not_talked_about(stage: Stage):
+    await stage.converge({"alice": "running"})
+    lines = len(stage.notes.lines)
+    for _ in range(5):
+        await stage.edit({"alice": "running"})
+    assert len(stage.notes.lines) == lines
+
+
+async def test_a_bad_file_changes_nothing_and_is_complained_of_once(stage: Stage):
+    await stage.converge({"alice": "running"})
+    for _ in range(5):
+        reading = await read(stage, "version: 1\nsandboxes: {alice: [}\n")
+    assert [str(d).startswith(f"{stage.file}:2:") for d in reading.diagnostics] == [True]
+    assert stage.manager.intake.is_held("anybody")
+    await stage.after(600)
+    assert stage.phases() == {"alice": "running"}
+    (line,) = stage.notes.said(Event.MANIFEST_REJECTED)
+    assert line["location"].startswith(f"{stage.file}:2:")
+    await stage.edit({"alice": "running"})
+    assert not stage.manager.intake.diagnostics
+    assert not stage.manager.intake.is_held("anybody")
+
+
+async def test_a_bad_record_is_held_as_it_was_and_the_others_move_on(stage: Stage):
+    await stage.converge({"alice": "running", "bob": "running"})
+    await stage.converge({"alice": {"state": "asleep"}, "bob": "paused"})
+    assert stage.phases() == {"alice": "running", "bob": "paused"}
+    assert stage.manager.intake.is_held("alice")
+    assert not stage.manager.intake.is_held("bob")
+    assert len(stage.notes.said(Event.MANIFEST_HELD)) == 1
+
+
+async def test_what_is_named_by_a_record_that_cannot_be_read_is_never_garbage(stage: Stage):
+    await stage.converge({"alice": "running", "bob": "running"})
+    await stage.stop()
+    (stage.settings.state_dir / "state.db").unlink(missing_ok=True)
+    for path in stage.settings.state_dir.iterdir():
+        path.unlink()
+    await stage.converge({"alice": {"state": "asleep"}, "bob": "running"})
+    await stage.after(3600)
+    assert stage.phases() == {"alice": "running", "bob": "running"}
+
+
+async def test_many_deletions_wait_until_they_are_confirmed(stage: Stage):
+    await stage.converge({**FOUR, "stays": "running"})
+    for _ in range(3):
+        reading = await stage.edit({"stays": "paused"})
+    assert reading.braked == tuple(FOUR)
+    await stage.after(60)
+    assert stage.phases() == {**FOUR, "stays": "paused"}
+    (line,) = stage.notes.said(Event.MANIFEST_BRAKE)
+    assert line["deletions"] == 4
+    await stage.manager.intake.read(allow_mass_delete=True)
+    await stage.quiet()
+    assert stage.phases() == {"stays": "paused"}
+    assert len(stage.notes.said(Event.MANIFEST_BRAKE_RELEASED)) == 1
+
+
+async def test_the_brake_is_released_when_the_records_return(stage: Stage):
+    await stage.converge({**FOUR, "stays": "running"})
+    await stage.edit({"stays": "running"})
+    assert stage.manager.intake.braked
+    await stage.edit({**FOUR, "stays": "running"})
+    assert not stage.manager.intake.braked
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", None], ids=["empty", "a comment", "gone"])
+async def test_an_empty_file_deletes_nothing_until_it_is_confirmed(stage: Stage, text: str | None):
+    await stage.converge({"alice": "running"})
+    stage.file.unlink()
+    if text is not None:
+        stage.file.write_text(text, encoding="utf-8")
+    reading = await stage.manager.intake.read()
+    assert reading.braked == ("alice",)
+    await stage.after(3600)
+    assert stage.phases() == {"alice": "running"}
+    await stage.manager.intake.read(allow_mass_delete=True)
+    await stage.quiet()
+    assert stage.phases() == {}
+
+
+async def test_a_file_that_asks_for_nothing_means_it(stage: Stage):
+    await stage.converge({"alice": "running"})
+    await stage.converge({})
+    assert stage.phases() == {}
+
+
+async def test_before_any_file_was_accepted_nothing_is_garbage(stage: Stage):
+    await stage.converge({"alice": "running"})
+    await stage.stop()
+    for path in stage.settings.state_dir.iterdir():
+        path.unlink()
+    stage.file.write_text("version: 2\n", encoding="utf-8")
+    await stage.start()
+    await stage.after(3600)
+    assert stage.phases() == {"alice": "running"}
+
+
+@pytest.mark.parametrize("state", ["running", "paused"])
+async def test_a_file_that_was_mended_is_told_once(stage: Stage, state: str):
+    await stage.converge({"alice": "running"})
+    stage.file.write_text("{")
+    await stage.manager.intake.read()
+    said = len(stage.notes.said(Event.MANIFEST_LOADED))
+    await stage.converge({"alice": state})
+    assert len(stage.notes.said(Event.MANIFEST_LOADED)) == said + 1
+
+
+async def test_an_env_file_that_changes_replaces_the_sandbox(stage: Stage, tmp_path: Path):
+    env = tmp_path / "llm.env"
+    env.write_text("MODEL=small\n", encoding="utf-8")
+    await stage.converge({"alice": {"env_file": str(env)}, "bob": "running"})
+    assert stage.host.box("oh-agent-server-alice").blueprint.env["MODEL"] == "small"
+    bob = stage.seen("bob").id
+    env.write_text("MODEL=large\n", encoding="utf-8")
+    await stage.converge({"alice": {"env_file": str(env)}, "bob": "running"})
+    assert stage.host.box("oh-agent-server-alice").blueprint.env["MODEL"] == "large"
+    assert stage.seen("bob").id == bob
+
+
+async def test_an_env_file_that_is_gone_keeps_what_runs_and_says_why(stage: Stage, tmp_path: Path):
+    env = tmp_path / "llm.env"
+    wanted = {"alice": {"env_file": str(env)}}
+    env.write_text("MODEL=small\n", encoding="utf-8")
+    await stage.converge(wanted)
+    before = stage.seen("alice").id
+    env.unlink()
+    await stage.edit(wanted)
+    await stage.after(60)
+    assert stage.seen("alice").id == before
+    assert str(env) in stage.row("alice")["reason"]
+    env.write_text("MODEL=small\n", encoding="utf-8")
+    await stage.converge(wanted)
+    assert stage.statuses() == {"alice": "RUNNING"}
+    assert stage.seen("alice").id == before
+
+
+async def test_replicas_come_and_go(stage: Stage):
+    await stage.converge({"pool": {"replicas": 3}})
+    assert sorted(stage.phases()) == ["pool-1", "pool-2", "pool-3"]
+    await stage.converge({"pool": {"replicas": 1}})
+    assert sorted(stage.phases()) == ["pool-1"]
+
+
+async def test_a_spec_that_changes_touches_only_its_own_sandboxes(stage: Stage):
+    other = {"image": IMAGE, "env": {"A": "1"}}
+    await stage.converge({"alice": "running", "bob": {"spec": "other"}}, other=other)
+    before = {name: stage.seen(name).id for name in ("alice", "bob")}
+    await stage.converge(
+        {"alice": "running", "bob": {"spec": "other"}}, other={**other, "env": {"A": "2"}}
+    )
+    assert stage.seen("alice").id == before["alice"]
+    assert stage.seen("bob").id != before["bob"]
+
+
+async def test_a_change_is_not_durable_without_its_entry_in_the_ledger(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    await stage.converge({"alice": "running"})
+    store, told = stage.manager.store, []
+
+    async def read_slowly(_paths: set[Path]) -> set[str]:
+        await store.flush()
+        told.extend(entry.event for entry in await store.events("alice"))
+        return set()
+
+    monkeypatch.setattr(stage.manager.intake._env_files, "refresh", read_slowly)
+    await stage.edit({"alice": "paused"})
+    assert "record.changed" in told
+
+
+async def test_a_record_whose_env_file_cannot_be_read_holds_up_no_other(
+    stage: Stage, tmp_path: Path
+):
+    env = tmp_path / "llm.env"
+    env.mkdir()
+    await stage.edit_or_start({"alice": {"env_file": str(env)}, "bob": "running"})
+    await stage.after(60)
+    assert stage.phases() == {"bob": "running"}
+    assert stage.statuses()["alice"] == "ERROR"
+    assert "not a regular file" in stage.row("alice")["reason"]
+    (line,) = stage.notes.said(Event.MANIFEST_HELD)
+    assert line["location"].startswith(f"{stage.file}:")
+    env.rmdir()
+    env.write_text("MODEL=small\n", encoding="utf-8")
+    reading = await stage.manager.intake.read()
+    assert reading.diagnostics == ()
+    await stage.quiet()
+    assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
+
+
+def causes(stage: Stage, event: Event, name: str) -> list[str]:
+    return [line["cause"] for line in stage.notes.said(event, sandbox=name)]
+
+
+async def test_a_record_says_how_it_came(stage: Stage):
+    await stage.converge({"alice": "running"})
+    assert causes(stage, Event.RECORD_ADDED, "alice") == [f"{stage.file} was read at the start"]
+    await stage.edit({"alice": "stopped"})
+    assert causes(stage, Event.RECORD_CHANGED, "alice") == [f"{stage.file} was edited"]
+    await stage.edit({"alice": "stopped", "bob": "running"})
+    assert causes(stage, Event.RECORD_ADDED, "bob") == [f"{stage.file} was edited"]
+
+
+async def test_a_confirmed_deletion_says_so(stage: Stage):
+    await stage.converge({f"job-{number}": "stopped" for number in range(6)})
+    await stage.edit({"job-0": "stopped"})
+    assert not stage.notes.said(Event.RECORD_DELETED)
+    await stage.manager.intake.read(allow_mass_delete=True)
+    assert causes(stage, Event.RECORD_DELETED, "job-1") == ["the deletions were confirmed"]
+    (line,) = stage.notes.said(Event.MANIFEST_BRAKE_RELEASED)
+    assert (line["deletions"], line["why"]) == (5, "confirmed")
+
+
+async def test_the_file_in_force_is_logged_at_each_start(stage: Stage):
+    await stage.converge({"alice": "running"})
+    await stage.restart()
+    assert len(stage.notes.said(Event.MANIFEST_LOADED, path=str(stage.file))) == 2
+
+
+async def test_a_changed_env_file_is_the_cause(stage: Stage):
+    env_file = stage.file.parent / "llm.env"
+    env_file.write_text("A=1\n")
+    await stage.converge({"alice": {"env_file": str(env_file)}})
+    env_file.write_text("A=2\n")
+    await stage.manager.intake.read()
+    await stage.quiet()
+    cause = f"its env_file {env_file} changed"
+    assert causes(stage, Event.RECORD_CHANGED, "alice") == [cause]
+    made = [e.cause for e in await stage.store.events("alice") if e.event == "sandbox.created"]
+    assert made == ["it does not exist", cause]
+    await stage.converge({"alice": {"env_file": str(env_file), "env": {"B": "1"}}})
+    made = [e.cause for e in await stage.store.events("alice") if e.event == "sandbox.created"]
+    assert made[-1] == "the spec changed"

@@ -1,0 +1,556 @@
+"""Whose an object is: what we made, what somebody else made, and what a lost database made."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from reconciler.core import naming
+from reconciler.core.errors import EngineError, EngineTimeout, NotFound, Refused
+from reconciler.core.model import Phase
+from reconciler.telemetry.events import Event
+from tests.fakes.host import IMAGE, labels
+from tests.simulation.stage import PREFIX, Stage
+
+NAME = f"{PREFIX}alice"
+VOLUME = naming.volume_of(NAME)
+SNAPSHOT = "me/snapshot:1"
+EDIT = {"alice": {"env": {"COLOUR": "red"}}}
+
+
+async def long(stage: Stage) -> None:
+    """Time enough for a relist, and for every grace."""
+    await stage.after(1000)
+
+
+def ids(stage: Stage) -> dict[str, str]:
+    return {box.seen.name: box.seen.id for box in stage.host.boxes.values()}
+
+
+# --- a snapshot that somebody runs
+
+
+@pytest.mark.parametrize(
+    "name", ["my-debug", f"{PREFIX}bob", naming.successor_name(PREFIX, "alice")]
+)
+async def test_a_container_from_a_snapshot_is_left_alone(stage: Stage, name: str):
+    await stage.converge({"alice": "running"})
+    stage.host.commit(NAME, SNAPSHOT)
+    theirs = stage.host.run_image(name, SNAPSHOT)
+    ours = stage.seen("alice").id
+    await stage.after(1)
+    await stage.restart()
+    await long(stage)
+    await stage.edit({"alice": "stopped"})
+    await long(stage)
+    assert ids(stage) == {NAME: ours, name: theirs}
+    assert stage.host.box(theirs).seen.phase is Phase.RUNNING
+    assert not stage.notes.said(Event.GARBAGE_FOUND)
+
+
+async def test_a_container_from_a_snapshot_does_not_replace_the_original(stage: Stage):
+    await stage.converge({"alice": "running"})
+    stage.host.commit(NAME, SNAPSHOT)
+    await stage.stop()
+    stage.host.remove(NAME)
+    theirs = stage.host.run_image("my-debug", SNAPSHOT)
+    await stage.start()
+    await long(stage)
+    assert ids(stage).keys() == {NAME, "my-debug"}
+    assert ids(stage)["my-debug"] == theirs
+    assert stage.statuses() == {"alice": "RUNNING"}
+
+
+async def test_a_container_from_a_snapshot_of_a_deleted_record_is_no_garbage(stage: Stage):
+    await stage.converge({"alice": "running", "bob": "running"})
+    stage.host.commit(NAME, SNAPSHOT)
+    theirs = stage.host.run_image("my-debug", SNAPSHOT)
+    await stage.converge({"bob": "running"})
+    await long(stage)
+    await stage.days(30)
+    assert theirs in ids(stage).values()
+    assert not [row for row in stage.queries.garbage() if row["kind"] == "container"]
+
+
+async def test_a_snapshot_under_the_name_of_its_sandbox_is_an_error_there_alone(stage: Stage):
+    await stage.converge({"alice": "running", "bob": "running"})
+    stage.host.commit(NAME, SNAPSHOT)
+    await stage.stop()
+    stage.host.remove(NAME)
+    theirs = stage.host.run_image(NAME, SNAPSHOT)
+    await stage.start()
+    await long(stage)
+    assert ids(stage)[NAME] == theirs
+    assert stage.statuses() == {"alice": "ERROR", "bob": "RUNNING"}
+    assert NAME in stage.row("alice")["reason"]
+    stage.host.remove(NAME)
+    await long(stage)
+    assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
+
+
+async def test_a_sandbox_made_from_a_snapshot_of_another_is_its_own(stage: Stage):
+    await stage.converge({"alice": "running"})
+    stage.host.commit(NAME, SNAPSHOT)
+    await stage.converge({"alice": "running", "bob": {"image": SNAPSHOT}})
+    await stage.lose_database()
+    await stage.start()
+    await stage.quiet()
+    assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
+
+
+async def test_with_the_database_lost_an_unread_image_proves_nothing(stage: Stage):
+    await stage.converge({"alice": "running"})
+    stage.host.commit(NAME, SNAPSHOT)
+    await stage.lose_database()
+    stage.host.remove(NAME)
+    theirs = stage.host.run_image(NAME, SNAPSHOT)
+    stage.engine.fail_next("image_labels", EngineError("500"))
+    await stage.start()
+    await stage.edit({"alice": "stopped"})
+    await long(stage)
+    assert stage.host.box(theirs).seen.phase is Phase.RUNNING
+
+
+@pytest.mark.parametrize("name", ["my-debug", NAME])
+async def test_with_the_database_lost_a_snapshot_is_still_foreign(stage: Stage, name: str):
+    await stage.converge({"alice": "running"})
+    stage.host.commit(NAME, SNAPSHOT)
+    await stage.lose_database()
+    stage.host.remove(NAME)
+    theirs = stage.host.run_image(name, SNAPSHOT)
+    await stage.start()
+    await long(stage)
+    assert ids(stage)[name] == theirs
+    assert stage.host.box(theirs).seen.phase is Phase.RUNNING
+
+
+async def test_a_hand_made_container_takes_no_part(stage: Stage):
+    await stage.converge({"alice": "running"})
+    forged = labels("default", "bob", owner=stage.store.owner, nonce="guessed", spec_hash="1:x")
+    theirs = stage.host.add_container(f"{PREFIX}bob", forged)
+    await long(stage)
+    assert ids(stage)[f"{PREFIX}bob"] == theirs
+    assert not stage.notes.said(Event.GARBAGE_FOUND)
+
+
+async def test_our_container_that_somebody_renamed_is_put_right(stage: Stage):
+    await stage.converge({"alice": "running"})
+    ours = stage.seen("alice").id
+    stage.host.rename(NAME, "my-alice")
+    await stage.after(5)
+    assert ids(stage) == {NAME: ours}
+    await stage.stop()
+    stage.host.rename(NAME, "my-alice")
+    await stage.start()
+    await stage.after(5)
+    assert ids(stage) == {NAME: ours}
+
+
+# --- what is made while the daemon dies
+
+
+async def test_a_create_whose_answer_was_lost_is_ours_and_not_repeated(stage: Stage):
+    stage.engine.fail_next("create", EngineTimeout("no answer"), after=True)
+    await stage.converge({"alice": "running"})
+    assert ids(stage).keys() == {NAME}
+    assert stage.engine.count("create") == 1
+    assert stage.store.claim("alice").pending.keys() <= {naming.stand_in_name(PREFIX, "alice")}
+
+
+async def test_a_create_that_is_carried_out_twice_leaves_nothing_behind(stage: Stage):
+    """A proxy may hold a request back until long after the daemon has given it up."""
+    await stage.converge({"alice": "running"})
+    successor = naming.successor_name(PREFIX, "alice")
+    await stage.converge({"alice": {"env": {"COLOUR": "red"}}})
+    ours = stage.seen("alice").id
+    late = stage.host.add_container(successor, stage.host.box(NAME).labels, phase=Phase.CREATED)
+    await stage.converge({"alice": {"env": {"COLOUR": "blue"}}})
+    assert late not in ids(stage).values()
+    assert ids(stage).keys() == {NAME}
+    assert ids(stage)[NAME] != ours
+
+
+async def test_a_snapshot_under_a_name_of_a_swap_is_still_foreign(stage: Stage):
+    await stage.converge({"alice": "running"})
+    await stage.converge({"alice": {"env": {"COLOUR": "red"}}})
+    stage.host.commit(NAME, SNAPSHOT)
+    theirs = stage.host.run_image(naming.successor_name(PREFIX, "alice"), SNAPSHOT)
+    await long(stage)
+    assert stage.host.box(theirs).seen.phase is Phase.RUNNING
+
+
+async def test_a_daemon_that_dies_after_a_create_knows_its_container(stage: Stage):
+    stage.write({"alice": "running"})
+    stage.engine.answering["create"] = 3600.0
+    await stage.start()
+    await stage.after(60)
+    ours = stage.seen("alice").id
+    await stage.crash()
+    stage.engine.answering.clear()
+    await stage.start()
+    await stage.quiet()
+    assert ids(stage) == {NAME: ours}
+    assert stage.statuses() == {"alice": "RUNNING"}
+
+
+async def test_a_daemon_that_dies_after_a_volume_was_made_knows_it(stage: Stage):
+    await stage.converge({})
+    stage.engine.answering["create_volume"] = 3600.0
+    await stage.edit({"alice": "running"})
+    await stage.after(60)
+    await stage.crash()
+    stage.engine.answering.clear()
+    await stage.start()
+    await stage.quiet()
+    assert stage.statuses() == {"alice": "RUNNING"}
+    assert stage.host.volumes.keys() == {VOLUME}
+
+
+# --- a lost database
+
+
+async def test_a_lost_database_adopts_everything_unchanged(stage: Stage):
+    await stage.converge({"alice": "running", "bob": "paused", "carol": "stopped"})
+    before = {name: stage.row(name) for name in ("alice", "bob", "carol")}
+    await stage.lose_database()
+    changes = len(stage.engine.changes)
+    await stage.start()
+    await stage.quiet()
+    for name, row in before.items():
+        known = stage.row(name)
+        same = ("container_id", "session_api_key", "exposed_urls", "status", "volumes")
+        assert {key: known[key] for key in same} == {key: row[key] for key in same}
+    assert stage.engine.changes[changes:] == []
+    # What was taken over is ours from now on, whatever becomes of its name.
+    stage.host.rename(NAME, "my-alice")
+    await stage.after(5)
+    assert ids(stage)[NAME] == before["alice"]["container_id"]
+
+
+async def test_a_database_lost_twice_loses_nothing(stage: Stage):
+    await stage.converge({"alice": "running"})
+    ours, key = stage.seen("alice").id, stage.row("alice")["session_api_key"]
+    for _ in range(3):
+        await stage.lose_database()
+        await stage.start()
+        await stage.quiet()
+    assert ids(stage) == {NAME: ours}
+    assert stage.row("alice")["session_api_key"] == key
+    assert len(stage.host.markers) == 1
+
+
+async def test_one_orphan_of_a_lost_database_waits_for_confirmation(stage: Stage):
+    await stage.converge({"alice": "running", **{f"s{n}": "running" for n in range(10)}})
+    await stage.lose_database()
+    await stage.converge({f"s{n}": "running" for n in range(10)})
+    await long(stage)
+    await stage.days(30)
+    assert "alice" in stage.phases()
+    assert VOLUME in stage.host.volumes
+    assert stage.notes.said(Event.GC_HELD)
+    await stage.queries.collect(allow_mass_delete=True)
+    await long(stage)
+    assert "alice" not in stage.phases()
+
+
+# --- names that settings change
+
+
+async def test_a_changed_prefix_keeps_the_workspace(tmp_path: Path):
+    brief = {"workspace": {"path": "/w", "retain": "5s"}}
+    async with Stage(tmp_path) as stage:
+        await stage.converge({"alice": brief})
+        ours = stage.seen("alice").id
+        await stage.stop()
+        stage.settings = stage.settings.model_copy(update={"container_name_prefix": "agents-"})
+        await stage.start()
+        await long(stage)
+        assert ids(stage) == {"agents-alice": ours}
+        assert not stage.queries.garbage()
+        await stage.converge({"alice": {**brief, "env": {"V": "2"}}})
+        await long(stage)
+        made = stage.host.box("agents-alice").seen
+        assert made.id != ours
+        assert made.volumes == {VOLUME}
+        assert stage.host.volumes.keys() == {VOLUME}
+
+
+async def test_a_changed_prefix_and_a_lost_database_keep_everything(tmp_path: Path):
+    async with Stage(tmp_path) as stage:
+        await stage.converge({"alice": "running"})
+        ours = stage.seen("alice").id
+        await stage.lose_database()
+        stage.settings = stage.settings.model_copy(update={"container_name_prefix": "agents-"})
+        await stage.start()
+        await long(stage)
+        assert ids(stage) == {"agents-alice": ours}
+        assert stage.host.volumes.keys() == {VOLUME}
+
+
+# --- volumes
+
+
+async def test_a_volume_that_is_not_ours_is_an_error_that_says_how_to_use_it(stage: Stage):
+    stage.host.add_volume(VOLUME)
+    await stage.converge({"alice": "running", "bob": "running"})
+    assert stage.statuses() == {"alice": "ERROR", "bob": "RUNNING"}
+    reason = stage.row("alice")["reason"]
+    assert "reconciler adopt alice" in reason
+    assert "remove it" not in reason
+    await long(stage)
+    assert VOLUME in stage.host.volumes
+
+
+async def test_a_workspace_restored_without_labels_is_used_where_it_is_known(stage: Stage):
+    await stage.converge({"alice": "stopped", "bob": "running"})
+    await stage.stop()
+    stage.host.remove(NAME)
+    stage.host.remove_volume(VOLUME)
+    stage.host.add_volume(VOLUME)
+    await stage.start()
+    await stage.quiet()
+    assert stage.statuses() == {"alice": "STOPPED", "bob": "RUNNING"}
+    assert stage.seen("alice").volumes == {VOLUME}
+    # Nothing proves that its content may go.
+    await stage.converge({"bob": "running"})
+    await stage.days(30)
+    assert VOLUME in stage.host.volumes
+
+
+async def test_an_adopted_volume_becomes_the_workspace_and_is_never_removed(stage: Stage):
+    stage.host.add_volume(VOLUME)
+    await stage.converge({"alice": "running", "bob": "running"})
+    answer = await stage.queries.adopt("alice", None)
+    assert answer == {"sandbox": "alice", "adopted": [VOLUME]}
+    await stage.quiet()
+    assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
+    assert stage.seen("alice").volumes == {VOLUME}
+    await stage.restart()
+    await stage.converge({"alice": {"env": {"V": "2"}}, "bob": "running"})
+    assert stage.seen("alice").volumes == {VOLUME}
+    await stage.converge({"bob": "running"})
+    await stage.days(30)
+    assert VOLUME in stage.host.volumes
+    await stage.converge({"alice": "running", "bob": "running"})
+    assert stage.seen("alice").volumes == {VOLUME}
+
+
+async def test_a_volume_of_another_name_is_adopted_by_its_name(stage: Stage):
+    stage.host.add_volume("from-backup")
+    await stage.converge({"alice": "stopped"})
+    with pytest.raises(Refused, match="has the workspace"):
+        await stage.queries.adopt("alice", "from-backup")
+    await stage.converge({"alice": "stopped", "bob": {"workspace": None}})
+    await stage.queries.adopt("bob", "from-backup")
+    await stage.converge({"alice": "stopped", "bob": "running"})
+    assert stage.seen("bob").volumes == {"from-backup"}
+    with pytest.raises(Refused, match="is the workspace of bob"):
+        await stage.manager.ownership.adopt("carol", "from-backup")
+
+
+async def test_what_does_not_exist_cannot_be_adopted(stage: Stage):
+    await stage.converge({"alice": {"workspace": None, "state": "stopped"}})
+    for name, volume, words in [
+        ("nobody", None, "declare it"),
+        ("alice", "no-such", "does not exist"),
+    ]:
+        with pytest.raises(NotFound, match=words):
+            await stage.queries.adopt(name, volume)
+    await stage.stop()
+    stage.host.remove(NAME)
+    await stage.start()
+    with pytest.raises(NotFound, match="neither"):
+        await stage.manager.ownership.adopt("carol", None)
+
+
+async def test_a_changed_instance_is_an_error_and_no_empty_workspace(stage: Stage):
+    await stage.converge({"alice": "running"})
+    ours = stage.seen("alice").id
+    await stage.stop()
+    changed = {"instance": "prod", "container_name_prefix": "agents-"}
+    former = stage.settings
+    stage.settings = stage.settings.model_copy(update=changed)
+    stage.engine.instance = "prod"
+    await stage.converge({"alice": "running", "bob": "running"})
+    await long(stage)
+    assert stage.statuses() == {"alice": "ERROR", "bob": "RUNNING"}
+    reason = stage.row("alice")["reason"]
+    assert "instance 'default'" in reason
+    assert "reconciler adopt alice" in reason
+    assert ids(stage).keys() == {NAME, "agents-bob"}
+    # The way on: the old container goes, the workspace is adopted.
+    stage.host.remove(NAME)
+    await stage.queries.adopt("alice", VOLUME)
+    await stage.quiet()
+    assert stage.host.box("agents-alice").seen.volumes == {VOLUME}
+    # And the way back.
+    await stage.stop()
+    stage.settings, stage.engine.instance = former, "default"
+    assert ours not in ids(stage).values()
+
+
+async def test_a_new_database_with_another_instance_takes_no_volume(stage: Stage):
+    await stage.converge({"alice": "running"})
+    await stage.lose_database()
+    stage.settings = stage.settings.model_copy(update={"instance": "prod"})
+    stage.engine.instance = "prod"
+    await stage.converge({"alice": "running"})
+    await long(stage)
+    assert stage.statuses() == {"alice": "ERROR"}
+    assert "instance 'default'" in stage.row("alice")["reason"]
+    assert ids(stage).keys() == {NAME}
+
+
+# --- stand-ins
+
+
+async def test_a_stand_in_that_was_left_over_goes(stage: Stage):
+    await stage.converge({"alice": "running"})
+    claim = stage.store.claim("alice")
+    name = naming.stand_in_name(PREFIX, "alice")
+    marks = labels("default", "alice", owner=stage.store.owner, nonce=claim.pending[name])
+    stage.host.add_container(name, marks, phase=Phase.CREATED, image=IMAGE)
+    await stage.after(100)
+    assert ids(stage).keys() == {NAME}
+
+
+# --- two daemons
+
+
+@pytest.fixture
+async def other(stage: Stage, tmp_path: Path):
+    """A second daemon with the same instance on the same engine, and a database of its own."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    async with stage.beside(folder) as made:
+        yield made
+
+
+async def test_two_daemons_leave_each_other_alone_and_both_report_it(stage: Stage, other: Stage):
+    await stage.converge({"alice": "running", "mine": "running"})
+    first = ids(stage)
+    await other.converge({"alice": {"env": {"V": "2"}}, "theirs": "running"})
+    await long(stage)
+    made = ids(stage)
+    assert first.items() <= made.items()
+    assert made.keys() == {NAME, f"{PREFIX}mine", f"{PREFIX}theirs"}
+    assert stage.statuses() == {"alice": "RUNNING", "mine": "RUNNING"}
+    assert other.statuses() == {"alice": "ERROR", "theirs": "RUNNING"}
+    for one in (stage, other):
+        (line,) = one.notes.said(Event.OWNER_CONFLICT)
+        assert "instance" in line["hint"]
+        assert not one.notes.said(Event.GARBAGE_FOUND)
+        assert one.manager.owners.conflict
+
+
+async def test_two_daemons_that_start_at_once_notice_each_other(stage: Stage, other: Stage):
+    await asyncio.gather(stage.converge({"a": "running"}), other.converge({"b": "running"}))
+    await long(stage)
+    assert len(stage.notes.said(Event.OWNER_CONFLICT)) == 1
+    assert len(other.notes.said(Event.OWNER_CONFLICT)) == 1
+    assert ids(stage).keys() == {f"{PREFIX}a", f"{PREFIX}b"}
+
+
+async def test_a_rival_that_is_stopped_keeps_what_it_made(stage: Stage, other: Stage):
+    await stage.converge({"mine": "running"})
+    await other.converge({"alice": "running"})
+    theirs = ids(stage)[NAME]
+    await other.stop()
+    await stage.converge({"mine": "running", "alice": {"env": {"V": "2"}}})
+    await stage.restart()
+    await long(stage)
+    assert ids(stage)[NAME] == theirs
+    assert stage.statuses() == {"mine": "RUNNING", "alice": "ERROR"}
+    await other.start()
+    await long(other)
+    assert ids(stage)[NAME] == theirs
+    assert other.statuses() == {"alice": "RUNNING"}
+
+
+async def test_a_database_that_was_taken_for_lost_gets_its_objects_back(stage: Stage, other: Stage):
+    await stage.converge({"alice": "running"})
+    ours = stage.seen("alice").id
+    await stage.stop()
+    await other.converge({"alice": "running"})
+    assert ids(other) == {NAME: ours}
+    await stage.start()
+    await long(stage)
+    assert ids(stage) == {NAME: ours}
+    assert stage.statuses() == {"alice": "RUNNING"}
+    assert other.statuses() == {"alice": "ERROR"}
+
+
+async def test_an_engine_that_takes_no_marker_hands_over_nothing(stage: Stage):
+    await stage.converge({"alice": "running"})
+    ours = stage.seen("alice").id
+    await stage.lose_database()
+    stage.engine.fail_next("create_marker", Refused("403"), times=100)
+    await stage.start()
+    await stage.after(100)
+    assert stage.notes.said(Event.OWNER_UNMARKED)
+    assert ids(stage) == {NAME: ours}
+    assert stage.statuses() == {"alice": "ERROR"}
+
+
+async def test_a_daemon_that_ended_does_not_make_its_marker_again(stage: Stage):
+    await stage.converge({"alice": "running"})
+    marker = naming.marker_name("default", stage.store.owner)
+    stage.engine.latency["create_marker"] = 1.0
+    stage.host.remove_volume(marker)
+    await stage.after(0.5)
+    await stage.stop()
+    await stage.after(5)
+    assert marker not in stage.host.markers
+
+
+@pytest.mark.parametrize("error", [EngineError("500"), EngineTimeout("no answer"), Refused("403")])
+async def test_a_marker_that_is_not_removed_at_first_is_no_answer(stage: Stage, error: EngineError):
+    await stage.converge({"alice": "running"})
+    ours = stage.seen("alice").id
+    await stage.lose_database()
+    stage.engine.fail_next("remove_marker", error, times=2)
+    await stage.start()
+    await long(stage)
+    assert ids(stage) == {NAME: ours}
+    assert stage.statuses() == {"alice": "RUNNING"}
+    assert not stage.notes.said(Event.OWNER_CONFLICT)
+
+
+async def test_our_marker_is_made_again_when_somebody_prunes_it(stage: Stage):
+    await stage.converge({"alice": "running"})
+    marker = naming.marker_name("default", stage.store.owner)
+    stage.host.remove_volume(marker)
+    await stage.after(1)
+    assert marker in stage.host.markers
+    assert not stage.notes.said(Event.OWNER_CONFLICT)
+
+
+async def test_the_container_of_a_stopped_rival_is_adopted_on_request(stage: Stage, other: Stage):
+    await stage.converge({"mine": "running"})
+    await other.converge({"alice": "running"})
+    theirs = ids(stage)[NAME]
+    await other.stop()
+    await stage.converge({"mine": "running", "alice": "running"})
+    assert stage.statuses() == {"mine": "RUNNING", "alice": "ERROR"}
+    answer = await stage.queries.adopt("alice", None)
+    assert set(answer["adopted"]) == {NAME, VOLUME}
+    await stage.quiet()
+    assert ids(stage)[NAME] == theirs
+    assert stage.statuses() == {"mine": "RUNNING", "alice": "RUNNING"}
+
+
+# --- what is shown
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"), [("running", True), ("paused", True), ("stopped", False)]
+)
+async def test_only_a_live_sandbox_shows_its_urls(stage: Stage, state: str, *, shown: bool):
+    await stage.converge({"alice": "running"})
+    await stage.converge({"alice": state})
+    assert bool(stage.row("alice")["exposed_urls"]) is shown
+    stage.host.kill(NAME)
+    stage.engine.hang("start")
+    await stage.after(0.1)
+    assert stage.row("alice")["exposed_urls"] == []
+    stage.engine.release("start")

@@ -1,0 +1,122 @@
+import json
+
+from reconciler.control.survey import iso
+from reconciler.core.errors import EngineError
+from tests.simulation.stage import PREFIX, Stage
+
+ROW = {
+    *("id", "name", "spec", "image", "desired", "status", "reason", "next", "exposed_urls"),
+    *("created_at", "started_at", "container_id", "restarts", "volumes", "last_exit"),
+}
+
+
+async def test_a_row_holds_what_is_promised(stage: Stage):
+    await stage.converge({"alice": "running"})
+    (row,) = stage.queries.survey.sandboxes()
+    assert row.keys() >= ROW
+    seen = stage.seen("alice")
+    (port,) = seen.ports.values()
+    assert row["id"] == f"{PREFIX}alice"
+    assert (row["name"], row["spec"], row["desired"]) == ("alice", "plain", "running")
+    assert row["exposed_urls"] == [
+        {"name": "HTTP", "url": f"http://localhost:{port}", "port": port}
+    ]
+    assert row["container_id"] == seen.id
+    assert row["volumes"] == [f"openhands-workspace-{PREFIX}alice"]
+    assert row["created_at"] == iso(seen.created_at)
+    assert row["last_exit"] is None
+
+
+async def test_a_sandbox_is_found_by_its_name_and_by_its_containers(stage: Stage):
+    await stage.converge({"alice": "running", "bob": "running"})
+    for name in ("alice", f"{PREFIX}alice"):
+        assert [row["name"] for row in stage.queries.survey.sandboxes(name)] == ["alice"]
+    assert stage.queries.survey.sandboxes("nobody") == []
+
+
+async def test_keys_are_shown_to_who_asks_for_them_alone(stage: Stage):
+    await stage.converge({"alice": "running"})
+    key = stage.seen("alice").session_key
+    answers = stage.queries
+    assert (await answers.status(secrets=True))["sandboxes"][0]["session_api_key"] == key
+    told = [
+        await answers.status(),
+        answers.plan(),
+        answers.garbage(),
+        answers.export(),
+        await answers.events(),
+        stage.queries.survey.convergence(),
+        repr(stage.manager.views.view("alice")),
+        repr(stage.store.records["alice"]),
+    ]
+    assert key not in json.dumps(told)
+
+
+async def test_how_a_sandbox_ended_is_shown(stage: Stage):
+    await stage.converge({"alice": {"command": ["sh", "-c", "echo so long; exit 3"]}})
+    last = stage.row("alice")["last_exit"]
+    assert (last["exit_code"], last["oom_killed"]) == (3, False)
+    assert last["log_tail"][-1] == "so long"
+    assert last["reason"] == "exit code 3"
+    assert last["at"].endswith("Z")
+
+
+async def test_a_plan_says_what_would_be_done_and_does_nothing(stage: Stage):
+    stage.write({"alice": "running"})
+    await stage.start(absent=("dispatcher", "manifest-watch"))
+    await stage.after(1)
+    plan = stage.queries.survey.plan()
+    assert not plan["in_sync"]
+    (change,) = plan["changes"]
+    assert [action["verb"] for action in change["actions"]] == ["create-volume", "create", "start"]
+    assert all(action["cause"] for action in change["actions"])
+    assert stage.engine.changes == []
+
+
+async def test_a_converged_host_has_an_empty_plan(stage: Stage):
+    await stage.converge({"alice": "running", "bob": "paused", "carol": "stopped"})
+    assert stage.queries.survey.plan() == {"in_sync": True, "changes": []}
+    converged = stage.queries.survey.convergence()
+    assert converged == {"converged": True, "total": 3, "pending": [], "hopeless": False}
+
+
+async def test_what_is_left_is_pending_and_hopeless_once_it_keeps_failing(stage: Stage):
+    stage.engine.fail_next("create", EngineError("no"), times=100)
+    await stage.edit_or_start({"alice": "running"})
+    await stage.after(1)
+    assert stage.queries.survey.convergence()["pending"] == ["alice"]
+    assert not stage.queries.survey.convergence()["hopeless"]
+    await stage.after(30)
+    assert stage.queries.survey.convergence()["hopeless"]
+
+
+async def test_what_is_being_deleted_is_still_shown(stage: Stage):
+    await stage.converge({"alice": "running", "bob": "running"})
+    stage.engine.hang("stop")
+    await stage.edit({"bob": "running"})
+    await stage.after(1)
+    assert stage.row("alice")["desired"] == "deleted"
+    assert stage.queries.survey.convergence()["pending"] == ["alice"]
+    stage.engine.release("stop")
+    await stage.quiet()
+    assert stage.statuses() == {"bob": "RUNNING"}
+
+
+async def test_a_sandbox_without_a_network_has_no_url_and_one_on_the_hosts_its_own(stage: Stage):
+    await stage.converge(
+        {"alice": {"network": {"mode": "none"}}, "bob": {"network": {"mode": "host"}}}
+    )
+    assert stage.row("alice")["exposed_urls"] == []
+    assert stage.row("bob")["exposed_urls"][0]["port"] == 8000
+
+
+async def test_all_that_is_told_is_json(stage: Stage):
+    await stage.converge({"alice": {"command": ["false"]}, "bob": "paused"})
+    answers = stage.queries
+    told = [await answers.status(), answers.plan(), answers.garbage(), await answers.events()]
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_times_are_told_in_utc():
+    assert iso(0.5) == "1970-01-01T00:00:00.500Z"
+    assert iso(None) is None

@@ -1,0 +1,116 @@
+"""One daemon for each instance on an engine of this host."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reconciler.core.errors import LockedError
+from reconciler.store import engine_lock
+from reconciler.store.engine_lock import EngineLock
+
+_HOLD = """
+import sys
+from reconciler.store.engine_lock import EngineLock
+with EngineLock(sys.argv[1], "default"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> str:
+    path = tmp_path / "docker.sock"
+    path.touch()
+    return str(path)
+
+
+def test_a_second_one_is_refused_and_told_why(engine: str):
+    with EngineLock(engine, "default") as first:
+        assert first.trouble == ""
+        with pytest.raises(LockedError, match=rf"pid {os.getpid()} .*instance 'default'"):
+            EngineLock(engine, "default").__enter__()
+    with EngineLock(engine, "default"):
+        pass
+
+
+def test_a_link_to_the_socket_is_the_same_engine(engine: str, tmp_path: Path):
+    link = tmp_path / "link"
+    link.symlink_to(engine)
+    with EngineLock(engine, "default"), pytest.raises(LockedError):
+        EngineLock(str(link), "default").__enter__()
+
+
+def test_another_instance_or_engine_is_free(engine: str, tmp_path: Path):
+    with (
+        EngineLock(engine, "default"),
+        EngineLock(engine, "other") as other,
+        EngineLock(str(tmp_path / "another.sock"), "default") as another,
+        EngineLock("http://10.0.0.1:2375", "default") as remote,
+    ):
+        assert [lock.trouble for lock in (other, another, remote)] == ["", "", ""]
+
+
+def test_a_killed_holder_leaves_it_free(engine: str):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(LockedError, match=f"pid {holder.pid} "):
+        EngineLock(engine, "default").__enter__()
+    holder.kill()
+    holder.wait()
+    holder.stdin.close()
+    holder.stdout.close()
+    with EngineLock(engine, "default") as free:
+        assert free.trouble == ""
+
+
+@pytest.mark.parametrize(
+    ("mode", "peer", "refused"),
+    [
+        (0o660, (1, 0, 0), True),
+        (0o660, (1, 4242, 4343), False),
+        (0o660, (1, 4242, 0), True),
+        (0o600, (1, 4242, 0), False),
+        (0o666, (1, 4242, 4343), True),
+        (0o660, None, False),
+    ],
+    ids=["root", "stranger", "its group", "its group without rights", "anybody", "silent"],
+)
+def test_only_who_can_reach_the_engine_keeps_a_daemon_off(
+    engine: str, mode: int, peer: tuple[int, int, int] | None, monkeypatch, *, refused: bool
+):
+    if os.geteuid() != 0:
+        pytest.skip("the owner of the socket has to be root")
+    Path(engine).chmod(mode)
+    known = None if peer is None else engine_lock._Peer(*peer)
+    monkeypatch.setattr(engine_lock, "_holder", lambda _name: known)
+    monkeypatch.setattr(engine_lock, "_groups", lambda peer: {peer.gid})
+    with EngineLock(engine, "default"):
+        second = EngineLock(engine, "default")
+        if refused:
+            with pytest.raises(LockedError):
+                second.__enter__()
+        else:
+            with second:
+                assert "lock" in second.trouble
+
+
+def test_the_groups_of_a_process_are_read():
+    peer = engine_lock._Peer(os.getpid(), os.getuid(), os.getgid())
+    assert engine_lock._groups(peer) == {os.getgid(), *os.getgroups()}
+
+
+def test_a_name_that_cannot_be_taken_is_no_reason_to_stay_down(engine: str, monkeypatch):
+    def refuse(*_: object) -> socket.socket:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with EngineLock(engine, "default") as lock:
+        assert "Permission denied" in lock.trouble

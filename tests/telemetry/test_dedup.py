@@ -1,0 +1,76 @@
+"""A repeated warning costs one line and a summary a period, for each incident."""
+
+import pytest
+
+from reconciler.telemetry.dedup import Complaints
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def complaints(clock):
+    return Complaints(clock, period=60.0, quiet=900.0, limit=3)
+
+
+# Each step: seconds since the step before, and what say() answers.
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [(0, 0)],
+        [(0, 0), (1, None), (1, None)],
+        [(0, 0), (60, 1)],
+        [(0, 0), (59.9, None), (0.1, 2)],
+        [(0, 0), (30, None), (30, 2), (30, None), (30, 2)],
+        [(0, 0), (899, 1), (1, None)],
+        [(0, 0), (1, None), (901, 0), (1, None), (60, 2)],
+        [(0, 0), (86400, 0), (1, None)],
+        [(0, 0), (-500, None), (560, 2)],
+    ],
+)
+def test_logged_once_then_summed_up_until_it_is_quiet(clock, complaints, steps):
+    for pause, expected in steps:
+        clock.now += pause
+        assert complaints.say("lost") == expected
+
+
+def test_keys_do_not_mix(complaints):
+    assert complaints.say(("alice", "died")) == 0
+    assert complaints.say(("bob", "died")) == 0
+    assert complaints.say(("alice", "died")) is None
+
+
+def test_resolved_returns_all_and_ends_the_incident(clock, complaints):
+    for _ in range(5):
+        complaints.say("lost")
+    assert complaints.resolved("lost") == 5
+    assert complaints.resolved("lost") == 0
+    assert complaints.say("lost") == 0
+
+
+def test_a_flood_costs_one_line_a_period(clock, complaints):
+    lines = 0
+    for _ in range(36_000):
+        lines += complaints.say("lost") is not None
+        clock.now += 0.1
+    assert 59 <= lines <= 61
+
+
+def test_memory_is_bounded_and_the_stalest_goes_first(complaints):
+    for key in "abc":
+        complaints.say(key)
+    complaints.say("a")
+    complaints.say("d")
+    assert len(complaints) == 3
+    assert complaints.say("a") is None
+    assert complaints.say("b") == 0
