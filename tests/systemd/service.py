@@ -13,7 +13,7 @@ from tests.harness.waiting import wait_until
 from tests.systemd.machine import PATIENCE, ROOT, Machine
 
 T = TypeVar("T")
-UNIT = "reconciler.telemetry"
+UNIT = "reconciler.service"
 DESIRED = "/etc/reconciler/desired.yaml"
 WAITING = "waiting for the engine"
 # As the shipped file declares them: every kind of probe, and every state.

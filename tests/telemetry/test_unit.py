@@ -24,7 +24,7 @@ def installed(tmp_path):
     program = tmp_path / "reconciler"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    unit = tmp_path / "reconciler.telemetry"
+    unit = tmp_path / "reconciler.service"
     unit.write_text((SYSTEMD / unit.name).read_text().replace(EXECUTABLE, str(program)))
     return unit
 
@@ -36,7 +36,7 @@ class _Unit(configparser.RawConfigParser):
 @pytest.fixture
 def service():
     unit = _Unit(strict=False)
-    unit.read(SYSTEMD / "reconciler.telemetry")
+    unit.read(SYSTEMD / "reconciler.service")
     return unit["Service"]
 
 
@@ -77,15 +77,15 @@ def test_no_protection_is_missing_beyond_those_that_are_needed(installed):
 
 
 def test_the_drop_in_for_newer_systemds_is_no_error_on_this_one(installed):
-    folder = installed.parent / "reconciler.telemetry.d"
+    folder = installed.parent / "reconciler.service.d"
     folder.mkdir()
-    drop_in = SYSTEMD / "reconciler.telemetry.d" / "10-systemd-254.conf"
+    drop_in = SYSTEMD / "reconciler.service.d" / "10-systemd-254.conf"
     (folder / drop_in.name).write_text(drop_in.read_text())
     assert run("systemd-analyze", "verify", "--man=no", installed).returncode == 0
 
 
 def test_the_daemon_outlives_its_engine():
-    text = (SYSTEMD / "reconciler.telemetry").read_text()
+    text = (SYSTEMD / "reconciler.service").read_text()
     assert "\nWants=docker.service\n" in text
     assert not re.search(r"^(Requires|BindsTo|PartOf|Requisite)=", text, re.MULTILINE)
 
