@@ -27,7 +27,7 @@ from reconciler.store.lock import StateLock
 from reconciler.store.store import Store
 from reconciler.telemetry import logging
 from reconciler.telemetry.events import Event
-from reconciler.telemetry.recorder import Reporter
+from reconciler.telemetry.recorder import Recorder
 from reconciler.telemetry.redact import describe_error, redactor
 from reconciler.telemetry.supervision import log_failure, supervise
 from reconciler.telemetry.systemd import Notifier, watchdog_interval
@@ -58,13 +58,13 @@ def run(read_settings: Callable[[], Settings]) -> int:
         read_settings: May raise a ReconcilerError, which is logged as the environment says.
     """
     logging.configure(_format_of(os.environ))
-    reporter = Reporter(time.monotonic)
+    recorder = Recorder(time.monotonic)
     try:
         settings = read_settings()
         logging.configure(settings.log_format, settings.log_level)
-        asyncio.run(_run(settings, reporter))
+        asyncio.run(_run(settings, recorder))
     except Exception as error:  # noqa: BLE001 - a service manager keeps the log, not the traceback
-        _log_end(reporter, _first(error))
+        _log_end(recorder, _first(error))
         return 1
     return 0
 
@@ -75,16 +75,16 @@ def _format_of(environ: Mapping[str, str]) -> logging.Format:
     return next((known for known in get_args(logging.Format) if known == named), "auto")
 
 
-def _log_end(reporter: Reporter, error: BaseException) -> None:
+def _log_end(recorder: Recorder, error: BaseException) -> None:
     if isinstance(error, ReconcilerError):
-        reporter.log(Event.DAEMON_FAILED, error=str(error))
+        recorder.log(Event.DAEMON_FAILED, error=str(error))
         return
     trace = "".join(traceback.format_exception(error, limit=-_FRAMES))
-    reporter.log(Event.DAEMON_FAILED, error=describe_error(error), traceback=trace)
+    recorder.log(Event.DAEMON_FAILED, error=describe_error(error), traceback=trace)
 
 
-async def _run(settings: Settings, reporter: Reporter) -> None:
-    reporter.log(
+async def _run(settings: Settings, recorder: Recorder) -> None:
+    recorder.log(
         Event.DAEMON_STARTED,
         version=__version__,
         instance=settings.instance,
@@ -92,15 +92,15 @@ async def _run(settings: Settings, reporter: Reporter) -> None:
     )
     # A name that does not resolve, or a file that hangs, must not keep the process from ending.
     asyncio.get_running_loop().set_default_executor(DaemonThreads())
-    await Daemon(settings, reporter).run()
+    await Daemon(settings, recorder).run()
 
 
 class Daemon:
     """One daemon on one state directory."""
 
-    def __init__(self, settings: Settings, reporter: Reporter) -> None:
+    def __init__(self, settings: Settings, recorder: Recorder) -> None:
         self._settings = settings
-        self._reporter = reporter
+        self._recorder = recorder
         self._notifier = Notifier.from_environment()
         self._calls = BoundedCalls()
         self._progress = Progress(time.monotonic)
@@ -125,7 +125,7 @@ class Daemon:
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
-        self._reporter.log(Event.DAEMON_STOPPED)
+        self._recorder.log(Event.DAEMON_STOPPED)
 
     async def _work(self) -> None:
         settings = self._settings
@@ -140,7 +140,7 @@ class Daemon:
             store = await stack.enter_async_context(await self._open_store())
             engine = make_engine(settings)
             stack.push_async_callback(engine.close)
-            manager = Manager(settings, engine=engine, store=store, reporter=self._reporter)
+            manager = Manager(settings, engine=engine, store=store, recorder=self._recorder)
             stack.push_async_callback(manager.close)
             await self._serve(manager)
 
@@ -152,7 +152,7 @@ class Daemon:
         else:
             trouble = stack.enter_context(EngineLock(engine, self._settings.instance)).trouble
         if trouble:
-            self._reporter.log(Event.OWNER_UNLOCKED, error=trouble)
+            self._recorder.log(Event.OWNER_UNLOCKED, error=trouble)
 
     async def _open_store(self) -> Store:
         store = await Store.open(
@@ -162,12 +162,12 @@ class Daemon:
             ledger_rows=self._settings.ledger_rows,
         )
         store.supervised_by(self._supervise)
-        self._reporter.ledger = store.append
+        self._recorder.ledger = store.append
         path = str(self._settings.state_dir)
-        self._reporter.log(Event.STORE_OPENED, path=path)
+        self._recorder.log(Event.STORE_OPENED, path=path)
         if store.unreadable:
             rows = [f"{row}: {why}" for row, why in store.unreadable.items()]
-            self._reporter.log(Event.STORE_UNREADABLE, path=path, rows=rows)
+            self._recorder.log(Event.STORE_UNREADABLE, path=path, rows=rows)
         return store
 
     async def _serve(self, manager: Manager) -> None:
@@ -195,10 +195,10 @@ class Daemon:
         try:
             await manager.read_manifest()
         except Exception as error:  # noqa: BLE001 - the task that watches the file reads it again
-            log_failure("manifest-watch", error, self._reporter, 0.0)
+            log_failure("manifest-watch", error, self._recorder, 0.0)
 
     async def _supervise(self, name: str, run_: Factory) -> None:
-        await supervise(name, run_, self._reporter)
+        await supervise(name, run_, self._recorder)
 
     # --- what the service manager is told -----------------------------------------------------
 
@@ -208,8 +208,8 @@ class Daemon:
             async with asyncio.timeout(_FIRST_SYNC):
                 await manager.informer.synced.wait()
         except TimeoutError:
-            self._reporter.log(Event.DAEMON_WAITING)
-        self._reporter.log(
+            self._recorder.log(Event.DAEMON_WAITING)
+        self._recorder.log(
             Event.DAEMON_READY,
             seconds=round(time.monotonic() - began, 3),
             records=len(manager.store.records),
@@ -230,10 +230,10 @@ class Daemon:
             # After a stop of the whole process, each activity needs a moment to move on.
             stopped = time.monotonic() - checked > pause + IDLE
             if hung and not stopped:
-                self._reporter.complain(Event.DAEMON_STALLED, tasks=hung)
+                self._recorder.complain(Event.DAEMON_STALLED, tasks=hung)
             else:
                 self._notifier.watchdog()
-                self._reporter.resolve(Event.DAEMON_STALLED)
+                self._recorder.resolve(Event.DAEMON_STALLED)
             checked = time.monotonic()
             await asyncio.sleep(pause)
 
@@ -257,7 +257,7 @@ class Daemon:
             loop.remove_signal_handler(each)
             # Not by the loop: a second signal ends the process also where the loop is blocked.
             signal.signal(each, _end_at_once)
-        self._reporter.log(Event.DAEMON_STOPPING, signal=signal.Signals(number).name)
+        self._recorder.log(Event.DAEMON_STOPPING, signal=signal.Signals(number).name)
         self._notifier.stopping()
         self._stopping = True
         loop.call_later(_LONGEST_END, self._give_up)
@@ -265,20 +265,20 @@ class Daemon:
 
     def _give_up(self) -> None:
         error = f"shutdown did not finish within {_LONGEST_END:g} s; the process ends as it is"
-        self._reporter.log(Event.DAEMON_FAILED, error=error)
+        self._recorder.log(Event.DAEMON_FAILED, error=error)
         os._exit(1)
 
     def _loop_trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if is_out_of_files(context.get("exception")):
-            self._reporter.complain(Event.DAEMON_OUT_OF_FILES, error=OUT_OF_FILES)
+            self._recorder.complain(Event.DAEMON_OUT_OF_FILES, error=OUT_OF_FILES)
         else:
             loop.default_exception_handler(context)
 
     def _store_trouble(self, error: StoreError) -> None:
-        self._reporter.log(Event.STORE_WRITE_FAILED, error=str(error))
+        self._recorder.log(Event.STORE_WRITE_FAILED, error=str(error))
 
     def _store_recovered(self) -> None:
-        self._reporter.log(Event.STORE_RECOVERED)
+        self._recorder.log(Event.STORE_RECOVERED)
 
 
 def make_engine(settings: Settings) -> DockerEngine:
@@ -297,10 +297,10 @@ async def quiet_manager(settings: Settings, store: Store) -> AsyncIterator[Manag
     """A manager for a command: what it does is the answer, so the log says only what is wrong."""
     logging.configure("auto", "error")
     engine = make_engine(settings)
-    reporter = Reporter(time.monotonic)
+    recorder = Recorder(time.monotonic)
     # A rehearsal is no part of anybody's story.
-    reporter.ledger = None if store.readonly else store.append
-    manager = Manager(settings, engine=engine, store=store, reporter=reporter)
+    recorder.ledger = None if store.readonly else store.append
+    manager = Manager(settings, engine=engine, store=store, recorder=recorder)
     try:
         yield manager
     finally:
@@ -311,8 +311,8 @@ async def quiet_manager(settings: Settings, store: Store) -> AsyncIterator[Manag
 def _state_line(manager: Manager) -> str:
     if not manager.informer.synced.is_set():
         return f"waiting for the engine: {manager.informer.error}"
-    if manager.lanes.wedged:
-        return manager.lanes.wedged
+    if manager.breakers.wedged:
+        return manager.breakers.wedged
     if manager.store.trouble is not None:
         return f"nothing can be made durable: {manager.store.trouble}"
     state = Queries(manager).convergence()

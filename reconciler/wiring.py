@@ -7,34 +7,34 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.container_config import Surroundings
+from reconciler.core.container_config import InstanceConfig
 from reconciler.core.model import Verb
 from reconciler.core.priority import Priority
 from reconciler.core.units import FOREVER
 from reconciler.manifest.env_files import EnvFiles
 from reconciler.manifest.secrets import Secrets
-from reconciler.manifest.sync import Intake
+from reconciler.manifest.sync import ManifestSync
 from reconciler.observe.cache import Cache
-from reconciler.observe.engine_access import Permits
+from reconciler.observe.engine_access import EngineAccess
 from reconciler.observe.informer import Informer
 from reconciler.observe.owners import Owners
 from reconciler.observe.ownership import Ownership
 from reconciler.observe.probes import Prober
-from reconciler.observe.snapshots import Sources, Views
-from reconciler.reconcile.circuit_breaker import Lanes
+from reconciler.observe.snapshots import SnapshotBuilder, Sources
+from reconciler.reconcile.circuit_breaker import CircuitBreakers
 from reconciler.reconcile.controller import Controller
 from reconciler.reconcile.executor import Executor
-from reconciler.reconcile.exits import Exits
-from reconciler.reconcile.external_changes import Outside
-from reconciler.reconcile.identity import Identities
+from reconciler.reconcile.exits import ExitTracker
+from reconciler.reconcile.external_changes import ExternalChanges
+from reconciler.reconcile.identity import IdentityLeases
 from reconciler.reconcile.mass_delete_guard import Guard
-from reconciler.reconcile.orphans import Collector
+from reconciler.reconcile.orphans import OrphanTracker
 from reconciler.reconcile.queue import WorkQueue
-from reconciler.reconcile.retries import Failures
-from reconciler.reconcile.workers import Dispatcher
+from reconciler.reconcile.retries import Retries
+from reconciler.reconcile.workers import Workers
 from reconciler.resources.disk_guard import DiskGuard
 from reconciler.resources.image_gc import Images
-from reconciler.resources.image_pulls import Puller
+from reconciler.resources.image_pulls import ImagePuller
 from reconciler.telemetry.supervision import supervise
 from reconciler.threads import BoundedCalls
 
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from reconciler.core.errors import EngineError
     from reconciler.core.model import Health
     from reconciler.engine.protocol import Engine
-    from reconciler.manifest.sync import Reading
+    from reconciler.manifest.sync import SyncResult
     from reconciler.resources.disk_guard import Measure
     from reconciler.settings import Settings
     from reconciler.store.store import Store
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
     from reconciler.telemetry.supervision import Factory
 
 _SWEEP_EVERY: Final = 30.0
@@ -63,19 +63,19 @@ class Manager:
         *,
         engine: Engine,
         store: Store,
-        reporter: Reporter,
+        recorder: Recorder,
         monotonic: Callable[[], float] = time.monotonic,
         measure: Measure | None = None,
     ) -> None:
         self.settings = settings
         self.engine = engine
         self.store = store
-        self.reporter = reporter
+        self.recorder = recorder
         self.queue = WorkQueue(monotonic)
         self._calls = BoundedCalls()
         self.env_files = EnvFiles(self._calls)
         self._secrets = Secrets(store, env_files=self.env_files, clock=monotonic)
-        self.around = Surroundings(
+        self.instance_config = InstanceConfig(
             instance=settings.instance,
             owner=store.owner,
             prefix=settings.container_name_prefix,
@@ -97,7 +97,7 @@ class Manager:
             ownership=self.ownership,
             instance=settings.instance,
             on_rival=self._judge_again,
-            reporter=reporter,
+            recorder=recorder,
         )
         self.informer = Informer(
             engine,
@@ -107,10 +107,10 @@ class Manager:
             wanted=self._wanted,
             is_wanted=lambda key: key in store.records or key in store.deleted,
             on_first_sync=self._adopt,
-            on_removed=lambda: self.lanes.on_done(Verb.REMOVE),
+            on_removed=lambda: self.breakers.on_done(Verb.REMOVE),
             clock=monotonic,
             resync_interval=settings.resync_interval,
-            reporter=reporter,
+            recorder=recorder,
         )
         self.images = Images(
             engine,
@@ -118,7 +118,7 @@ class Manager:
             in_use=self._images_in_use,
             pinned=settings.pinned_images,
             min_age=settings.image_min_age,
-            reporter=reporter,
+            recorder=recorder,
             clock=store.clock,
         )
         self.disk = DiskGuard(
@@ -128,14 +128,14 @@ class Manager:
             limits=settings.disk_limits,
             collect=self.images.collect,
             on_change=self.informer.enqueue_all,
-            reporter=reporter,
+            recorder=recorder,
             clock=monotonic,
             measure=measure,
         )
-        self.puller = Puller(
+        self.puller = ImagePuller(
             engine,
             on_done=self._on_pulled,
-            reporter=reporter,
+            recorder=recorder,
             clock=monotonic,
             pulling=self.images.pulling,
         )
@@ -145,27 +145,27 @@ class Manager:
             on_doubt=self._on_doubt,
             engine_answers=self.informer.synced.is_set,
             engine_info=lambda: self.informer.info,
-            reporter=reporter,
+            recorder=recorder,
             clock=store.clock,
         )
-        self.intake = Intake(
+        self.manifest_sync = ManifestSync(
             settings.desired,
             settings=settings,
             store=store,
             env_files=self.env_files,
             calls=self._calls,
             secrets=self._secrets,
-            reporter=reporter,
+            recorder=recorder,
             enqueue=self.queue.add,
         )
-        self._identities = Identities(
+        self._identities = IdentityLeases(
             store,
             port_range=settings.port_range,
             address=settings.publish_address,
             clock=monotonic,
-            reporter=reporter,
+            recorder=recorder,
         )
-        self.lanes = Lanes(
+        self.breakers = CircuitBreakers(
             limit=max(settings.workers * 3 // 4, 1),
             limits=_removals(settings.concurrent_removals),
             cache=self.cache,
@@ -173,29 +173,29 @@ class Manager:
             sandboxes=lambda: len(self._wanted()),
             wake=lambda key: self.queue.add(key, Priority.EVENT),
             wake_all=self.informer.enqueue_all,
-            reporter=reporter,
+            recorder=recorder,
             clock=monotonic,
         )
         self.guard = Guard(
             store,
-            reporter=reporter,
+            recorder=recorder,
             count=settings.brake_count,
             percent=settings.brake_percent,
         )
-        self.views = Views(self._sources())
-        self.collector = Collector(
+        self.snapshots = SnapshotBuilder(self._sources())
+        self.collector = OrphanTracker(
             store,
-            reporter=reporter,
+            recorder=recorder,
             gc_grace=settings.gc_grace,
             volume_retain=_seconds(settings.volume_retain),
         )
         self._controller = self._make_controller()
-        self.dispatcher = Dispatcher(
+        self.dispatcher = Workers(
             self.queue,
             reconcile=self._controller.reconcile,
             ready=self.informer.synced,
             workers=settings.workers,
-            reporter=reporter,
+            recorder=recorder,
         )
 
     def _sources(self) -> Sources:
@@ -205,14 +205,14 @@ class Manager:
             informer=self.informer,
             puller=self.puller,
             prober=self.prober,
-            open_circuits=self.lanes.hung,
+            open_circuits=self.breakers.hung,
             env_files=self.env_files,
-            around=self.around,
+            instance_config=self.instance_config,
             ownership=self.ownership,
             orphan_held=self.guard.holds,
             no_ports=self._identities.problem,
-            is_held=self.intake.is_held,
-            held_because=self.intake.held_because,
+            is_held=self.manifest_sync.is_held,
+            held_because=self.manifest_sync.held_because,
             hold=lambda: self.disk.hold,
             blind=lambda: "" if self.informer.synced.is_set() else self.informer.error,
             gc_grace=self.settings.gc_grace,
@@ -225,33 +225,36 @@ class Manager:
             cache=self.cache,
             puller=self.puller,
             env_files=self.env_files,
-            around=self.around,
+            instance_config=self.instance_config,
             ownership=self.ownership,
             durable=self.store.flush,
-            lanes=self.lanes,
+            breakers=self.breakers,
         )
         return Controller(
             store=self.store,
-            exits=Exits(
+            exits=ExitTracker(
                 self.engine,
                 store=self.store,
-                reporter=self.reporter,
+                recorder=self.recorder,
                 connections=lambda: self.informer.connections,
             ),
-            views=self.views,
+            snapshots=self.snapshots,
             cache=self.cache,
             executor=executor,
             identities=self._identities,
             puller=self.puller,
             prober=self.prober,
-            lanes=self.lanes,
-            outside=Outside(store=self.store, reporter=self.reporter),
-            failures=Failures(
-                store=self.store, views=self.views, lanes=self.lanes, reporter=self.reporter
+            breakers=self.breakers,
+            external_changes=ExternalChanges(store=self.store, recorder=self.recorder),
+            failures=Retries(
+                store=self.store,
+                snapshots=self.snapshots,
+                breakers=self.breakers,
+                recorder=self.recorder,
             ),
             collector=self.collector,
             informer=self.informer,
-            reporter=self.reporter,
+            recorder=self.recorder,
             enqueue=self.queue.add,
             publish_address=self.settings.publish_address,
         )
@@ -263,16 +266,16 @@ class Manager:
         tasks: dict[str, Factory] = {
             "informer": self.informer.run,
             "dispatcher": self.dispatcher.run,
-            "manifest-watch": self.intake.follow,
+            "manifest-watch": self.manifest_sync.follow,
             "sweeper": self._keep_sweeping,
             "disk": self.disk.run,
-            "permits": Permits(self.engine, self.reporter).run,
+            "permits": EngineAccess(self.engine, self.recorder).run,
         }
-        return {name: partial(supervise, name, run, self.reporter) for name, run in tasks.items()}
+        return {name: partial(supervise, name, run, self.recorder) for name, run in tasks.items()}
 
-    async def read_manifest(self, *, allow_mass_delete: bool = False) -> Reading:
+    async def read_manifest(self, *, allow_mass_delete: bool = False) -> SyncResult:
         """Take in the desired file, and everything that was declared before."""
-        reading = await self.intake.read(allow_mass_delete=allow_mass_delete)
+        reading = await self.manifest_sync.read(allow_mass_delete=allow_mass_delete)
         for name in self._wanted():
             self.queue.add(name, Priority.RESYNC)
         return reading
@@ -325,7 +328,7 @@ class Manager:
         self.informer.enqueue_all()
 
     def _wanted(self) -> set[str]:
-        return {*self.store.records, *self.store.deleted, *self.intake.held_names()}
+        return {*self.store.records, *self.store.deleted, *self.manifest_sync.held_names()}
 
     def _adopt(self) -> None:
         # Before anything new is leased, what exists keeps what it has.

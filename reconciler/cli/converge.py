@@ -63,7 +63,7 @@ def _print_plan(answer: dict[str, Any]) -> None:
     for line in render.plan_lines(answer):
         say(line)
     if answer["awaiting_confirmation"]:
-        say(render.braked_line(answer["awaiting_confirmation"]))
+        say(render.held_deletions_line(answer["awaiting_confirmation"]))
     if answer["in_sync"]:
         say("in sync")
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import naming
-from reconciler.core.container_config import Blueprint
+from reconciler.core.container_config import ContainerConfig
 from reconciler.core.errors import EngineError, EngineTimeout
 from reconciler.core.spec import SandboxSpec
 
@@ -84,8 +84,8 @@ fi
 """
 
 
-def _blueprint(settings: Settings, image: str) -> Blueprint:
-    return Blueprint(
+def _blueprint(settings: Settings, image: str) -> ContainerConfig:
+    return ContainerConfig(
         name=f"{settings.container_name_prefix}doctor.{secrets.token_hex(4)}",
         # It names no sandbox, so that no daemon takes it for one of its own.
         labels={**dict.fromkeys(naming.LABELS, ""), naming.LABEL_INSTANCE: settings.instance},

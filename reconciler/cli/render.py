@@ -70,7 +70,7 @@ def status_notes(answer: dict[str, Any]) -> list[str]:
     notes += answer.get("disk", {}).get("pressure", [])  # a daemon of an older release has none
     notes += answer["desired"]["errors"]
     if answer["desired"]["awaiting_confirmation"]:
-        notes.append(braked_line(answer["desired"]["awaiting_confirmation"]))
+        notes.append(held_deletions_line(answer["desired"]["awaiting_confirmation"]))
     if answer["conflict"]:
         notes.append(answer["conflict"])
     if answer["garbage"]["reason"]:
@@ -98,10 +98,10 @@ def complain(answer: dict[str, Any]) -> None:
     for line in answer["errors"]:
         say(line, err=True)
     if answer["awaiting_confirmation"]:
-        say(braked_line(answer["awaiting_confirmation"]), err=True)
+        say(held_deletions_line(answer["awaiting_confirmation"]), err=True)
 
 
-def braked_line(names: Sequence[str]) -> str:
+def held_deletions_line(names: Sequence[str]) -> str:
     """Which deletions wait, and how they are confirmed."""
     return (
         f"{len(names)} deletions wait to be confirmed ({', '.join(names)}): "

@@ -38,9 +38,9 @@ class Queries:
         self.survey = Survey(
             settings=loop.settings,
             store=loop.store,
-            views=loop.views,
+            snapshots=loop.snapshots,
             collector=loop.collector,
-            held_names=loop.intake.held_names,
+            held_names=loop.manifest_sync.held_names,
         )
 
     def plan(self) -> dict[str, Any]:
@@ -71,8 +71,8 @@ class Queries:
         self, *, allow_mass_delete: bool = False, source: str = "control socket"
     ) -> dict[str, Any]:
         """Read the desired file now; the outcome, which is logged too."""
-        self._loop.reporter.log(Event.RELOAD_REQUESTED, source=source)
-        reading = await self._loop.intake.read(allow_mass_delete=allow_mass_delete)
+        self._loop.recorder.log(Event.RELOAD_REQUESTED, source=source)
+        reading = await self._loop.manifest_sync.read(allow_mass_delete=allow_mass_delete)
         changes = {
             "added": sorted(reading.added),
             "changed": sorted(reading.changed),
@@ -80,12 +80,12 @@ class Queries:
         }
         waits = {
             "errors": [str(diagnostic) for diagnostic in reading.diagnostics],
-            "awaiting_confirmation": list(reading.braked),
+            "awaiting_confirmation": list(reading.held_deletions),
         }
         if any(waits.values()):
-            self._loop.reporter.log(Event.RELOAD_FAILED, source=source, **waits)
+            self._loop.recorder.log(Event.RELOAD_FAILED, source=source, **waits)
         else:
-            self._loop.reporter.log(Event.RELOAD_DONE, source=source, **changes)
+            self._loop.recorder.log(Event.RELOAD_DONE, source=source, **changes)
         return {**waits, **changes}
 
     async def events(
@@ -111,7 +111,7 @@ class Queries:
 
     def export(self, *, secrets: bool = False) -> str:
         """The records in force, as a desired file; without ``secrets``, each secret is masked."""
-        path = str(self._loop.intake.path)
+        path = str(self._loop.manifest_sync.path)
         records = [
             DeclaredRecord(
                 r.name, r.spec_name, r.state, r.spec if secrets else _masked(r.spec), path, 0
@@ -212,7 +212,9 @@ class Queries:
         """
         loop = self._loop
         if name not in loop.store.records:
-            raise NotFound(f"{name}: no such sandbox: declare it in {loop.intake.path} first")
+            raise NotFound(
+                f"{name}: no such sandbox: declare it in {loop.manifest_sync.path} first"
+            )
         has = {known.name for known in loop.cache.observed(name).volumes}
         if volume is not None and has - {volume}:
             raise Refused(
@@ -222,7 +224,7 @@ class Queries:
         taken = await loop.ownership.adopt(name, volume)
         loop.cache.doubt(name)
         loop.store.put_memory(name, replace(loop.store.memory(name), failures=()))
-        loop.reporter.tell(
+        loop.recorder.tell(
             Event.SANDBOX_CLAIMED, name, "a person asked for it", objects=list(taken)
         )
         await loop.store.flush()
@@ -241,7 +243,7 @@ class Queries:
             "version": info.version,
             "api_version": info.api_version,
             "synced": self._loop.informer.synced.is_set(),
-            "wedged": self._loop.lanes.wedged or None,
+            "wedged": self._loop.breakers.wedged or None,
             "forbidden": [str(error) for error in self._loop.engine.forbidden()],
         }
 
@@ -260,7 +262,7 @@ class Queries:
             "garbage": {"held": list(self._loop.guard.held), "reason": self._loop.guard.summary},
             "instance": self._loop.settings.instance,
             "desired": {
-                "path": str(self._loop.intake.path),
+                "path": str(self._loop.manifest_sync.path),
                 **self._manifest(),
             },
             "store": {"error": str(self._loop.store.trouble) if self._loop.store.trouble else None},
@@ -280,8 +282,8 @@ class Queries:
     def _manifest(self) -> dict[str, Any]:
         """What is wrong with the desired file, and what of it waits."""
         return {
-            "errors": [str(diagnostic) for diagnostic in self._loop.intake.diagnostics],
-            "awaiting_confirmation": list(self._loop.intake.braked),
+            "errors": [str(diagnostic) for diagnostic in self._loop.manifest_sync.diagnostics],
+            "awaiting_confirmation": list(self._loop.manifest_sync.held_deletions),
         }
 
 

@@ -60,10 +60,10 @@ def create_app(manager: Manager) -> FastAPI:
 def _add_state(app: FastAPI, manager: Manager, queries: Queries) -> None:
     # A client's working directory is another than the daemon's.
     try:
-        desired = str(manager.intake.path.absolute())
+        desired = str(manager.manifest_sync.path.absolute())
     except FileNotFoundError:
         # The working directory was removed.
-        desired = str(manager.intake.path)
+        desired = str(manager.manifest_sync.path)
 
     @app.get("/v1/ping")
     async def ping() -> dict[str, str]:

@@ -18,9 +18,9 @@ from reconciler.core.units import iso
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from reconciler.core.model import Action, Container, Death, View
-    from reconciler.observe.snapshots import Views
-    from reconciler.reconcile.orphans import Collector, Garbage
+    from reconciler.core.model import Action, Container, Death, Snapshot
+    from reconciler.observe.snapshots import SnapshotBuilder
+    from reconciler.reconcile.orphans import Garbage, OrphanTracker
     from reconciler.settings import Settings
     from reconciler.store.store import Store
 
@@ -35,13 +35,13 @@ class Survey:
         *,
         settings: Settings,
         store: Store,
-        views: Views,
-        collector: Collector,
+        snapshots: SnapshotBuilder,
+        collector: OrphanTracker,
         held_names: Callable[[], set[str]],
     ) -> None:
         self._settings = settings
         self._store = store
-        self._views = views
+        self._snapshots = snapshots
         self._collector = collector
         self._held_names = held_names
 
@@ -53,32 +53,32 @@ class Survey:
         """One object a sandbox, by name; ``name`` may be a container's name, too."""
         prefix = self._settings.container_name_prefix
         wanted = [key for key in self.names() if name in {None, key, container_name(prefix, key)}]
-        return [self._sandbox(self._views.view(key), secrets=secrets) for key in wanted]
+        return [self._sandbox(self._snapshots.snapshot(key), secrets=secrets) for key in wanted]
 
-    def _sandbox(self, view: View, *, secrets: bool) -> dict[str, Any]:
-        status, reason = status_of(view)
-        current = roles_of(view).current
-        record = self._store.records.get(view.key)
+    def _sandbox(self, snapshot: Snapshot, *, secrets: bool) -> dict[str, Any]:
+        status, reason = status_of(snapshot)
+        current = roles_of(snapshot).current
+        record = self._store.records.get(snapshot.key)
         since = current.created_at if current else (record.created_at if record else None)
         row: dict[str, Any] = {
-            "id": names_of(view).current,
-            "name": view.key,
+            "id": names_of(snapshot).current,
+            "name": snapshot.key,
             "spec": record.spec_name if record else None,
             "image": record.spec.image if record else None,
-            "desired": _desired(view),
+            "desired": _desired(snapshot),
             "status": str(status),
             "reason": reason,
-            "next": decide(view).waiting_for,
-            "exposed_urls": self._urls(view),
+            "next": decide(snapshot).waiting_for,
+            "exposed_urls": self._urls(snapshot),
             "created_at": iso(since),
             "started_at": iso(current.started_at if current else None),
             "container_id": current.id if current else None,
-            "restarts": view.memory.restarts,
-            "volumes": _volumes(view),
-            "last_exit": self._death(view.memory.death),
+            "restarts": snapshot.memory.restarts,
+            "volumes": _volumes(snapshot),
+            "last_exit": self._death(snapshot.memory.death),
         }
         if secrets:
-            row["session_api_key"] = _key(view, current)
+            row["session_api_key"] = _key(snapshot, current)
         return row
 
     def _death(self, death: Death | None) -> dict[str, Any] | None:
@@ -92,9 +92,9 @@ class Survey:
             "log_tail": list(death.log_tail),
         }
 
-    def _urls(self, view: View) -> list[dict[str, Any]]:
+    def _urls(self, snapshot: Snapshot) -> list[dict[str, Any]]:
         """The URLs of a sandbox that is live. On the port of another, anybody may listen."""
-        desired, current = view.desired, roles_of(view).current
+        desired, current = snapshot.desired, roles_of(snapshot).current
         if current is None or not current.live:
             return []
         if desired is None or desired.identity is None or desired.spec.network.mode == "none":
@@ -116,24 +116,28 @@ class Survey:
         A sandbox for which nothing can be done now, though it is not as desired, is among them with
         what it waits for.
         """
-        views = [self._views.view(key) for key in {*self._views.keys(), *self._held_names()}]
+        snapshots = [
+            self._snapshots.snapshot(key) for key in {*self._snapshots.keys(), *self._held_names()}
+        ]
         changes = []
-        for view in sorted(views, key=lambda view: view.key):
-            planned = plan(view)
-            waiting_for = planned.waiting_for or "; ".join(faults_of(view).values())
-            if planned.actions or (waiting_for and _is_ours(view)):
+        for snapshot in sorted(snapshots, key=lambda snapshot: snapshot.key):
+            planned = plan(snapshot)
+            waiting_for = planned.waiting_for or "; ".join(faults_of(snapshot).values())
+            if planned.actions or (waiting_for and _is_ours(snapshot)):
                 actions = [_action(action) for action in planned.actions]
                 changes.append(
-                    {"sandbox": view.key, "actions": actions, "waiting_for": waiting_for}
+                    {"sandbox": snapshot.key, "actions": actions, "waiting_for": waiting_for}
                 )
         return {"in_sync": not changes, "changes": changes}
 
     def garbage(self, keys: Collection[str] | None = None) -> list[dict[str, Any]]:
         """Return what nothing asks for, of these keys or of all, and when it goes."""
-        wanted = self._views.keys() if keys is None else keys
-        views = [self._views.view(key) for key in sorted(wanted)]
+        wanted = self._snapshots.keys() if keys is None else keys
+        snapshots = [self._snapshots.snapshot(key) for key in sorted(wanted)]
         return [
-            self._garbage(one, view.now) for view in views for one in self._collector.report(view)
+            self._garbage(one, snapshot.now)
+            for snapshot in snapshots
+            for one in self._collector.report(snapshot)
         ]
 
     def _garbage(self, one: Garbage, now: float) -> dict[str, Any]:
@@ -163,56 +167,56 @@ class Survey:
 
     def stuck(self, key: str) -> str:
         """Return why what is to be removed under the key cannot be; empty where it can."""
-        view = self._views.view(key)
-        failure = latest_failure(view)
-        return failure.cause if failure else view.unseen or decide(view).waiting_for
+        snapshot = self._snapshots.snapshot(key)
+        failure = latest_failure(snapshot)
+        return failure.cause if failure else snapshot.unseen or decide(snapshot).waiting_for
 
     def convergence(self) -> dict[str, Any]:
         """Whether the host agrees with the records. ``hopeless``: what is left keeps failing."""
-        views = [self._views.view(key) for key in self.names()]
-        left = [view for view in views if not _is_converged(view)]
+        snapshots = [self._snapshots.snapshot(key) for key in self.names()]
+        left = [snapshot for snapshot in snapshots if not _is_converged(snapshot)]
         return {
             "converged": not left,
-            "total": len(views),
-            "pending": [view.key for view in left],
-            "hopeless": bool(left) and all(_is_hopeless(view) for view in left),
+            "total": len(snapshots),
+            "pending": [snapshot.key for snapshot in left],
+            "hopeless": bool(left) and all(_is_hopeless(snapshot) for snapshot in left),
         }
 
 
-def _desired(view: View) -> str:
-    if view.desired is not None:
-        return str(view.desired.state)
-    return "deleted" if view.fate is Fate.DELETED else "held"
+def _desired(snapshot: Snapshot) -> str:
+    if snapshot.desired is not None:
+        return str(snapshot.desired.state)
+    return "deleted" if snapshot.fate is Fate.DELETED else "held"
 
 
-def _is_ours(view: View) -> bool:
+def _is_ours(snapshot: Snapshot) -> bool:
     """Whether it is a sandbox; what belongs to none waits for its grace, which ``gc`` shows."""
-    return view.desired is not None or view.fate is Fate.DELETED or bool(view.held)
+    return snapshot.desired is not None or snapshot.fate is Fate.DELETED or bool(snapshot.held)
 
 
-def _is_converged(view: View) -> bool:
-    if faults_of(view):
+def _is_converged(snapshot: Snapshot) -> bool:
+    if faults_of(snapshot):
         return False
-    if view.desired is None:
-        return not view.observed.containers and view.fate is not Fate.DELETED
-    settled = decide(view)
-    return is_at_goal(view) and settled.action is None and not settled.waiting_for
+    if snapshot.desired is None:
+        return not snapshot.observed.containers and snapshot.fate is not Fate.DELETED
+    settled = decide(snapshot)
+    return is_at_goal(snapshot) and settled.action is None and not settled.waiting_for
 
 
-def _is_hopeless(view: View) -> bool:
-    failure = latest_failure(view)
-    tries = max(failure.count if failure else 0, view.memory.streak)
-    problem = view.desired is not None and view.desired.problem is not None
-    return problem or RECORD in faults_of(view) or tries >= _HOPELESS
+def _is_hopeless(snapshot: Snapshot) -> bool:
+    failure = latest_failure(snapshot)
+    tries = max(failure.count if failure else 0, snapshot.memory.streak)
+    problem = snapshot.desired is not None and snapshot.desired.problem is not None
+    return problem or RECORD in faults_of(snapshot) or tries >= _HOPELESS
 
 
-def _volumes(view: View) -> list[str]:
-    return sorted({volume.name for volume in view.observed.volumes})
+def _volumes(snapshot: Snapshot) -> list[str]:
+    return sorted({volume.name for volume in snapshot.observed.volumes})
 
 
-def _key(view: View, current: Container | None) -> str | None:
-    if view.desired is not None and view.desired.identity is not None:
-        return view.desired.identity.session_key
+def _key(snapshot: Snapshot, current: Container | None) -> str | None:
+    if snapshot.desired is not None and snapshot.desired.identity is not None:
+        return snapshot.desired.identity.session_key
     return current.session_key if current else None
 
 

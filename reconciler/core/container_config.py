@@ -26,7 +26,7 @@ _NOT_BAKED: Final = frozenset({"health", "restart", "on_change", "stop_timeout",
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class InstanceConfig:
     """What the settings and the database put into every container of this instance."""
 
     instance: str
@@ -37,7 +37,7 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True)
-class Blueprint:
+class ContainerConfig:
     """One container, ready to be made. ``ports`` maps container ports to host ports.
 
     ``hostname`` is None where the engine chooses it.
@@ -53,7 +53,9 @@ class Blueprint:
     hostname: str | None = None
 
 
-def spec_hash(spec: SandboxSpec, around: Surroundings, env_file_digest: str | None) -> str:
+def spec_hash(
+    spec: SandboxSpec, instance_config: InstanceConfig, env_file_digest: str | None
+) -> str:
     """The name of all that goes into a container: ``1:`` and 32 hex digits."""
     baked: dict[str, Any] = spec.model_dump(
         mode="json",
@@ -63,7 +65,11 @@ def spec_hash(spec: SandboxSpec, around: Surroundings, env_file_digest: str | No
     if "workspace" in baked:
         baked["workspace"].pop("retain", None)
     baked["ports"] = [[port.name, port.container_port] for port in spec.ports]
-    baked["around"] = [around.publish_address, around.webhook_url, env_file_digest]
+    baked["around"] = [
+        instance_config.publish_address,
+        instance_config.webhook_url,
+        env_file_digest,
+    ]
     text = json.dumps(baked, sort_keys=True, separators=(",", ":"))
     return f"{HASH_VERSION}:{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
@@ -73,14 +79,14 @@ def same_spec(made_from: str, desired: str) -> bool:
     return made_from == desired or made_from.partition(":")[0] != HASH_VERSION
 
 
-def labels(around: Surroundings, sandbox: str, nonce: str) -> dict[str, str]:
+def labels(instance_config: InstanceConfig, sandbox: str, nonce: str) -> dict[str, str]:
     """The labels of an object that is made for the sandbox."""
     return {
         **dict.fromkeys(naming.LABELS, ""),
-        naming.LABEL_INSTANCE: around.instance,
-        naming.LABEL_OWNER: around.owner,
+        naming.LABEL_INSTANCE: instance_config.instance,
+        naming.LABEL_OWNER: instance_config.owner,
         naming.LABEL_SANDBOX: sandbox,
-        naming.LABEL_CONTAINER: naming.container_name(around.prefix, sandbox),
+        naming.LABEL_CONTAINER: naming.container_name(instance_config.prefix, sandbox),
         naming.LABEL_NONCE: nonce,
     }
 
@@ -88,12 +94,16 @@ def labels(around: Surroundings, sandbox: str, nonce: str) -> dict[str, str]:
 def environment(
     desired: Desired,
     identity: Identity,
-    around: Surroundings,
+    instance_config: InstanceConfig,
     env_file: Mapping[str, str],
 ) -> dict[str, str]:
     """What the sandbox sees: env file, then env, then what is ours. Ports are container ports."""
     spec = desired.spec
-    webhook = {naming.WEBHOOK_VARIABLE: around.webhook_url} if around.webhook_url else {}
+    webhook = (
+        {naming.WEBHOOK_VARIABLE: instance_config.webhook_url}
+        if instance_config.webhook_url
+        else {}
+    )
     ports = {port.name: str(port.container_port) for port in spec.ports}
     ours = {naming.SESSION_KEY_VARIABLE: identity.session_key}
     return {**webhook, **ports, **env_file, **spec.env, **ours}
@@ -102,27 +112,27 @@ def environment(
 def blueprint(
     desired: Desired,
     name: str,
-    around: Surroundings,
+    instance_config: InstanceConfig,
     env_file: Mapping[str, str],
     *,
     volume: str | None,
     nonce: str,
-) -> Blueprint:
+) -> ContainerConfig:
     """The container called ``name`` for a record whose hash and identity are known."""
     assert desired.identity is not None
     assert desired.spec_hash is not None
     spec = desired.spec
-    return Blueprint(
+    return ContainerConfig(
         name=name,
         labels={
-            **labels(around, desired.name, nonce),
+            **labels(instance_config, desired.name, nonce),
             naming.LABEL_SPEC: desired.spec_name,
             naming.LABEL_SPEC_HASH: desired.spec_hash,
         },
         spec=spec,
-        env=environment(desired, desired.identity, around, env_file),
+        env=environment(desired, desired.identity, instance_config, env_file),
         ports=published(spec, desired.identity),
-        publish_address=around.publish_address,
+        publish_address=instance_config.publish_address,
         volume=volume,
         hostname=_hostname(spec, desired.name),
     )

@@ -32,8 +32,8 @@ from reconciler.core.replacement import (
 from reconciler.core.spec import DesiredState, PullPolicy
 from reconciler.core.steps import (
     blocked,
-    concern_of,
     earliest,
+    failure_key,
     gated,
     held_by,
     step_on,
@@ -43,18 +43,18 @@ from reconciler.core.steps import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from reconciler.core.model import Container, Desired, View
+    from reconciler.core.model import Container, Desired, Snapshot
     from reconciler.core.replacement import Names, Roles
 
 _WRECKAGE: Final = frozenset({Phase.DEAD, Phase.REMOVING})
 
 
-def decide(view: View) -> Decision:
+def decide(snapshot: Snapshot) -> Decision:
     """The next step for this key, or why there is none."""
-    if view.desired is None:
-        return unwanted(view)
-    stuck = _stuck(view, view.desired)
-    decision = _wanted(view, view.desired, stuck) or collect_volumes(view)
+    if snapshot.desired is None:
+        return unwanted(snapshot)
+    stuck = _stuck(snapshot, snapshot.desired)
+    decision = _wanted(snapshot, snapshot.desired, stuck) or collect_volumes(snapshot)
     if decision.action is not None or not stuck:
         return decision
     # The sandbox is well, but for what is left to remove.
@@ -62,58 +62,58 @@ def decide(view: View) -> Decision:
     return Decision(None, first.wait_until, decision.waiting_for or first.waiting_for)
 
 
-def _wanted(view: View, desired: Desired, stuck: Mapping[str, Decision]) -> Decision | None:
-    seen = tuple(c for c in view.observed.containers if c.name not in stuck)
-    view = replace(view, observed=replace(view.observed, containers=seen))
-    world = _World(view, desired, roles_of(view), names_of(view), frozenset(stuck))
+def _wanted(snapshot: Snapshot, desired: Desired, stuck: Mapping[str, Decision]) -> Decision | None:
+    seen = tuple(c for c in snapshot.observed.containers if c.name not in stuck)
+    snapshot = replace(snapshot, observed=replace(snapshot.observed, containers=seen))
+    world = _World(snapshot, desired, roles_of(snapshot), names_of(snapshot), frozenset(stuck))
     for rule in _RULES:
         decision = rule(world)
         if decision is not None:
-            return gated(view, decision)
+            return gated(snapshot, decision)
     return None
 
 
-def _stuck(view: View, desired: Desired) -> dict[str, Decision]:
+def _stuck(snapshot: Snapshot, desired: Desired) -> dict[str, Decision]:
     """Leftovers that do nothing, and that cannot be removed yet: the wait for each, by name."""
     found = {}
-    for container in view.observed.containers:
-        wait = blocked(view, concern_of(Verb.REMOVE, container))
-        if wait is not None and not container.live and _useless(view, desired, container):
+    for container in snapshot.observed.containers:
+        wait = blocked(snapshot, failure_key(Verb.REMOVE, container))
+        if wait is not None and not container.live and _useless(snapshot, desired, container):
             found[container.name] = wait
     return found
 
 
-def _useless(view: View, desired: Desired, container: Container) -> bool:
+def _useless(snapshot: Snapshot, desired: Desired, container: Container) -> bool:
     """Whether no step needs the container, except for those that need its name."""
-    roles = roles_of(view)
+    roles = roles_of(snapshot)
     current = roles.current
     if container is current:
         return False
     if container.phase in _WRECKAGE or container is roles.stand_in:
         return True
-    if container is roles.successor and drift(view, desired, container):
+    if container is roles.successor and drift(snapshot, desired, container):
         return True
     if current is None:
         return False
     if container is roles.predecessor:
         return current.started_at is not None
-    return container is not roles.successor or not replace_cause(view, desired, current)
+    return container is not roles.successor or not replace_cause(snapshot, desired, current)
 
 
 @dataclass(frozen=True, slots=True)
 class _World:
-    view: View
+    snapshot: Snapshot
     desired: Desired
     roles: Roles
     names: Names
     stuck: frozenset[str]
 
     def in_sync(self, container: Container) -> bool:
-        return not drift(self.view, self.desired, container)
+        return not drift(self.snapshot, self.desired, container)
 
     def failed(self, verb: Verb, container: Container) -> bool:
         """Whether the step failed on such a container, and is not due again."""
-        return held_by(self.view, concern_of(verb, container)) is not None
+        return held_by(self.snapshot, failure_key(verb, container)) is not None
 
 
 # --- what a record asks for -------------------------------------------------------------------
@@ -122,7 +122,7 @@ class _World:
 def _clear_wreckage(world: _World) -> Decision | None:
     if world.roles.stand_in is not None:
         return step_on(Verb.REMOVE, world.roles.stand_in, "it was left over from a preparation")
-    for container in world.view.observed.containers:
+    for container in world.snapshot.observed.containers:
         if container.phase in _WRECKAGE:
             aside = _way_aside(world, container)
             if aside:
@@ -138,7 +138,7 @@ def _way_aside(world: _World, wreck: Container) -> str:
     """A name for wreckage that keeps the sandbox's name from its next container; or nothing."""
     if wreck is not world.roles.current or not world.failed(Verb.REMOVE, wreck):
         return ""
-    taken = {c.name for c in world.view.observed.containers} | world.stuck
+    taken = {c.name for c in world.snapshot.observed.containers} | world.stuck
     names = (world.names.predecessor, world.names.successor)
     return next((name for name in names if name not in taken), "")
 
@@ -168,7 +168,7 @@ def _heir(world: _World) -> Container | None:
 
 def _stands_in_the_way(world: _World, heir: Container) -> bool:
     """Its name is taken: by one that may itself wait for the name that this one bears."""
-    taken = policy.failure_of(world.view.memory, concern_of(Verb.RENAME, heir))
+    taken = policy.failure_of(world.snapshot.memory, failure_key(Verb.RENAME, heir))
     aside = world.names.predecessor not in world.stuck
     return aside and heir in world.roles.strays and taken is not None
 
@@ -188,7 +188,7 @@ def _finish_replacement(world: _World) -> Decision | None:
     if never_started and not world.in_sync(current):
         return step_on(Verb.REMOVE, current, "it was made for an older edit")
     fails = never_started and world.failed(Verb.START, current)
-    if fails and not policy.is_wrecked(world.view.memory, predecessor):
+    if fails and not policy.is_unstartable(world.snapshot.memory, predecessor):
         return step_on(Verb.REMOVE, current, "it cannot be started: the one before it comes back")
     if never_started and world.desired.state is not DesiredState.STOPPED:
         for other in (predecessor, world.roles.successor):
@@ -201,7 +201,7 @@ def _finish_replacement(world: _World) -> Decision | None:
 def _replace(world: _World) -> Decision | None:
     current, successor = world.roles.current, world.roles.successor
     assert current is not None
-    cause = replace_cause(world.view, world.desired, current)
+    cause = replace_cause(world.snapshot, world.desired, current)
     if successor is None:
         keep = not cause or _making_must_wait(world)
         return None if keep else _make(world, world.names.successor, cause)
@@ -218,44 +218,44 @@ def _replace(world: _World) -> Decision | None:
 
 def _making_must_wait(world: _World) -> bool:
     """While a replacement cannot be made, the container that is there is kept as desired."""
-    view, names = world.view, world.names
-    hindered = bool(view.hindrance) or view.image is ImageState.PULLING
+    snapshot, names = world.snapshot, world.names
+    hindered = bool(snapshot.hindrance) or snapshot.image is ImageState.PULLING
     taken = world.stuck & {names.successor, names.predecessor}
-    return hindered or bool(taken) or _blocked_until(world) > view.now
+    return hindered or bool(taken) or _blocked_until(world) > snapshot.now
 
 
 def _blocked_until(world: _World) -> float:
-    view, spec_hash = world.view, world.desired.spec_hash
+    snapshot, spec_hash = world.snapshot, world.desired.spec_hash
     failed = [
-        f.not_before for f in view.memory.failures if f.verb.makes and f.spec_hash == spec_hash
+        f.not_before for f in snapshot.memory.failures if f.verb.makes and f.spec_hash == spec_hash
     ]
-    return max([*failed, *(due for verb, due in view.hung.items() if verb.makes)], default=0.0)
+    return max([*failed, *(due for verb, due in snapshot.hung.items() if verb.makes)], default=0.0)
 
 
 def _make(world: _World, name: str, cause: str) -> Decision:
-    view, desired = world.view, world.desired
-    if view.hindrance:
-        return Decision(waiting_for=view.hindrance)
-    if view.image is ImageState.PULLING:
+    snapshot, desired = world.snapshot, world.desired
+    if snapshot.hindrance:
+        return Decision(waiting_for=snapshot.hindrance)
+    if snapshot.image is ImageState.PULLING:
         return Decision(waiting_for=f"pulling {desired.spec.image}")
-    if _needs_pull(view, desired):
+    if _needs_pull(snapshot, desired):
         return Decision(Action(Verb.PULL, desired.spec.image, cause))
-    volume = wanted_volume(view)
-    if volume and not has_volume(view, volume):
+    volume = wanted_volume(snapshot)
+    if volume and not has_volume(snapshot, volume):
         return Decision(Action(Verb.CREATE_VOLUME, volume, "its workspace does not exist"))
     return Decision(Action(Verb.CREATE, name, cause))
 
 
-def _needs_pull(view: View, desired: Desired) -> bool:
+def _needs_pull(snapshot: Snapshot, desired: Desired) -> bool:
     if desired.spec.pull is PullPolicy.ALWAYS:
-        return view.image is not ImageState.FRESH
-    return desired.spec.pull is PullPolicy.MISSING and view.image is ImageState.ABSENT
+        return snapshot.image is not ImageState.FRESH
+    return desired.spec.pull is PullPolicy.MISSING and snapshot.image is ImageState.ABSENT
 
 
 def _correct_limits(world: _World) -> Decision | None:
     """Others changed its limits: they are set back in place, and nothing else waits for that."""
     decision = _correction(world)
-    return decision if decision and gated(world.view, decision) is decision else None
+    return decision if decision and gated(world.snapshot, decision) is decision else None
 
 
 def _still_to_correct(world: _World) -> Decision | None:
@@ -265,29 +265,29 @@ def _still_to_correct(world: _World) -> Decision | None:
 def _correction(world: _World) -> Decision | None:
     current = world.roles.current
     assert current is not None
-    drifted = limits_drift(world.view.memory, current)
+    drifted = limits_drift(world.snapshot.memory, current)
     return step_on(Verb.UPDATE, current, f"others changed it: {drifted}") if drifted else None
 
 
 def _converge_state(world: _World) -> Decision | None:
     assert world.roles.current is not None
-    return converge_state(world.view, world.desired, world.roles.current)
+    return converge_state(world.snapshot, world.desired, world.roles.current)
 
 
 def _still_to_make(world: _World) -> Decision | None:
     """The container that is there is as it should be, and waits for its replacement."""
     current = world.roles.current
     assert current is not None
-    if not replace_cause(world.view, world.desired, current):
+    if not replace_cause(world.snapshot, world.desired, current):
         return None
-    if world.view.hindrance:
-        return Decision(waiting_for=world.view.hindrance)
-    if world.view.image is ImageState.PULLING:
+    if world.snapshot.hindrance:
+        return Decision(waiting_for=world.snapshot.hindrance)
+    if world.snapshot.image is ImageState.PULLING:
         return Decision(waiting_for=f"pulling {world.desired.spec.image}")
-    failure = world.view.memory.failure
+    failure = world.snapshot.memory.failure
     cause = failure.cause if failure else "a replacement"
     due = _blocked_until(world)
-    return Decision(wait_until=due if due > world.view.now else None, waiting_for=cause)
+    return Decision(wait_until=due if due > world.snapshot.now else None, waiting_for=cause)
 
 
 _RULES: Final[tuple[Callable[[_World], Decision | None], ...]] = (

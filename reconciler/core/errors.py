@@ -82,7 +82,7 @@ class EngineError(ReconcilerError):
     """The engine did not do what was asked."""
 
 
-class Postponed(EngineError):
+class Throttled(EngineError):
     """The engine was not asked: too much of the kind is under way, or the kind hangs."""
 
 
@@ -137,7 +137,7 @@ class PortTaken(EngineError):
         self.port = port
 
 
-class Wrecked(EngineError):
+class Unstartable(EngineError):
     """This container cannot start any more, and another one made from the same spec could.
 
     It refers to a network or a container by an id that no longer exists, or leftover runtime state

@@ -12,7 +12,7 @@ from reconciler.core.model import AWAITED, Fate, Verb
 from reconciler.core.steps import relevant_failures
 
 if TYPE_CHECKING:
-    from reconciler.core.model import View
+    from reconciler.core.model import Snapshot
 
 RECORD: Final = "record"
 ENV_FILE: Final = "env_file"
@@ -39,14 +39,14 @@ OVER: Final = {
 }
 
 
-def faults_of(view: View) -> dict[str, str]:
+def faults_of(snapshot: Snapshot) -> dict[str, str]:
     """Return what is wrong now, by source: one of the constants here, or the verb of a step."""
-    found = {INSPECT: view.unseen, RECORD: view.held}
-    desired = view.desired
+    found = {INSPECT: snapshot.unseen, RECORD: snapshot.held}
+    desired = snapshot.desired
     if desired is not None and desired.problem:
         found[ENV_FILE if desired.spec_hash is None else PORTS] = desired.problem
-    if view.hold and decide(view).waiting_for == view.hold:
-        found[DISK] = view.hold
-    if desired is not None or view.fate is Fate.DELETED:
-        found |= {str(failure.verb): failure.cause for failure in relevant_failures(view)}
+    if snapshot.hold and decide(snapshot).waiting_for == snapshot.hold:
+        found[DISK] = snapshot.hold
+    if desired is not None or snapshot.fate is Fate.DELETED:
+        found |= {str(failure.verb): failure.cause for failure in relevant_failures(snapshot)}
     return {source: error for source, error in found.items() if error and error not in AWAITED}

@@ -295,7 +295,7 @@ _LAST_SIGNAL = 64
 UNKNOWN_EXIT = 255
 
 
-class Concern(NamedTuple):
+class FailureKey(NamedTuple):
     """What a failure is about: the step, the edit, and what exists that it was on, if anything."""
 
     verb: Verb
@@ -325,9 +325,9 @@ class Failure:
     progress: bool = False
 
     @property
-    def about(self) -> Concern:
+    def about(self) -> FailureKey:
         """What it is remembered under."""
-        return Concern(self.verb, self.spec_hash, self.target)
+        return FailureKey(self.verb, self.spec_hash, self.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,7 +455,7 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class Snapshot:
     """All that a decision about one key is made from. ``desired`` None: should not exist.
 
     ``hung`` maps the steps at which the engine hangs, for everybody, to when one is tried next.

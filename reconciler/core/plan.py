@@ -24,112 +24,112 @@ from reconciler.core.replacement import wanted_volume
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reconciler.core.model import Action, View
+    from reconciler.core.model import Action, Snapshot
 
 # The longest way known is a replacement of a paused sandbox with a stray: a dozen steps.
 MAX_STEPS: Final = 32
 
 
-def plan(view: View) -> Plan:
+def plan(snapshot: Snapshot) -> Plan:
     """The actions that take the key to what is desired, if each one does what it should."""
     actions: list[Action] = []
     while len(actions) < MAX_STEPS:
-        decision = decide(view)
+        decision = decide(snapshot)
         if decision.action is None:
-            return Plan(view.key, tuple(actions), decision.waiting_for)
+            return Plan(snapshot.key, tuple(actions), decision.waiting_for)
         actions.append(decision.action)
-        view = after(view, decision.action)
-    return Plan(view.key, tuple(actions), "more than can be foreseen")
+        snapshot = after(snapshot, decision.action)
+    return Plan(snapshot.key, tuple(actions), "more than can be foreseen")
 
 
-def after(view: View, action: Action) -> View:
+def after(snapshot: Snapshot, action: Action) -> Snapshot:
     """The world after an action that did what it should."""
-    return _EFFECTS[action.verb](view, action)
+    return _EFFECTS[action.verb](snapshot, action)
 
 
-def _pull(view: View, _action: Action) -> View:
-    return replace(view, image=ImageState.FRESH)
+def _pull(snapshot: Snapshot, _action: Action) -> Snapshot:
+    return replace(snapshot, image=ImageState.FRESH)
 
 
-def _create_volume(view: View, action: Action) -> View:
-    made = Volume(action.target, view.key)
-    volumes = (*view.observed.volumes, made)
-    return replace(view, observed=replace(view.observed, volumes=volumes))
+def _create_volume(snapshot: Snapshot, action: Action) -> Snapshot:
+    made = Volume(action.target, snapshot.key)
+    volumes = (*snapshot.observed.volumes, made)
+    return replace(snapshot, observed=replace(snapshot.observed, volumes=volumes))
 
 
-def _create(view: View, action: Action) -> View:
-    desired, volume = view.desired, wanted_volume(view)
+def _create(snapshot: Snapshot, action: Action) -> Snapshot:
+    desired, volume = snapshot.desired, wanted_volume(snapshot)
     assert desired is not None
     made = Container(
         id=f"new:{action.target}",
         name=action.target,
-        sandbox=view.key,
+        sandbox=snapshot.key,
         spec=desired.spec_name,
         spec_hash=desired.spec_hash or "",
         phase=Phase.CREATED,
-        created_at=view.now,
+        created_at=snapshot.now,
         ports=published(desired.spec, desired.identity) if desired.identity else {},
         volumes=frozenset({volume} if volume else ()),
         image=desired.spec.image,
     )
-    containers = (*view.observed.containers, made)
+    containers = (*snapshot.observed.containers, made)
     return replace(
-        view,
+        snapshot,
         image=ImageState.UNKNOWN,
-        observed=replace(view.observed, containers=containers),
+        observed=replace(snapshot.observed, containers=containers),
     )
 
 
-def _start(view: View, action: Action) -> View:
-    started = _changed(view, action, phase=Phase.RUNNING, started_at=view.now)
-    well = Health(action.container_id, view.now, view.now, Verdict.GOOD, view.now)
-    return replace(started, health=well, memory=after_start(view.memory))
+def _start(snapshot: Snapshot, action: Action) -> Snapshot:
+    started = _changed(snapshot, action, phase=Phase.RUNNING, started_at=snapshot.now)
+    well = Health(action.container_id, snapshot.now, snapshot.now, Verdict.GOOD, snapshot.now)
+    return replace(started, health=well, memory=after_start(snapshot.memory))
 
 
-def _stop(view: View, action: Action) -> View:
-    stopped = _changed(view, action, phase=Phase.EXITED, finished_at=view.now)
+def _stop(snapshot: Snapshot, action: Action) -> Snapshot:
+    stopped = _changed(snapshot, action, phase=Phase.EXITED, finished_at=snapshot.now)
     container = stopped.observed.container(action.container_id)
     assert container is not None
-    return replace(stopped, memory=after_own_stop(view.memory, container))
+    return replace(stopped, memory=after_own_stop(snapshot.memory, container))
 
 
-def _pause(view: View, action: Action) -> View:
-    return _changed(view, action, phase=Phase.PAUSED)
+def _pause(snapshot: Snapshot, action: Action) -> Snapshot:
+    return _changed(snapshot, action, phase=Phase.PAUSED)
 
 
-def _unpause(view: View, action: Action) -> View:
-    return _changed(view, action, phase=Phase.RUNNING)
+def _unpause(snapshot: Snapshot, action: Action) -> Snapshot:
+    return _changed(snapshot, action, phase=Phase.RUNNING)
 
 
-def _update(view: View, action: Action) -> View:
-    baseline = view.memory.baseline
+def _update(snapshot: Snapshot, action: Action) -> Snapshot:
+    baseline = snapshot.memory.baseline
     assert baseline is not None
-    return _changed(view, action, limits=baseline.limits)
+    return _changed(snapshot, action, limits=baseline.limits)
 
 
-def _rename(view: View, action: Action) -> View:
-    return _changed(view, action, name=action.new_name)
+def _rename(snapshot: Snapshot, action: Action) -> Snapshot:
+    return _changed(snapshot, action, name=action.new_name)
 
 
-def _remove(view: View, action: Action) -> View:
-    kept = tuple(c for c in view.observed.containers if c.id != action.container_id)
-    return replace(view, observed=replace(view.observed, containers=kept))
+def _remove(snapshot: Snapshot, action: Action) -> Snapshot:
+    kept = tuple(c for c in snapshot.observed.containers if c.id != action.container_id)
+    return replace(snapshot, observed=replace(snapshot.observed, containers=kept))
 
 
-def _remove_volume(view: View, action: Action) -> View:
-    kept = tuple(v for v in view.observed.volumes if v.name != action.target)
-    return replace(view, observed=replace(view.observed, volumes=kept))
+def _remove_volume(snapshot: Snapshot, action: Action) -> Snapshot:
+    kept = tuple(v for v in snapshot.observed.volumes if v.name != action.target)
+    return replace(snapshot, observed=replace(snapshot.observed, volumes=kept))
 
 
-def _changed(view: View, action: Action, **changes: object) -> View:
+def _changed(snapshot: Snapshot, action: Action, **changes: object) -> Snapshot:
     containers = tuple(
         replace(c, **changes) if c.id == action.container_id else c  # type: ignore[arg-type]
-        for c in view.observed.containers
+        for c in snapshot.observed.containers
     )
-    return replace(view, observed=Observed(containers, view.observed.volumes))
+    return replace(snapshot, observed=Observed(containers, snapshot.observed.volumes))
 
 
-_EFFECTS: Final[dict[Verb, Callable[[View, Action], View]]] = {
+_EFFECTS: Final[dict[Verb, Callable[[Snapshot, Action], Snapshot]]] = {
     Verb.PULL: _pull,
     Verb.CREATE_VOLUME: _create_volume,
     Verb.CREATE: _create,

@@ -21,7 +21,7 @@ from reconciler.core.model import (
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from reconciler.core.model import Action, Concern, Container, Death
+    from reconciler.core.model import Action, Container, Death, FailureKey
     from reconciler.core.spec import HealthSpec, RestartSpec
 
 _JITTER: Final = 0.1
@@ -137,7 +137,7 @@ def after_restart(memory: Memory) -> Memory:
     return replace(memory, restarts=memory.restarts + 1, streak=memory.streak + 1)
 
 
-def is_loop_told(streak: int) -> bool:
+def is_crash_loop_reported(streak: int) -> bool:
     """Whether so many restarts in a row are told of: the fifth, and each doubling after it."""
     rounds, rest = divmod(streak, _LOOP)
     return rest == 0 and rounds.bit_count() == 1
@@ -192,12 +192,12 @@ def after_success(memory: Memory) -> Memory:
     return replace(memory, failures=()) if memory.failures else memory
 
 
-def failure_of(memory: Memory, about: Concern) -> Failure | None:
+def failure_of(memory: Memory, about: FailureKey) -> Failure | None:
     """The failure of this step for this edit."""
     return next((f for f in memory.failures if f.about == about), None)
 
 
-def is_wrecked(memory: Memory, container: Container) -> bool:
+def is_unstartable(memory: Memory, container: Container) -> bool:
     """Whether the container can do nothing any more, by the engine's own words."""
     return any(f.wrecked == container.id and f.count >= _WRECKED_STARTS for f in memory.failures)
 
@@ -242,7 +242,7 @@ def _judged(health: Health, verdict: Verdict, now: float) -> Health:
     return health if health.verdict is verdict else replace(health, verdict=verdict, since=now)
 
 
-def brake_engages(total: int, removed: int, *, count: int, percent: float) -> bool:
+def mass_delete_guard_engages(total: int, removed: int, *, count: int, percent: float) -> bool:
     """Whether an edit that takes ``removed`` of ``total`` records needs to be confirmed."""
     return removed > count and removed * 100.0 > percent * total
 

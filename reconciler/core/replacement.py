@@ -10,7 +10,7 @@ from reconciler.core.container_config import same_spec
 from reconciler.core.spec import DesiredState, OnChange
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Container, Desired, View, Volume
+    from reconciler.core.model import Container, Desired, Snapshot, Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,44 +40,44 @@ class Names:
     volume: str
 
 
-def names_of(view: View) -> Names:
+def names_of(snapshot: Snapshot) -> Names:
     """The names that the key's objects bear."""
     return Names(
-        current=naming.container_name(view.prefix, view.key),
-        successor=naming.successor_name(view.prefix, view.key),
-        predecessor=naming.predecessor_name(view.prefix, view.key),
-        stand_in=naming.stand_in_name(view.prefix, view.key),
-        volume=naming.volume_name(view.prefix, view.key),
+        current=naming.container_name(snapshot.prefix, snapshot.key),
+        successor=naming.successor_name(snapshot.prefix, snapshot.key),
+        predecessor=naming.predecessor_name(snapshot.prefix, snapshot.key),
+        stand_in=naming.stand_in_name(snapshot.prefix, snapshot.key),
+        volume=naming.volume_name(snapshot.prefix, snapshot.key),
     )
 
 
-def roles_of(view: View) -> Roles:
+def roles_of(snapshot: Snapshot) -> Roles:
     """Who is who."""
-    names = names_of(view)
-    by_name = {container.name: container for container in view.observed.containers}
+    names = names_of(snapshot)
+    by_name = {container.name: container for container in snapshot.observed.containers}
     expected = {names.current, names.successor, names.predecessor, names.stand_in}
     return Roles(
         current=by_name.get(names.current),
         successor=by_name.get(names.successor),
         predecessor=by_name.get(names.predecessor),
         stand_in=by_name.get(names.stand_in),
-        strays=tuple(c for c in view.observed.containers if c.name not in expected),
+        strays=tuple(c for c in snapshot.observed.containers if c.name not in expected),
     )
 
 
-def wanted_volume(view: View) -> str | None:
+def wanted_volume(snapshot: Snapshot) -> str | None:
     """The workspace volume of a record that asks for one: it exists, or is to be made.
 
     Any volume of the sandbox is a candidate, since its name depends on a prefix that may have
     changed: the one that the current container mounts, then one that another container mounts,
     then the one with the name that would be given now, then the last by name.
     """
-    if view.desired is None or view.desired.spec.workspace is None:
+    if snapshot.desired is None or snapshot.desired.spec.workspace is None:
         return None
-    names, current = names_of(view), roles_of(view).current
-    mounted = {name for container in view.observed.containers for name in container.volumes}
+    names, current = names_of(snapshot), roles_of(snapshot).current
+    mounted = {name for container in snapshot.observed.containers for name in container.volumes}
     found = max(
-        view.observed.volumes,
+        snapshot.observed.volumes,
         key=lambda volume: (
             current is not None and volume.name in current.volumes,
             volume.name in mounted,
@@ -89,31 +89,31 @@ def wanted_volume(view: View) -> str | None:
     return found.name if found else names.volume
 
 
-def has_volume(view: View, name: str) -> bool:
+def has_volume(snapshot: Snapshot, name: str) -> bool:
     """Whether the engine has that volume under this key."""
-    return any(volume.name == name for volume in view.observed.volumes)
+    return any(volume.name == name for volume in snapshot.observed.volumes)
 
 
-def surplus_volumes(view: View) -> tuple[Volume, ...]:
+def surplus_volumes(snapshot: Snapshot) -> tuple[Volume, ...]:
     """Volumes under the key that nothing asks for; none where volumes cannot be seen."""
-    wanted = wanted_volume(view)
-    if not view.sees_volumes:
+    wanted = wanted_volume(snapshot)
+    if not snapshot.sees_volumes:
         return ()
-    return tuple(volume for volume in view.observed.volumes if volume.name != wanted)
+    return tuple(volume for volume in snapshot.observed.volumes if volume.name != wanted)
 
 
-def drift(view: View, desired: Desired, container: Container) -> str:
+def drift(snapshot: Snapshot, desired: Desired, container: Container) -> str:
     """Why the container is not what the record asks for; empty where it is."""
-    return spec_drift(desired, container) or _host_drift(view, desired, container)
+    return spec_drift(desired, container) or _host_drift(snapshot, desired, container)
 
 
-def replace_cause(view: View, desired: Desired, container: Container) -> str:
+def replace_cause(snapshot: Snapshot, desired: Desired, container: Container) -> str:
     """Why the container is to be replaced now; empty where it is to be kept."""
     cause = spec_drift(desired, container)
     if cause and _may_replace(desired, container):
         return cause
     # A container that runs has its ports and its volume, whatever the books say.
-    return "" if container.live else _host_drift(view, desired, container)
+    return "" if container.live else _host_drift(snapshot, desired, container)
 
 
 def spec_drift(desired: Desired, container: Container) -> str:
@@ -123,17 +123,21 @@ def spec_drift(desired: Desired, container: Container) -> str:
     return desired.change_since(container.spec_hash) if changed else ""
 
 
-def _host_drift(view: View, desired: Desired, container: Container) -> str:
+def _host_drift(snapshot: Snapshot, desired: Desired, container: Container) -> str:
     """Why the host no longer has what the container was made with, whatever the spec says now."""
     leased = desired.identity.ports if desired.identity else {}
     if any(leased.get(inside, host) != host for inside, host in container.ports.items()):
         return "its host ports changed"
-    mounted = container.volumes if wanted_volume(view) and view.sees_volumes else frozenset()
-    if mounted and not any(has_volume(view, volume) for volume in mounted):
+    mounted = (
+        container.volumes if wanted_volume(snapshot) and snapshot.sees_volumes else frozenset()
+    )
+    if mounted and not any(has_volume(snapshot, volume) for volume in mounted):
         return "its workspace volume is gone"
     # One of an older spec that is to be kept is not replaced by another spec's to find out.
-    doubtful = not spec_drift(desired, container) and policy.keeps_failing(view.memory, container)
-    if doubtful or policy.is_wrecked(view.memory, container):
+    doubtful = not spec_drift(desired, container) and policy.keeps_failing(
+        snapshot.memory, container
+    )
+    if doubtful or policy.is_unstartable(snapshot.memory, container):
         return "the engine cannot start it any more"
     return ""
 

@@ -12,7 +12,7 @@ from reconciler.core.spec import DesiredState
 from reconciler.core.steps import foreign_pause, latest_failure
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Container, Desired, View
+    from reconciler.core.model import Container, Desired, Snapshot
 
 _GOAL: Final = {
     DesiredState.RUNNING: Status.RUNNING,
@@ -23,83 +23,83 @@ _GOAL: Final = {
 UNKNOWN_HEALTH: Final = "its health is unknown: "
 
 
-def is_at_goal(view: View) -> bool:
+def is_at_goal(snapshot: Snapshot) -> bool:
     """Whether the sandbox has the status that its record asks for."""
-    return view.desired is not None and status_of(view)[0] is _GOAL[view.desired.state]
+    return snapshot.desired is not None and status_of(snapshot)[0] is _GOAL[snapshot.desired.state]
 
 
-def status_of(view: View) -> tuple[Status, str]:
+def status_of(snapshot: Snapshot) -> tuple[Status, str]:
     """The status of the key's sandbox, and a reason that is empty where none is needed.
 
     What is as desired keeps its status whatever is wrong beside it: a broken env file, or an edit
     that cannot be carried out, is its reason. What cannot be inspected, or is on an engine that
     cannot be asked, keeps its last known status, and is UNKNOWN where it has none.
     """
-    current = roles_of(view).current
-    status, reason = _observed(view, current)
-    if view.blind or view.unseen:
-        why = f"the engine cannot be asked: {view.blind}" if view.blind else view.unseen
+    current = roles_of(snapshot).current
+    status, reason = _observed(snapshot, current)
+    if snapshot.blind or snapshot.unseen:
+        why = f"the engine cannot be asked: {snapshot.blind}" if snapshot.blind else snapshot.unseen
         return (Status.UNKNOWN, why) if current is None else (status, f"last known; {why}")
-    failure = latest_failure(view)
-    at_goal = view.desired is not None and status is _GOAL[view.desired.state]
+    failure = latest_failure(snapshot)
+    at_goal = snapshot.desired is not None and status is _GOAL[snapshot.desired.state]
     if failure is not None and not at_goal:
         return Status.ERROR, failure.cause
-    if view.held and view.desired is None:
-        return Status.ERROR, view.held
-    said = reason or (failure.cause if failure else _beside(view, current))
-    return status, "; ".join(filter(None, (said, _loss(view))))
+    if snapshot.held and snapshot.desired is None:
+        return Status.ERROR, snapshot.held
+    said = reason or (failure.cause if failure else _beside(snapshot, current))
+    return status, "; ".join(filter(None, (said, _loss(snapshot))))
 
 
-def _beside(view: View, current: Container | None) -> str:
+def _beside(snapshot: Snapshot, current: Container | None) -> str:
     """What is wrong, though it does not determine the status."""
-    problem = view.desired.problem if view.desired else None
-    return problem or view.held or unheeded_check(view.desired, current)
+    problem = snapshot.desired.problem if snapshot.desired else None
+    return problem or snapshot.held or unheeded_check(snapshot.desired, current)
 
 
-def _loss(view: View) -> str:
-    loss = view.memory.loss
+def _loss(snapshot: Snapshot) -> str:
+    loss = snapshot.memory.loss
     return f"its workspace {loss.volume} vanished, and a new one is empty" if loss else ""
 
 
-def _observed(view: View, current: Container | None) -> tuple[Status, str]:
+def _observed(snapshot: Snapshot, current: Container | None) -> tuple[Status, str]:
     if current is None:
-        return _absent(view)
+        return _absent(snapshot)
     match current.phase:
         case Phase.PAUSED:
-            return Status.PAUSED, _why_paused(view, current)
+            return Status.PAUSED, _why_paused(snapshot, current)
         case Phase.RUNNING:
-            return _running(view, current)
+            return _running(snapshot, current)
         case Phase.CREATED | Phase.RESTARTING:
-            return _made(view)
+            return _made(snapshot)
         case Phase.EXITED | Phase.DEAD:
-            return _ended(view, current)
+            return _ended(snapshot, current)
         case _:
             return Status.MISSING, "the engine is removing it"
 
 
-def _why_paused(view: View, current: Container) -> str:
-    if view.desired is None or view.desired.state is DesiredState.PAUSED:
+def _why_paused(snapshot: Snapshot, current: Container) -> str:
+    if snapshot.desired is None or snapshot.desired.state is DesiredState.PAUSED:
         return ""
-    return "" if foreign_pause(view, current.id) is None else "others paused it"
+    return "" if foreign_pause(snapshot, current.id) is None else "others paused it"
 
 
-def _absent(view: View) -> tuple[Status, str]:
-    problem = view.desired.problem if view.desired else None
+def _absent(snapshot: Snapshot) -> tuple[Status, str]:
+    problem = snapshot.desired.problem if snapshot.desired else None
     if problem is not None:
         return Status.MISSING if problem in AWAITED else Status.ERROR, problem
-    if view.desired is not None and view.hold:
-        return Status.MISSING, view.hold
-    if view.desired is not None and view.image is ImageState.PULLING:
-        return Status.MISSING, f"pulling {view.desired.spec.image}"
+    if snapshot.desired is not None and snapshot.hold:
+        return Status.MISSING, snapshot.hold
+    if snapshot.desired is not None and snapshot.image is ImageState.PULLING:
+        return Status.MISSING, f"pulling {snapshot.desired.spec.image}"
     return Status.MISSING, ""
 
 
-def _running(view: View, current: Container) -> tuple[Status, str]:
-    if view.desired is None or view.desired.spec.health is None:
+def _running(snapshot: Snapshot, current: Container) -> tuple[Status, str]:
+    if snapshot.desired is None or snapshot.desired.spec.health is None:
         return Status.RUNNING, ""
-    health = view.health
+    health = snapshot.health
     unknown = f"{UNKNOWN_HEALTH}{health.unknown}" if health.unknown else ""
-    match verdict_of(view, current):
+    match verdict_of(snapshot, current):
         case Verdict.GOOD:
             return Status.RUNNING, unknown
         case Verdict.UNHEALTHY:
@@ -123,15 +123,15 @@ def unheeded_check(desired: Desired | None, container: Container | None) -> str:
     )
 
 
-def _made(view: View) -> tuple[Status, str]:
-    if _stopped_is_desired(view):
+def _made(snapshot: Snapshot) -> tuple[Status, str]:
+    if _stopped_is_desired(snapshot):
         return Status.STOPPED, "never started"
     return Status.STARTING, ""
 
 
-def _ended(view: View, current: Container) -> tuple[Status, str]:
-    memory, death = view.memory, view.memory.death
-    if _stopped_is_desired(view) and current.phase is Phase.EXITED:
+def _ended(snapshot: Snapshot, current: Container) -> tuple[Status, str]:
+    memory, death = snapshot.memory, snapshot.memory.death
+    if _stopped_is_desired(snapshot) and current.phase is Phase.EXITED:
         return Status.STOPPED, ""
     if policy.is_own_stop(memory, current):
         return Status.STARTING, ""
@@ -141,5 +141,5 @@ def _ended(view: View, current: Container) -> tuple[Status, str]:
     return Status.ERROR, f"exit code {current.exit_code}"
 
 
-def _stopped_is_desired(view: View) -> bool:
-    return view.desired is not None and view.desired.state is DesiredState.STOPPED
+def _stopped_is_desired(snapshot: Snapshot) -> bool:
+    return snapshot.desired is not None and snapshot.desired.state is DesiredState.STOPPED

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
-from reconciler.core.model import Action, Concern, Decision, Phase, Verb
+from reconciler.core.model import Action, Decision, FailureKey, Phase, Verb
 from reconciler.core.replacement import roles_of
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Container, Failure, View
+    from reconciler.core.model import Container, Failure, Snapshot
 
 NOTHING: Final = Decision()
 
@@ -41,89 +41,96 @@ def earliest(waits: list[Decision]) -> Decision:
     return Decision(None, *min(timed)) if timed else NOTHING
 
 
-def gated(view: View, decision: Decision) -> Decision:
+def gated(snapshot: Snapshot, decision: Decision) -> Decision:
     """A step that failed, or that hangs for everybody, is not asked for before it is due."""
     action = decision.action
     if action is None:
         return decision
-    return _left_paused(view, action) or blocked(view, concern(view, action)) or decision
+    return (
+        _left_paused(snapshot, action)
+        or blocked(snapshot, failure_key_of(snapshot, action))
+        or decision
+    )
 
 
-def foreign_pause(view: View, container_id: str) -> float | None:
+def foreign_pause(snapshot: Snapshot, container_id: str) -> float | None:
     """Since when others have paused the container; None where the pause is ours."""
-    pause = view.memory.pause
+    pause = snapshot.memory.pause
     if pause is None or pause.container_id != container_id:
-        return view.now
+        return snapshot.now
     return None if pause.ours else pause.since
 
 
-def _left_paused(view: View, action: Action) -> Decision | None:
+def _left_paused(snapshot: Snapshot, action: Action) -> Decision | None:
     """The wait for others who paused it: a commit or a backup needs its files to stay as is."""
-    current = roles_of(view).current
+    current = roles_of(snapshot).current
     if action.verb is not Verb.UNPAUSE or current is None or current.id != action.container_id:
         return None
-    since = foreign_pause(view, current.id)
-    if since is None or since + view.pause_grace <= view.now:
+    since = foreign_pause(snapshot, current.id)
+    if since is None or since + snapshot.pause_grace <= snapshot.now:
         return None
     return Decision(
-        wait_until=since + view.pause_grace,
+        wait_until=since + snapshot.pause_grace,
         waiting_for="others paused it: it is resumed when `foreign_pause_grace` is over",
     )
 
 
-def blocked(view: View, about: Concern) -> Decision | None:
+def blocked(snapshot: Snapshot, about: FailureKey) -> Decision | None:
     """The wait for a step that is not due: it failed here, or the engine hangs at its kind."""
-    failure = held_by(view, about)
+    failure = held_by(snapshot, about)
     if failure is not None:
         return Decision(wait_until=failure.not_before, waiting_for=failure.cause)
-    due = view.hung.get(about.verb, view.now)
-    if due <= view.now:
+    due = snapshot.hung.get(about.verb, snapshot.now)
+    if due <= snapshot.now:
         return None
     return Decision(
         wait_until=due, waiting_for=f"the engine hangs at every {about.verb}: restart it"
     )
 
 
-def held_by(view: View, about: Concern) -> Failure | None:
+def held_by(snapshot: Snapshot, about: FailureKey) -> Failure | None:
     """The failure after which the step is not due yet."""
-    failure = policy.failure_of(view.memory, about)
-    waits = failure is not None and failure.not_before > view.now
+    failure = policy.failure_of(snapshot.memory, about)
+    waits = failure is not None and failure.not_before > snapshot.now
     return failure if waits else None
 
 
-def concern(view: View, action: Action) -> Concern:
+def failure_key_of(snapshot: Snapshot, action: Action) -> FailureKey:
     """What a failure of the step is remembered under."""
-    container = view.observed.container(action.container_id)
+    container = snapshot.observed.container(action.container_id)
     if container is not None:
-        return concern_of(action.verb, container)
-    desired = (view.desired.spec_hash or "") if view.desired else ""
-    return Concern(action.verb, desired, "" if action.verb.makes else action.target)
+        return failure_key(action.verb, container)
+    desired = (snapshot.desired.spec_hash or "") if snapshot.desired else ""
+    return FailureKey(action.verb, desired, "" if action.verb.makes else action.target)
 
 
-def concern_of(verb: Verb, container: Container) -> Concern:
-    """As ``concern``, of a step on a container that exists. Its first start is a step of making."""
+def failure_key(verb: Verb, container: Container) -> FailureKey:
+    """As ``failure_key_of``, for a step on an existing container.
+
+    The first start of a container counts as a step of making it.
+    """
     making = verb.makes and container.started_at is None
-    return Concern(verb, container.spec_hash, "" if making else container.id)
+    return FailureKey(verb, container.spec_hash, "" if making else container.id)
 
 
-def relevant_failures(view: View) -> tuple[Failure, ...]:
+def relevant_failures(snapshot: Snapshot) -> tuple[Failure, ...]:
     """Return the failed steps that are about the present edit, or about what still exists.
 
     A step that the engine is still at is none.
     """
-    relevant = still_there(view)
-    failed = (failure for failure in view.memory.failures if not failure.progress)
+    relevant = still_there(snapshot)
+    failed = (failure for failure in snapshot.memory.failures if not failure.progress)
     return tuple(failure for failure in failed if policy.matters(failure, relevant))
 
 
-def latest_failure(view: View) -> Failure | None:
+def latest_failure(snapshot: Snapshot) -> Failure | None:
     """Return the latest of the relevant failures."""
-    return max(relevant_failures(view), key=lambda failure: failure.at, default=None)
+    return max(relevant_failures(snapshot), key=lambda failure: failure.at, default=None)
 
 
-def still_there(view: View) -> set[str]:
+def still_there(snapshot: Snapshot) -> set[str]:
     """The spec hashes, container ids and volume names that a failure may still be about."""
-    containers, volumes = view.observed.containers, view.observed.volumes
+    containers, volumes = snapshot.observed.containers, snapshot.observed.volumes
     names = {c.spec_hash for c in containers} | {c.id for c in containers}
-    edit = view.desired.spec_hash if view.desired else None
+    edit = snapshot.desired.spec_hash if snapshot.desired else None
     return names | {v.name for v in volumes} | {edit or ""}

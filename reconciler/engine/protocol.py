@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from reconciler.core.container_config import Blueprint
+    from reconciler.core.container_config import ContainerConfig
     from reconciler.core.errors import Forbidden
     from reconciler.core.model import Container, Limits, Phase, Volume
 
@@ -177,7 +177,7 @@ class Engine(Protocol):
             Busy: a container still uses it.
         """
 
-    async def create(self, blueprint: Blueprint) -> str:
+    async def create(self, blueprint: ContainerConfig) -> str:
         """Make the container, without starting it, and return its id.
 
         Where a container of the same name exists, its id is returned if it has the same nonce: an
@@ -189,7 +189,7 @@ class Engine(Protocol):
             Refused: the engine will not make it: a mount's source is missing, an option is wrong.
         """
 
-    async def prepare(self, container_id: str, stand_in: Blueprint) -> None:
+    async def prepare(self, container_id: str, stand_in: ContainerConfig) -> None:
         """Make the workspace belong to the sandbox's user, before the first start.
 
         Where the container itself cannot be used for that, one with the name and the labels of

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from asyncinotify import Event, Inotify, Mask
 
-from reconciler.manifest.sights import Sight, Sights
+from reconciler.manifest.sights import WatchSpec, WatchSpecs
 from reconciler.progress import waiting
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class _Batch:
     unfinished: set[tuple[int, str]] = field(default_factory=set)
 
 
-class Eyes:
+class InotifyWatcher:
     """Watches folders for what matters in them. ``problem`` says what cannot be watched, and why.
 
     ``calls`` is what the calls on paths run in: to look one up can block.
@@ -49,7 +49,7 @@ class Eyes:
     def __init__(self, calls: BoundedCalls) -> None:
         self.problem = ""
         self._calls = calls
-        self._shown: dict[int, Sight] = {}
+        self._shown: dict[int, WatchSpec] = {}
         self._inotify = self._open()
 
     def close(self) -> None:
@@ -57,19 +57,19 @@ class Eyes:
         if self._inotify is not None:
             self._inotify.close()
 
-    async def aim(self, wanted: Sights) -> None:
+    async def aim(self, wanted: WatchSpecs) -> None:
         """Watch these folders from now on, and no others."""
         self.problem = ""
         self._inotify = self._inotify or self._open()
         if self._inotify is None:
             return
-        shown: dict[int, Sight] = {}
+        shown: dict[int, WatchSpec] = {}
         add = partial(_watch, self._inotify, wanted)
         for folder, number in (await self._calls.each(wanted, add)).items():
             if isinstance(number, OSError):
                 self._explain(folder, number)
             else:
-                shown.setdefault(number, Sight()).add(wanted[folder])
+                shown.setdefault(number, WatchSpec()).add(wanted[folder])
         self._forget(self._inotify, self._shown.keys() - shown.keys())
         self._shown = shown
 
@@ -144,7 +144,7 @@ class Eyes:
                     inotify.rm_watch(watch)
 
 
-def _watch(inotify: Inotify, wanted: Sights, folder: Path) -> int:
+def _watch(inotify: Inotify, wanted: WatchSpecs, folder: Path) -> int:
     mask = _PLACES | _CONTENT if wanted[folder].content else _PLACES
     return inotify.add_watch(folder, mask | _ONLY_FOLDERS).wd
 

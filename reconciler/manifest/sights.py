@@ -15,7 +15,7 @@ _MAX_LINKS: Final = 40
 
 
 @dataclass(slots=True)
-class Sight:
+class WatchSpec:
     """What matters in one folder: entries of these names, or ``whole``: every desired file.
 
     ``content``: what is in the entries matters too, not only where they lead.
@@ -29,34 +29,34 @@ class Sight:
         """Whether a change of this entry can matter."""
         return name in self.names or (self.whole and counts(name))
 
-    def add(self, other: Sight) -> None:
+    def add(self, other: WatchSpec) -> None:
         """Matter also what matters there."""
         self.names |= other.names
         self.whole = self.whole or other.whole
         self.content = self.content or other.content
 
 
-Sights = dict[Path, Sight]
+WatchSpecs = dict[Path, WatchSpec]
 
 
-def desired_sights(desired: Path) -> Sights:
+def desired_sights(desired: Path) -> WatchSpecs:
     """The folders to watch for a desired file or folder. Blocks."""
-    found: Sights = {}
+    found: WatchSpecs = {}
     target = _follow(desired, found)
     if target is not None and _is_folder(target):
-        found.setdefault(target, Sight()).add(Sight(whole=True, content=True))
+        found.setdefault(target, WatchSpec()).add(WatchSpec(whole=True, content=True))
         for entry in _desired_in(target):
             if _link(entry) is not None:
                 _follow(entry, found)
     return found
 
 
-def file_sights(path: Path) -> Sights:
+def file_sights(path: Path) -> WatchSpecs:
     """The folders to watch for one file, those on the way and behind links included. Blocks.
 
     The way is followed as far as it exists, so that the rest is seen to come into being.
     """
-    found: Sights = {}
+    found: WatchSpecs = {}
     _follow(path, found)
     return found
 
@@ -86,7 +86,7 @@ def _desired_in(folder: Path) -> list[Path]:
         return []
 
 
-def _follow(path: Path, found: Sights) -> Path | None:
+def _follow(path: Path, found: WatchSpecs) -> Path | None:
     """Note every step of the way to a path; where it ends, links resolved, if it exists."""
     here = Path(os.sep)
     steps = list(reversed(path.parts[1:]))
@@ -107,8 +107,8 @@ def _follow(path: Path, found: Sights) -> Path | None:
     return here if _exists(here) and not steps else None
 
 
-def _note(found: Sights, folder: Path, name: str, *, last: bool) -> None:
-    sight = found.setdefault(folder, Sight())
+def _note(found: WatchSpecs, folder: Path, name: str, *, last: bool) -> None:
+    sight = found.setdefault(folder, WatchSpec())
     sight.names.add(name)
     sight.content = sight.content or (last and not _is_folder(folder / name))
 

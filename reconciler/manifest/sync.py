@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from reconciler.settings import Settings
     from reconciler.store.store import Store
     from reconciler.store.tables import Changes
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 # Seconds. A reading may have to wait for one that another caller asked for.
 _LONGEST_READING: Final = 60.0
@@ -45,7 +45,7 @@ _READ_AGAIN_LONGEST: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class SyncResult:
     """What became of one reading of the desired file.
 
     ``diagnostics`` has what is wrong with it, and with the env files that it names. ``braked`` are
@@ -56,7 +56,7 @@ class Reading:
     added: frozenset[str] = frozenset()
     changed: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
-    braked: tuple[str, ...] = ()
+    held_deletions: tuple[str, ...] = ()
 
     @property
     def changes(self) -> frozenset[str]:
@@ -69,11 +69,11 @@ class _Last:
     """What the last reading found; a reading that finds the same again says nothing."""
 
     loaded: Loaded = field(default_factory=Loaded)
-    braked: tuple[str, ...] = ()
+    held_deletions: tuple[str, ...] = ()
     complaint: tuple[Diagnostic, ...] = ()
 
 
-class Intake:
+class ManifestSync:
     """Takes the desired file into the store."""
 
     def __init__(
@@ -85,7 +85,7 @@ class Intake:
         env_files: EnvFiles,
         calls: BoundedCalls,
         secrets: Secrets,
-        reporter: Reporter,
+        recorder: Recorder,
         enqueue: Callable[[str, Priority], None],
     ) -> None:
         self.path = path
@@ -94,7 +94,7 @@ class Intake:
         self._env_files = env_files
         self._calls = calls
         self._secrets = secrets
-        self._reporter = reporter
+        self._recorder = recorder
         self._enqueue = enqueue
         self._lock = asyncio.Lock()
         self._last = _Last()
@@ -106,9 +106,9 @@ class Intake:
         return self._last.loaded.diagnostics
 
     @property
-    def braked(self) -> tuple[str, ...]:
+    def held_deletions(self) -> tuple[str, ...]:
         """The sandboxes whose deletion waits to be confirmed."""
-        return self._last.braked
+        return self._last.held_deletions
 
     @property
     def unread(self) -> bool:
@@ -142,7 +142,7 @@ class Intake:
         named = (record.spec.env_file for record in self._store.records.values())
         return {Path(path) for path in named if path is not None}
 
-    async def read(self, *, allow_mass_delete: bool = False) -> Reading:
+    async def read(self, *, allow_mass_delete: bool = False) -> SyncResult:
         """Read the file and take in what is good of it. Never raises for what the file holds."""
         async with self._lock:
             loaded = await load_in_time(self._calls, self.path, defaults_of(self._settings))
@@ -151,7 +151,7 @@ class Intake:
             # In the same turn: a kill leaves both in the database, or neither.
             in_force = not loaded.fatal and (allow_mass_delete or not loaded.empty)
             self._report_changes(reading, confirmed=allow_mass_delete, in_force=in_force)
-            former, self._last = self._last, _Last(loaded, reading.braked)
+            former, self._last = self._last, _Last(loaded, reading.held_deletions)
             self._was_read = True
             await self._refresh_env_files()
             self._last.complaint = loaded.diagnostics + self._env_file_errors(loaded)
@@ -173,9 +173,9 @@ class Intake:
     def _report_watch(self, problem: str) -> None:
         if problem:
             event = Event.MANIFEST_WATCH_FAILED
-            self._reporter.complain(event, path=str(self.path), error=problem)
+            self._recorder.complain(event, path=str(self.path), error=problem)
         else:
-            self._reporter.resolve(Event.MANIFEST_WATCH_FAILED)
+            self._recorder.resolve(Event.MANIFEST_WATCH_FAILED)
 
     async def _read_in_the_end(self) -> None:
         pause = _READ_AGAIN
@@ -187,25 +187,25 @@ class Intake:
                 await self.read()
             pause = min(pause * 2, _READ_AGAIN_LONGEST)
 
-    def _take_in(self, loaded: Loaded, *, allow_mass_delete: bool) -> Reading:
+    def _take_in(self, loaded: Loaded, *, allow_mass_delete: bool) -> SyncResult:
         if loaded.fatal:
-            return Reading(loaded.diagnostics, braked=self._last.braked)
+            return SyncResult(loaded.diagnostics, held_deletions=self._last.held_deletions)
         gone = self._gone(loaded)
-        braked = () if allow_mass_delete else self._braked(loaded, gone)
-        removed = [] if braked else gone
+        held_deletions = () if allow_mass_delete else self._braked(loaded, gone)
+        removed = [] if held_deletions else gone
         if loaded.empty and not allow_mass_delete:
             # An empty file says nothing: not even that nothing is wanted.
-            return Reading(loaded.diagnostics, braked=braked)
+            return SyncResult(loaded.diagnostics, held_deletions=held_deletions)
         changes = self._store.accept(self._records(loaded), removed)
         self._orphan_workspaces(changes)
         for name in changes.added | changes.changed | changes.removed:
             self._enqueue(name, Priority.USER)
-        return Reading(
+        return SyncResult(
             loaded.diagnostics,
             changes.added,
             changes.changed,
             changes.removed,
-            braked,
+            held_deletions,
         )
 
     def _gone(self, loaded: Loaded) -> list[str]:
@@ -214,7 +214,7 @@ class Intake:
 
     def _braked(self, loaded: Loaded, gone: list[str]) -> tuple[str, ...]:
         total = len(self._store.records)
-        engages = policy.brake_engages(
+        engages = policy.mass_delete_guard_engages(
             total,
             len(gone),
             count=self._settings.brake_count,
@@ -264,17 +264,19 @@ class Intake:
 
     # --- what is said -------------------------------------------------------------------------
 
-    def _say(self, loaded: Loaded, reading: Reading, former: _Last) -> None:
+    def _say(self, loaded: Loaded, reading: SyncResult, former: _Last) -> None:
         if reading.diagnostics != former.complaint:
             self._say_diagnostics(reading, fatal=loaded.fatal)
             if not reading.diagnostics and not reading.changes:
                 self._say_loaded()
-        if reading.braked != former.braked:
-            self._say_brake(reading, former.braked)
+        if reading.held_deletions != former.held_deletions:
+            self._say_brake(reading, former.held_deletions)
 
-    def _report_changes(self, reading: Reading, *, confirmed: bool, in_force: bool) -> None:
+    def _report_changes(self, reading: SyncResult, *, confirmed: bool, in_force: bool) -> None:
         why = f"{self.path} was edited" if self._was_read else f"{self.path} was read at the start"
-        why_deleted = "the deletions were confirmed" if confirmed and self._last.braked else why
+        why_deleted = (
+            "the deletions were confirmed" if confirmed and self._last.held_deletions else why
+        )
         for names, event in (
             (reading.added, Event.RECORD_ADDED),
             (reading.changed, Event.RECORD_CHANGED),
@@ -282,13 +284,13 @@ class Intake:
             for name in sorted(names):
                 self._report_record(event, name, why)
         for name in sorted(reading.removed):
-            self._reporter.tell(Event.RECORD_DELETED, name, why_deleted)
+            self._recorder.tell(Event.RECORD_DELETED, name, why_deleted)
         if reading.changes or (not self._was_read and in_force):
             self._say_loaded()
 
     def _report_record(self, event: Event, name: str, cause: str) -> None:
         record = self._store.records[name]
-        self._reporter.tell(event, name, cause, spec=record.spec_name, desired=str(record.state))
+        self._recorder.tell(event, name, cause, spec=record.spec_name, desired=str(record.state))
 
     def _enqueue_held(self, former: Loaded, now: Loaded) -> None:
         """Have every sandbox looked at that is held back now and was not before, or no longer."""
@@ -297,10 +299,10 @@ class Intake:
             if former.is_held(name) != now.is_held(name):
                 self._enqueue(name, Priority.USER)
 
-    def _say_diagnostics(self, reading: Reading, *, fatal: bool) -> None:
+    def _say_diagnostics(self, reading: SyncResult, *, fatal: bool) -> None:
         event = Event.MANIFEST_REJECTED if fatal else Event.MANIFEST_HELD
         for diagnostic in reading.diagnostics:
-            self._reporter.log(
+            self._recorder.log(
                 event,
                 path=diagnostic.file,
                 location=f"{diagnostic.file}:{diagnostic.line}:{diagnostic.column}",
@@ -309,19 +311,19 @@ class Intake:
 
     def _say_loaded(self) -> None:
         sandboxes = len(self._store.records)
-        self._reporter.log(Event.MANIFEST_LOADED, path=str(self.path), sandboxes=sandboxes)
+        self._recorder.log(Event.MANIFEST_LOADED, path=str(self.path), sandboxes=sandboxes)
 
-    def _say_brake(self, reading: Reading, former: tuple[str, ...]) -> None:
-        if not reading.braked:
+    def _say_brake(self, reading: SyncResult, former: tuple[str, ...]) -> None:
+        if not reading.held_deletions:
             why = "confirmed" if reading.removed.issuperset(former) else "taken back"
-            self._reporter.log(Event.MANIFEST_BRAKE_RELEASED, deletions=len(former), why=why)
+            self._recorder.log(Event.MANIFEST_BRAKE_RELEASED, deletions=len(former), why=why)
             return
-        self._reporter.log(
+        self._recorder.log(
             Event.MANIFEST_BRAKE,
             path=str(self.path),
-            deletions=len(reading.braked),
+            deletions=len(reading.held_deletions),
             of=len(self._store.records),
-            names=list(reading.braked[:20]),
+            names=list(reading.held_deletions[:20]),
             hint="confirm with: reconciler apply --allow-mass-delete",
         )
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from reconciler.manifest.inotify import Eyes
+from reconciler.manifest.inotify import InotifyWatcher
 from reconciler.manifest.sights import (
-    Sight,
-    Sights,
+    WatchSpec,
+    WatchSpecs,
     desired_fingerprint,
     desired_sights,
     file_fingerprint,
@@ -63,35 +63,37 @@ class Watch:
         reading, so that no edit falls between it and the watch. Close it with
         ``contextlib.aclosing``, or by cancelling the task that waits for it.
         """
-        with contextlib.closing(Eyes(self._calls)) as eyes:
+        with contextlib.closing(InotifyWatcher(self._calls)) as watcher:
             while True:
                 paths = self._paths()
-                await self._aim(eyes, paths)
+                await self._aim(watcher, paths)
                 seen = await self._look(paths)
                 yield
                 # A reading that names other env files has read them before they were watched.
                 if paths == self._paths():
-                    await self._change(eyes, paths, seen)
+                    await self._change(watcher, paths, seen)
 
-    async def _change(self, eyes: Eyes, paths: tuple[Path, ...], seen: tuple[object, ...]) -> None:
-        while not await eyes.change(self._rescan):
-            await self._aim(eyes, paths)
+    async def _change(
+        self, watcher: InotifyWatcher, paths: tuple[Path, ...], seen: tuple[object, ...]
+    ) -> None:
+        while not await watcher.change(self._rescan):
+            await self._aim(watcher, paths)
             if await self._look(paths) != seen:
                 return
 
-    async def _aim(self, eyes: Eyes, paths: tuple[Path, ...]) -> None:
-        wanted: Sights = {}
+    async def _aim(self, watcher: InotifyWatcher, paths: tuple[Path, ...]) -> None:
+        wanted: WatchSpecs = {}
         for found in (await self._calls.each(paths, self._sights)).values():
             for folder, sight in found.items() if isinstance(found, dict) else ():
-                wanted.setdefault(folder, Sight()).add(sight)
-        await eyes.aim(wanted)
-        self._problem = eyes.problem
+                wanted.setdefault(folder, WatchSpec()).add(sight)
+        await watcher.aim(wanted)
+        self._problem = watcher.problem
 
     async def _look(self, paths: tuple[Path, ...]) -> tuple[object, ...]:
         found = await self._calls.each(paths, self._fingerprint)
         return tuple(it.errno if isinstance(it, OSError) else it for it in found.values())
 
-    def _sights(self, path: Path) -> Sights:
+    def _sights(self, path: Path) -> WatchSpecs:
         return desired_sights(path.absolute()) if path == self._desired else file_sights(path)
 
     def _fingerprint(self, path: Path) -> object:

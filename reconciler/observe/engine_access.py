@@ -12,17 +12,17 @@ from reconciler.telemetry.events import Event
 
 if TYPE_CHECKING:
     from reconciler.engine.protocol import Engine
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 _EVERY: Final = 2.0
 
 
-class Permits:
+class EngineAccess:
     """Compares what the engine says with what was logged."""
 
-    def __init__(self, engine: Engine, reporter: Reporter) -> None:
+    def __init__(self, engine: Engine, recorder: Recorder) -> None:
         self._engine = engine
-        self._reporter = reporter
+        self._recorder = recorder
         self._logged: set[str] = set()
         self._warned = 0
 
@@ -36,11 +36,11 @@ class Permits:
         """Log what has changed."""
         forbidden = {error.part: str(error) for error in self._engine.forbidden()}
         for part in sorted(forbidden.keys() - self._logged):
-            self._reporter.log(Event.ENGINE_FORBIDDEN, part=part, error=forbidden[part])
+            self._recorder.log(Event.ENGINE_FORBIDDEN, part=part, error=forbidden[part])
         for part in sorted(self._logged - forbidden.keys()):
-            self._reporter.log(Event.ENGINE_ALLOWED, part=part)
+            self._recorder.log(Event.ENGINE_ALLOWED, part=part)
         self._logged = set(forbidden)
         warnings = self._engine.warnings()
         for warning in warnings[self._warned :]:
-            self._reporter.log(Event.ENGINE_WARNING, warning=warning)
+            self._recorder.log(Event.ENGINE_WARNING, warning=warning)
         self._warned = len(warnings)

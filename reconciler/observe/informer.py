@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from reconciler.engine.protocol import Engine, EngineEvent, EngineInfo
     from reconciler.observe.cache import Cache
     from reconciler.observe.owners import Owners
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 _RECONNECT_FIRST: Final = 0.1
 _RECONNECT_LONGEST: Final = 5.0
@@ -65,7 +65,7 @@ class Informer:
         on_removed: Callable[[], None],
         clock: Callable[[], float],
         resync_interval: float,
-        reporter: Reporter,
+        recorder: Recorder,
     ) -> None:
         self._engine = engine
         self._cache = cache
@@ -77,7 +77,7 @@ class Informer:
         self._on_removed = on_removed
         self._clock = clock
         self._resync_interval = resync_interval
-        self._reporter = reporter
+        self._recorder = recorder
         self.ever_synced = False
         self.synced = asyncio.Event()
         self.complete = False
@@ -106,7 +106,7 @@ class Informer:
         rows = (*listing.broken_containers, *listing.broken_volumes)
         for row in rows[:_MOST_BROKEN]:
             if row.id not in self._broken:
-                self._reporter.log(Event.ENGINE_UNREADABLE, object=row.id, error=row.error)
+                self._recorder.log(Event.ENGINE_UNREADABLE, object=row.id, error=row.error)
         self._broken = {row.id for row in rows}
 
     async def _sync(self) -> None:
@@ -141,7 +141,7 @@ class Informer:
                 self.complete = False
                 self.synced.clear()
             if held and self._reported is Event.ENGINE_CONNECTED:
-                self._reporter.resolve(Event.ENGINE_STREAM_LOST)
+                self._recorder.resolve(Event.ENGINE_STREAM_LOST)
             delay = _RECONNECT_FIRST if held else min(delay * 2, _RECONNECT_LONGEST)
             await asyncio.sleep(delay)
 
@@ -161,7 +161,7 @@ class Informer:
                 await self._sync()
                 tasks.add(
                     asyncio.create_task(
-                        supervise("relist", self._keep_relisting, self._reporter), name="relist"
+                        supervise("relist", self._keep_relisting, self._recorder), name="relist"
                     )
                 )
                 # Not awaited itself: its end would be taken for ours, and ours for its.
@@ -191,7 +191,7 @@ class Informer:
 
     def _lose(self, event: Event, why: str) -> None:
         self.error = why
-        self._reporter.complain(event, error=why)
+        self._recorder.complain(event, error=why)
 
     async def _info(self) -> EngineInfo | None:
         """Ask which engine it is; None where it does not answer soon."""
@@ -203,8 +203,8 @@ class Informer:
 
     def _report_connected(self, info: EngineInfo | None) -> None:
         self._reported = Event.ENGINE_CONNECTED
-        self._reporter.resolve(Event.ENGINE_LOST)
-        self._reporter.log(
+        self._recorder.resolve(Event.ENGINE_LOST)
+        self._recorder.log(
             Event.ENGINE_CONNECTED,
             engine=info.name if info else None,
             version=info.version if info else None,
@@ -262,12 +262,12 @@ class Informer:
                 self.complete = False
                 raise
             else:
-                self._reporter.resolve(Event.ENGINE_SLOW, about="list")
-                self._reporter.resolve(Event.ENGINE_LIST_FAILED)
+                self._recorder.resolve(Event.ENGINE_SLOW, about="list")
+                self._recorder.resolve(Event.ENGINE_LIST_FAILED)
 
     def _report_no_list(self, error: EngineError, seconds: float) -> None:
         if isinstance(error, EngineTimeout):
-            self._reporter.complain(
+            self._recorder.complain(
                 Event.ENGINE_SLOW,
                 about="list",
                 call="list containers and volumes",
@@ -275,7 +275,7 @@ class Informer:
                 error=str(error),
             )
         else:
-            self._reporter.complain(Event.ENGINE_LIST_FAILED, error=str(error))
+            self._recorder.complain(Event.ENGINE_LIST_FAILED, error=str(error))
 
     async def _until_relist(self, due: float) -> None:
         """Wait until a list is due, or an event asked for one a moment after the last."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reconciler.engine.protocol import Engine, Listing
     from reconciler.observe.ownership import Ownership
     from reconciler.store.store import Store
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 # Seconds for a daemon to make its marker again. It hears of the removal by an event.
 ANSWER_WITHIN: Final = 5.0
@@ -44,14 +44,14 @@ class Owners:
         ownership: Ownership,
         instance: str,
         on_rival: Callable[[], None],
-        reporter: Reporter,
+        recorder: Recorder,
     ) -> None:
         self._engine = engine
         self._store = store
         self._ownership = ownership
         self._instance = instance
         self._on_rival = on_rival
-        self._reporter = reporter
+        self._recorder = recorder
         self._settled: set[str] = set()
         self._met: set[str] = set()
         self._restoring: asyncio.Task[None] | None = None
@@ -117,7 +117,7 @@ class Owners:
         except EngineUnavailable:
             raise
         except EngineError as error:
-            self._reporter.complain(Event.OWNER_UNMARKED, error=str(error))
+            self._recorder.complain(Event.OWNER_UNMARKED, error=str(error))
             return False
         return True
 
@@ -128,7 +128,7 @@ class Owners:
         except EngineUnavailable:
             raise
         except EngineError as error:
-            self._reporter.complain(Event.OWNER_UNMARKED, error=str(error))
+            self._recorder.complain(Event.OWNER_UNMARKED, error=str(error))
             return False
         return True
 
@@ -172,7 +172,7 @@ class Owners:
         self._met.add(owner)
         self._settled.add(owner)
         self._ownership.note_rival(owner)
-        self._reporter.log(
+        self._recorder.log(
             Event.OWNER_CONFLICT,
             instance=self._instance,
             owner=self._store.owner,

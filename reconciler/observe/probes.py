@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from reconciler.core.model import Check, Container, Desired
     from reconciler.engine.protocol import Engine, EngineInfo
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 _EAGER_FIRST: Final = 0.1
 _EAGER_FACTOR: Final = 1.3
@@ -113,7 +113,7 @@ class Prober:
         on_doubt: Callable[[str], None],
         engine_answers: Callable[[], bool],
         engine_info: Callable[[], EngineInfo | None],
-        reporter: Reporter,
+        recorder: Recorder,
         clock: Callable[[], float],
     ) -> None:
         self._engine = engine
@@ -121,10 +121,10 @@ class Prober:
         self._on_doubt = on_doubt
         self._engine_answers = engine_answers
         self._engine_info = engine_info
-        self._reporter = reporter
+        self._recorder = recorder
         self._clock = clock
         self._watched: dict[str, _Watched] = {}
-        self._obstacles = _Obstacles(reporter)
+        self._obstacles = _Obstacles(recorder)
 
     def health(self, key: str) -> Health:
         """The probes' findings about the key's present run."""
@@ -144,7 +144,7 @@ class Prober:
             docker = target.spec.kind is ProbeKind.DOCKER
             probe = self._follow_check if docker else self._probe_until_cancelled
             task = asyncio.create_task(
-                supervise(f"probe {key}", lambda: probe(key, target), self._reporter),
+                supervise(f"probe {key}", lambda: probe(key, target), self._recorder),
                 name=f"probe {key}",
                 context=Context(),
             )
@@ -286,8 +286,8 @@ class Prober:
 class _Obstacles:
     """Why sandboxes cannot be probed. Each cause is logged once, however many it concerns."""
 
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
         self._causes: dict[str, str] = {}
         self._keys: defaultdict[str, set[str]] = defaultdict(set)
 
@@ -299,21 +299,21 @@ class _Obstacles:
         first = not self._keys[cause]
         self._causes[key] = cause
         self._keys[cause].add(key)
-        self._reporter.note(Event.PROBE_UNKNOWN, key, cause)
+        self._recorder.note(Event.PROBE_UNKNOWN, key, cause)
         if first:
-            self._reporter.complain(Event.PROBE_UNKNOWN, about=cause, sandbox=key, cause=cause)
+            self._recorder.complain(Event.PROBE_UNKNOWN, about=cause, sandbox=key, cause=cause)
 
     def clear(self, key: str) -> None:
         """The key is probed again, or needs no probe any more."""
         cause = self._causes.pop(key, None)
         if cause is None:
             return
-        self._reporter.note(Event.PROBE_KNOWN, key, cause)
+        self._recorder.note(Event.PROBE_KNOWN, key, cause)
         self._keys[cause].discard(key)
         if not self._keys[cause]:
             del self._keys[cause]
-            self._reporter.resolve(Event.PROBE_UNKNOWN, about=cause)
-            self._reporter.log(Event.PROBE_KNOWN, sandbox=key, cause=cause)
+            self._recorder.resolve(Event.PROBE_UNKNOWN, about=cause)
+            self._recorder.log(Event.PROBE_KNOWN, sandbox=key, cause=cause)
 
 
 def target_of(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reconciler.core.container_config import Surroundings, spec_hash
+from reconciler.core.container_config import InstanceConfig, spec_hash
 from reconciler.core.errors import ReconcilerError
-from reconciler.core.model import Desired, Fate, ImageState, Orphans, View
+from reconciler.core.model import Desired, Fate, ImageState, Orphans, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from reconciler.observe.informer import Informer
     from reconciler.observe.ownership import Ownership
     from reconciler.observe.probes import Prober
-    from reconciler.resources.image_pulls import Puller
+    from reconciler.resources.image_pulls import ImagePuller
     from reconciler.store.store import Store
     from reconciler.store.tables import Orphan, OrphanKind, Record
 
@@ -37,11 +37,11 @@ class Sources:
     store: Store
     cache: Cache
     informer: Informer
-    puller: Puller
+    puller: ImagePuller
     prober: Prober
     open_circuits: Callable[[], Mapping[Verb, float]]
     env_files: EnvFiles
-    around: Surroundings
+    instance_config: InstanceConfig
     ownership: Ownership
     orphan_held: Callable[[Orphan], bool]
     no_ports: Callable[[str], str]
@@ -62,7 +62,7 @@ class _MadeFrom:
     digest: str | None
 
 
-class Views:
+class SnapshotBuilder:
     """Views of every key, all from the same sources."""
 
     def __init__(self, sources: Sources) -> None:
@@ -79,7 +79,7 @@ class Views:
         store = self._from.store
         return {*store.records, *store.deleted, *self._from.cache.keys()}
 
-    def view(self, key: str) -> View:
+    def snapshot(self, key: str) -> Snapshot:
         """All that is known of the key now."""
         sources = self._from
         record = sources.store.records.get(key)
@@ -87,9 +87,9 @@ class Views:
             self._made_from.pop(key, None)
         observed = sources.cache.observed(key)
         now = self.now
-        return View(
+        return Snapshot(
             key=key,
-            prefix=sources.around.prefix,
+            prefix=sources.instance_config.prefix,
             desired=self._desired(record, observed) if record else None,
             observed=observed,
             now=now,
@@ -150,7 +150,7 @@ class Views:
         seen = self._made_from.setdefault(record.name, {})
         last = next(reversed(seen.values()), None)
         if last is None or last.spec is not record.spec or last.digest != digest:
-            hashed = spec_hash(record.spec, self._from.around, digest)
+            hashed = spec_hash(record.spec, self._from.instance_config, digest)
             seen.pop(hashed, None)
             last = seen[hashed] = _MadeFrom(hashed, record.spec, digest)
         for former in seen.keys() - in_use - {last.spec_hash}:

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable, Postponed
+from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable, Throttled
 from reconciler.core.model import Verb
 from reconciler.telemetry.events import Event
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from reconciler.observe.cache import Cache
     from reconciler.observe.informer import Informer
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 # Timeouts in a row after which a kind of change is taken to hang.
 _PATIENCE: Final = 3
@@ -33,7 +33,7 @@ _LONGEST_TRIAL: Final = 300.0
 
 
 @dataclass(slots=True)
-class _Lane:
+class _Breaker:
     """One kind of change. Seconds are monotonic.
 
     ``answers`` is set where the engine answered a list while a call hung.
@@ -58,7 +58,7 @@ class _Lane:
         self.trial_every = min(self.trial_every * 2, _LONGEST_TRIAL)
 
 
-class Lanes:
+class CircuitBreakers:
     """One lane a verb. ``clock`` is monotonic; ``wake`` enqueues a key that waited for its turn.
 
     ``limits`` gives the calls of a verb that may be under way at once, ``limit`` those of all other
@@ -75,16 +75,16 @@ class Lanes:
         sandboxes: Callable[[], int],
         wake: Callable[[str], None],
         wake_all: Callable[[], None],
-        reporter: Reporter,
+        recorder: Recorder,
         clock: Callable[[], float],
     ) -> None:
-        self._lanes = {verb: _Lane(limits.get(verb, limit)) for verb in Verb}
+        self._breakers = {verb: _Breaker(limits.get(verb, limit)) for verb in Verb}
         self._cache = cache
         self._informer = informer
         self._sandboxes = sandboxes
         self._wake = wake
         self._wake_all = wake_all
-        self._reporter = reporter
+        self._recorder = recorder
         self._clock = clock
         self._connection = 0
         self._said = False
@@ -96,7 +96,7 @@ class Lanes:
         Raises:
             Postponed: it is not the key's turn. Once there is room, the key is woken.
         """
-        lane = self._lanes[verb]
+        lane = self._breakers[verb]
         self._admit(lane, verb, key)
         began = self._clock()
         lane.under_way += 1
@@ -116,46 +116,46 @@ class Lanes:
             lane.under_way -= 1
             self._wake_next(lane)
 
-    def _admit(self, lane: _Lane, verb: Verb, key: str) -> None:
+    def _admit(self, lane: _Breaker, verb: Verb, key: str) -> None:
         now = self._clock()
         if self._hangs(lane):
             if now < lane.trial_at:
-                raise Postponed(f"the engine hangs at every {verb}")
+                raise Throttled(f"the engine hangs at every {verb}")
             lane.await_trial(now)
         elif lane.under_way >= lane.limit:
             lane.waiting[key] = None
-            raise Postponed(f"{lane.under_way} others are at {verb}")
+            raise Throttled(f"{lane.under_way} others are at {verb}")
         lane.waiting.pop(key, None)
 
-    def _note_hang(self, lane: _Lane, key: str, began: float) -> None:
+    def _note_hang(self, lane: _Breaker, key: str, began: float) -> None:
         lane.hung += 1
         lane.hung_keys.add(key)
         lane.answers = lane.answers or self._cache.listed_at >= began + _SETTLED
         if self._hangs(lane) and lane.trial_at == 0.0:
             lane.await_trial(self._clock())
 
-    def _note_answer(self, lane: _Lane) -> None:
+    def _note_answer(self, lane: _Breaker) -> None:
         hung = self._hangs(lane)
         lane.recover()
         if hung:
             self._wake_all()
 
-    def _wake_next(self, lane: _Lane) -> None:
+    def _wake_next(self, lane: _Breaker) -> None:
         for key in list(lane.waiting)[: max(lane.limit - lane.under_way, 0)]:
             del lane.waiting[key]
             self._wake(key)
 
-    def _hangs(self, lane: _Lane) -> bool:
+    def _hangs(self, lane: _Breaker) -> bool:
         if lane.hung < _PATIENCE:
             return False
         return len(lane.hung_keys) > 1 or self._sandboxes() == 1
 
-    def _hanging(self) -> dict[Verb, _Lane]:
-        return {verb: lane for verb, lane in self._lanes.items() if self._hangs(lane)}
+    def _hanging(self) -> dict[Verb, _Breaker]:
+        return {verb: lane for verb, lane in self._breakers.items() if self._hangs(lane)}
 
     def on_done(self, verb: Verb) -> None:
         """The engine did such a change, whoever asked for it: it does not hang at that kind."""
-        self._note_answer(self._lanes[verb])
+        self._note_answer(self._breakers[verb])
 
     # --- what is known of the engine ----------------------------------------------------------
 
@@ -181,12 +181,12 @@ class Lanes:
         if self._informer.connections != self._connection:
             # Perhaps another engine process: what hung in the last one is no more.
             self._connection = self._informer.connections
-            for lane in self._lanes.values():
+            for lane in self._breakers.values():
                 lane.recover()
         problem = self.wedged
         if problem and not self._said:
             self._said = True
-            self._reporter.log(Event.ENGINE_WEDGED, error=problem, verbs=sorted(self.hung()))
+            self._recorder.log(Event.ENGINE_WEDGED, error=problem, verbs=sorted(self.hung()))
         elif self._said and not self.hung():
             self._said = False
-            self._reporter.log(Event.ENGINE_UNWEDGED)
+            self._recorder.log(Event.ENGINE_UNWEDGED)

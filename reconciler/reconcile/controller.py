@@ -20,8 +20,8 @@ from reconciler.core.errors import (
     ImageNotFound,
     NotFound,
     PortTaken,
-    Postponed,
     ReconcilerError,
+    Throttled,
     is_out_of_files,
 )
 from reconciler.core.model import (
@@ -45,21 +45,21 @@ from reconciler.telemetry.events import Event
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reconciler.core.model import Action, Container, Decision, Observed, View
+    from reconciler.core.model import Action, Container, Decision, Observed, Snapshot
     from reconciler.observe.cache import Cache
     from reconciler.observe.informer import Informer
     from reconciler.observe.probes import Prober
-    from reconciler.observe.snapshots import Views
-    from reconciler.reconcile.circuit_breaker import Lanes
+    from reconciler.observe.snapshots import SnapshotBuilder
+    from reconciler.reconcile.circuit_breaker import CircuitBreakers
     from reconciler.reconcile.executor import Executor
-    from reconciler.reconcile.exits import Exits
-    from reconciler.reconcile.external_changes import Outside
-    from reconciler.reconcile.identity import Identities
-    from reconciler.reconcile.orphans import Collector
-    from reconciler.reconcile.retries import Failures
-    from reconciler.resources.image_pulls import Puller
+    from reconciler.reconcile.exits import ExitTracker
+    from reconciler.reconcile.external_changes import ExternalChanges
+    from reconciler.reconcile.identity import IdentityLeases
+    from reconciler.reconcile.orphans import OrphanTracker
+    from reconciler.reconcile.retries import Retries
+    from reconciler.resources.image_pulls import ImagePuller
     from reconciler.store.store import Store
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 # A pass that is not done by then lets others have their turn.
 _MAX_STEPS: Final = 24
@@ -86,36 +86,36 @@ class Controller:
         self,
         *,
         store: Store,
-        exits: Exits,
-        outside: Outside,
-        views: Views,
+        exits: ExitTracker,
+        external_changes: ExternalChanges,
+        snapshots: SnapshotBuilder,
         cache: Cache,
         executor: Executor,
-        identities: Identities,
-        puller: Puller,
+        identities: IdentityLeases,
+        puller: ImagePuller,
         prober: Prober,
-        lanes: Lanes,
-        failures: Failures,
-        collector: Collector,
+        breakers: CircuitBreakers,
+        failures: Retries,
+        collector: OrphanTracker,
         informer: Informer,
-        reporter: Reporter,
+        recorder: Recorder,
         enqueue: Callable[[str, Priority, float], None],
         publish_address: str,
     ) -> None:
         self._store = store
         self._exits = exits
-        self._outside = outside
-        self._views = views
+        self._external_changes = external_changes
+        self._snapshots = snapshots
         self._cache = cache
         self._executor = executor
         self._identities = identities
         self._puller = puller
         self._prober = prober
-        self._lanes = lanes
+        self._breakers = breakers
         self._failures = failures
         self._collector = collector
         self._informer = informer
-        self._reporter = reporter
+        self._recorder = recorder
         self._enqueue = enqueue
         self._address = publish_address
         self._unheeded: set[str] = set()
@@ -133,14 +133,14 @@ class Controller:
             except EngineUnavailable as error:
                 # Nothing is known, so nothing is concluded. The informer reports a lost engine.
                 if is_out_of_files(error):
-                    self._reporter.complain(Event.DAEMON_OUT_OF_FILES, error=str(error))
+                    self._recorder.complain(Event.DAEMON_OUT_OF_FILES, error=str(error))
                 if self._is_enough(self._blind[key]):
                     self._cache.mark_unseen(key, str(error))
-                    self._failures.review(self._views.view(key))
+                    self._failures.review(self._snapshots.snapshot(key))
                 self._enqueue(key, Priority.TIMER, self._until_next_pass(key))
             except EngineError:
                 # What is under the key could not be inspected; the view says why.
-                self._failures.review(self._views.view(key))
+                self._failures.review(self._snapshots.snapshot(key))
                 self._enqueue(key, Priority.TIMER, self._until_next_pass(key))
 
     def _until_next_pass(self, key: str) -> float:
@@ -151,26 +151,26 @@ class Controller:
     async def _pass(self, key: str) -> None:
         done: tuple[Action, Observed] | None = None
         for _ in range(_MAX_STEPS):
-            view = await self._look(key)
-            self._failures.review(view)
-            decision = decide(view)
-            self._watch_health(view)
+            snapshot = await self._look(key)
+            self._failures.review(snapshot)
+            decision = decide(snapshot)
+            self._watch_health(snapshot)
             if decision.action is not None:
                 # A pull goes on in the background, and changes nothing that is observed here.
                 asked = decision.action.verb is not Verb.PULL
-                if asked and done == (decision.action, view.observed):
-                    self._note_no_effect(view, decision.action)
+                if asked and done == (decision.action, snapshot.observed):
+                    self._note_no_effect(snapshot, decision.action)
                     done = None
                     continue
-                outcome = await self._step(view, decision.action)
+                outcome = await self._step(snapshot, decision.action)
                 if outcome is _Outcome.POSTPONED:
                     self._enqueue(key, Priority.TIMER, _LATER)
                     return
-                done = (decision.action, view.observed) if outcome is _Outcome.DONE else None
+                done = (decision.action, snapshot.observed) if outcome is _Outcome.DONE else None
                 continue
-            wait = await self._until_believed(view)
+            wait = await self._until_believed(snapshot)
             if wait is None:
-                self._settle(view, decision)
+                self._settle(snapshot, decision)
                 return
             if wait:
                 self._enqueue(key, Priority.TIMER, wait)
@@ -179,21 +179,23 @@ class Controller:
 
     # --- look ---------------------------------------------------------------------------------
 
-    async def _look(self, key: str) -> View:
+    async def _look(self, key: str) -> Snapshot:
         self._blind[key] += 1
         before = self._cache.observed(key).containers
         await self._refresh(key)
         self._report_vanished(key, before)
-        self._lanes.review()
+        self._breakers.review()
         record = self._store.records.get(key)
         if record is not None:
             self._identities.lease(key, record.spec, self._cache.observed(key))
-        view = self._views.view(key)
-        noted = self._collector.note(view)
-        learned = await self._exits.account_for(view, insist=not self._is_enough(self._blind[key]))
+        snapshot = self._snapshots.snapshot(key)
+        noted = self._collector.note(snapshot)
+        learned = await self._exits.account_for(
+            snapshot, insist=not self._is_enough(self._blind[key])
+        )
         del self._blind[key]
-        noticed = self._outside.note(view)
-        return self._views.view(key) if noted or learned or noticed else view
+        noticed = self._external_changes.note(snapshot)
+        return self._snapshots.snapshot(key) if noted or learned or noticed else snapshot
 
     def _report_vanished(self, key: str, before: tuple[Container, ...]) -> None:
         """Report the containers of a record that are gone, and that this daemon did not remove."""
@@ -203,7 +205,7 @@ class Controller:
             ours = container.id in self._removed
             self._removed.discard(container.id)
             if not ours and key in self._store.records:
-                self._reporter.tell(
+                self._recorder.tell(
                     Event.SANDBOX_REMOVED,
                     key,
                     "it was removed, and not by this daemon",
@@ -219,7 +221,7 @@ class Controller:
         try:
             await self._cache.refresh(key)
         except EngineTimeout as error:
-            self._reporter.complain(
+            self._recorder.complain(
                 Event.ENGINE_SLOW,
                 about=key,
                 call=f"inspect containers of {key}",
@@ -227,30 +229,30 @@ class Controller:
                 error=str(error),
             )
             raise
-        self._reporter.resolve(Event.ENGINE_SLOW, about=key)
+        self._recorder.resolve(Event.ENGINE_SLOW, about=key)
 
-    def _watch_health(self, view: View) -> None:
-        current, desired = roles_of(view).current, view.desired
+    def _watch_health(self, snapshot: Snapshot) -> None:
+        current, desired = roles_of(snapshot).current, snapshot.desired
         runs = current is not None and current.phase is Phase.RUNNING
         if current is None or desired is None or not runs:
-            self._prober.watch(view.key, None)
-            self._unheeded.discard(view.key)
+            self._prober.watch(snapshot.key, None)
+            self._unheeded.discard(snapshot.key)
             return
         if not (why := unheeded_check(desired, current)):
-            self._unheeded.discard(view.key)
-        elif view.key not in self._unheeded:
-            self._unheeded.add(view.key)
-            self._reporter.tell(Event.SANDBOX_CHECK_UNHEEDED, view.key, why)
-        seen_at = policy.first_seen(view.memory, current, view.now)
-        self._prober.watch(view.key, target_of(desired, current, self._address, seen_at))
-        self._prober.report(view.key, current.check)
+            self._unheeded.discard(snapshot.key)
+        elif snapshot.key not in self._unheeded:
+            self._unheeded.add(snapshot.key)
+            self._recorder.tell(Event.SANDBOX_CHECK_UNHEEDED, snapshot.key, why)
+        seen_at = policy.first_seen(snapshot.memory, current, snapshot.now)
+        self._prober.watch(snapshot.key, target_of(desired, current, self._address, seen_at))
+        self._prober.report(snapshot.key, current.check)
 
     def on_verdict(self, key: str, health: Health) -> None:
         """The prober's verdict on a key changed."""
         if health.verdict is Verdict.GOOD:
-            self._reporter.tell(Event.SANDBOX_HEALTHY, key, "its probe is good")
+            self._recorder.tell(Event.SANDBOX_HEALTHY, key, "its probe is good")
         elif health.verdict is Verdict.UNHEALTHY:
-            self._reporter.tell(Event.SANDBOX_UNHEALTHY, key, health.reason, failures=health.bad)
+            self._recorder.tell(Event.SANDBOX_UNHEALTHY, key, health.reason, failures=health.bad)
             # Perhaps it is dead, and its event is late or lost: an end is not taken for our own.
             self.inspect_again(key)
         self._enqueue(key, Priority.EVENT, 0.0)
@@ -270,128 +272,134 @@ class Controller:
 
     # --- do -----------------------------------------------------------------------------------
 
-    async def _step(self, view: View, action: Action) -> _Outcome:
+    async def _step(self, snapshot: Snapshot, action: Action) -> _Outcome:
         """Do the action. Whatever did not work is remembered with a backoff."""
         began = _now()
         if action.verb is Verb.REMOVE:
             self._removed.add(action.container_id)
         self._store.put_memory(
-            view.key, policy.before_step(self._store.memory(view.key), action, view.now)
+            snapshot.key, policy.before_step(self._store.memory(snapshot.key), action, snapshot.now)
         )
-        with bound_contextvars(sandbox=view.key, cause=action.cause):
+        with bound_contextvars(sandbox=snapshot.key, cause=action.cause):
             try:
-                await self._executor.execute(view, action)
-            except Postponed:
+                await self._executor.execute(snapshot, action)
+            except Throttled:
                 return _Outcome.POSTPONED
             except ReconcilerError as error:
-                await self._fail(view, action, error)
+                await self._fail(snapshot, action, error)
                 return _Outcome.FAILED
-            await self._succeed(view, action, _since(began))
+            await self._succeed(snapshot, action, _since(began))
             return _Outcome.DONE
 
-    async def _fail(self, view: View, action: Action, error: ReconcilerError) -> None:
+    async def _fail(self, snapshot: Snapshot, action: Action, error: ReconcilerError) -> None:
         match error:
             case EngineTimeout():
-                self._failures.note(view, action, error, Event.ACTION_TIMED_OUT)
+                self._failures.note(snapshot, action, error, Event.ACTION_TIMED_OUT)
             case EngineUnavailable():
-                self._unanswered[view.key] += 1
-                if not self._is_enough(self._unanswered[view.key]):
+                self._unanswered[snapshot.key] += 1
+                if not self._is_enough(self._unanswered[snapshot.key]):
                     raise error
-                self._failures.note(view, action, error, Event.ACTION_FAILED)
+                self._failures.note(snapshot, action, error, Event.ACTION_FAILED)
             case PortTaken():
-                self._move_ports(view, action, error)
+                self._move_ports(snapshot, action, error)
             case ImageNotFound():
-                self._lack_image(view, action, error)
-            case NotFound() if not await self._is_still_there(view, action):
+                self._lack_image(snapshot, action, error)
+            case NotFound() if not await self._is_still_there(snapshot, action):
                 pass
             case _:
-                self._failures.note(view, action, error, Event.ACTION_FAILED)
+                self._failures.note(snapshot, action, error, Event.ACTION_FAILED)
 
-    async def _is_still_there(self, view: View, action: Action) -> bool:
+    async def _is_still_there(self, snapshot: Snapshot, action: Action) -> bool:
         """Whether the engine missed something other than the container that the step is on."""
-        self._cache.doubt(view.key)
-        await self._cache.refresh(view.key)
+        self._cache.doubt(snapshot.key)
+        await self._cache.refresh(snapshot.key)
         target = action.container_id
-        return not target or self._cache.observed(view.key).container(target) is not None
+        return not target or self._cache.observed(snapshot.key).container(target) is not None
 
-    def _note_no_effect(self, view: View, action: Action) -> None:
+    def _note_no_effect(self, snapshot: Snapshot, action: Action) -> None:
         """The engine says that it did the step, and everything is as before."""
         error = EngineError(
             f"the engine reports success at {action.verb} of {action.target}, and it did nothing: "
             "see its own log"
         )
-        with bound_contextvars(sandbox=view.key, cause=action.cause):
-            self._failures.note(view, action, error, Event.ACTION_FAILED)
+        with bound_contextvars(sandbox=snapshot.key, cause=action.cause):
+            self._failures.note(snapshot, action, error, Event.ACTION_FAILED)
 
-    async def _succeed(self, view: View, action: Action, seconds: float) -> None:
-        self._unanswered.pop(view.key, None)
+    async def _succeed(self, snapshot: Snapshot, action: Action, seconds: float) -> None:
+        self._unanswered.pop(snapshot.key, None)
         if action.verb is Verb.START:
-            self._moves.pop(view.key, None)
-        ended = await self._end_of(view, action) if action.verb is Verb.STOP else None
-        memory = self._store.memory(view.key)
+            self._moves.pop(snapshot.key, None)
+        ended = await self._end_of(snapshot, action) if action.verb is Verb.STOP else None
+        memory = self._store.memory(snapshot.key)
         if action.verb is Verb.START:
             memory = policy.after_start(memory)
         if action.verb is Verb.UNPAUSE:
             # Until it is seen to run: this pause is over for us.
-            memory = replace(memory, pause=Pause(action.container_id, ours=True, since=view.now))
+            memory = replace(
+                memory, pause=Pause(action.container_id, ours=True, since=snapshot.now)
+            )
         if action.verb is Verb.UPDATE:
-            memory = replace(memory, baseline=await self._updated(view, action))
+            memory = replace(memory, baseline=await self._updated(snapshot, action))
         if action.restart:
-            if action.verb is Verb.STOP and view.desired is not None:
-                memory = policy.after_run(memory, view.health, view.desired.spec.restart)
+            if action.verb is Verb.STOP and snapshot.desired is not None:
+                memory = policy.after_run(memory, snapshot.health, snapshot.desired.spec.restart)
             memory = policy.after_restart(memory)
         if ended:
             memory = policy.after_own_stop(memory, ended)
-        if memory is not self._store.memory(view.key):
-            self._store.put_memory(view.key, memory)
-        announce(self._reporter, view, action, seconds)
-        if action.restart and policy.is_loop_told(memory.streak):
-            self._reporter.tell(
-                Event.SANDBOX_RESTART_LOOP, view.key, action.cause, in_a_row=memory.streak
+        if memory is not self._store.memory(snapshot.key):
+            self._store.put_memory(snapshot.key, memory)
+        announce(self._recorder, snapshot, action, seconds)
+        if action.restart and policy.is_crash_loop_reported(memory.streak):
+            self._recorder.tell(
+                Event.SANDBOX_RESTART_LOOP, snapshot.key, action.cause, in_a_row=memory.streak
             )
 
-    async def _updated(self, view: View, action: Action) -> Baseline | None:
+    async def _updated(self, snapshot: Snapshot, action: Action) -> Baseline | None:
         """The limits as the engine words them now: no limit may read as a high one."""
-        await self._cache.refresh(view.key)
-        container = self._cache.observed(view.key).container(action.container_id)
+        await self._cache.refresh(snapshot.key)
+        container = self._cache.observed(snapshot.key).container(action.container_id)
         return Baseline(container.id, container.limits) if container else None
 
-    async def _end_of(self, view: View, action: Action) -> Container | None:
+    async def _end_of(self, snapshot: Snapshot, action: Action) -> Container | None:
         """The container that was just stopped, where the engine says that it has ended."""
-        await self._cache.refresh(view.key)
-        stopped = self._cache.observed(view.key).container(action.container_id)
+        await self._cache.refresh(snapshot.key)
+        stopped = self._cache.observed(snapshot.key).container(action.container_id)
         return stopped if stopped and stopped.phase is Phase.EXITED else None
 
-    def _move_ports(self, view: View, action: Action, error: PortTaken) -> None:
+    def _move_ports(self, snapshot: Snapshot, action: Action, error: PortTaken) -> None:
         try:
-            replaced = self._identities.replace(view.key, error.port)
+            replaced = self._identities.replace(snapshot.key, error.port)
         except ReconcilerError as exhausted:
-            self._failures.note(view, action, exhausted, Event.ACTION_FAILED)
+            self._failures.note(snapshot, action, exhausted, Event.ACTION_FAILED)
             return
-        self._moves[view.key] += 1
+        self._moves[snapshot.key] += 1
         # Where it has a port that is not leased, its spec is older than the record's. Where the
         # next port is taken too, the engine may call any port taken.
-        if not replaced or self._moves[view.key] > 1:
-            self._failures.note(view, action, error, Event.ACTION_FAILED)
+        if not replaced or self._moves[snapshot.key] > 1:
+            self._failures.note(snapshot, action, error, Event.ACTION_FAILED)
 
-    def _lack_image(self, view: View, action: Action, error: ImageNotFound) -> None:
-        assert view.desired is not None
-        spec = view.desired.spec
+    def _lack_image(self, snapshot: Snapshot, action: Action, error: ImageNotFound) -> None:
+        assert snapshot.desired is not None
+        spec = snapshot.desired.spec
         never = spec.pull is PullPolicy.NEVER
-        if never or view.image is ImageState.FRESH:
-            self._failures.note(view, action, error, Event.ACTION_FAILED)
+        if never or snapshot.image is ImageState.FRESH:
+            self._failures.note(snapshot, action, error, Event.ACTION_FAILED)
         if not never:
-            self._puller.mark(view.key, spec.image, ImageState.ABSENT)
+            self._puller.mark(snapshot.key, spec.image, ImageState.ABSENT)
 
     # --- come to rest -------------------------------------------------------------------------
 
-    async def _until_believed(self, view: View) -> float | None:
+    async def _until_believed(self, snapshot: Snapshot) -> float | None:
         """Seconds until a deletion may be forgotten; None: now.
 
         One answer alone may be wrong, so a list that is newer than the removal has to agree.
         """
-        key = view.key
-        if view.desired is not None or view.fate is Fate.UNKNOWN or view.observed.containers:
+        key = snapshot.key
+        if (
+            snapshot.desired is not None
+            or snapshot.fate is Fate.UNKNOWN
+            or snapshot.observed.containers
+        ):
             self._gone.pop(key, None)
             return None
         after = self._gone.setdefault(key, self._cache.lists)
@@ -408,22 +416,22 @@ class Controller:
             await self._refresh(key)
         return 0.0 if self._cache.observed(key).containers else None
 
-    def _settle(self, view: View, decision: Decision) -> None:
+    def _settle(self, snapshot: Snapshot, decision: Decision) -> None:
         if decision.wait_until is not None:
-            delay = max(decision.wait_until - view.now, _SHORTEST_WAIT)
-            self._enqueue(view.key, Priority.TIMER, delay)
+            delay = max(decision.wait_until - snapshot.now, _SHORTEST_WAIT)
+            self._enqueue(snapshot.key, Priority.TIMER, delay)
         if not decision.waiting_for:
-            self._failures.forget(view.key)
+            self._failures.forget(snapshot.key)
         # What is known of an image is for the container that is to be made now, and for no later.
-        awaited = view.desired.spec.image if view.desired and decision.waiting_for else None
-        self._puller.release(view.key, awaited)
-        gone = view.desired is None and not view.observed.containers
-        if gone and not decision.waiting_for and not view.held:
-            if view.fate is Fate.DELETED:
-                self._collector.report_kept(view)
-            self._store.forget(view.key)
+        awaited = snapshot.desired.spec.image if snapshot.desired and decision.waiting_for else None
+        self._puller.release(snapshot.key, awaited)
+        gone = snapshot.desired is None and not snapshot.observed.containers
+        if gone and not decision.waiting_for and not snapshot.held:
+            if snapshot.fate is Fate.DELETED:
+                self._collector.report_kept(snapshot)
+            self._store.forget(snapshot.key)
             for counts in (self._blind, self._unanswered, self._moves):
-                counts.pop(view.key, None)
+                counts.pop(snapshot.key, None)
 
 
 def _now() -> float:

@@ -16,17 +16,17 @@ from reconciler.telemetry.redact import redactor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reconciler.core.model import Container, View
+    from reconciler.core.model import Container, Snapshot
     from reconciler.engine.protocol import Engine
     from reconciler.store.store import Store
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 _TAIL_LINES: Final = 20
 # A short run's first lines can be older than the start that the engine tells of it.
 _START_SLACK: Final = 0.2
 
 
-class Exits:
+class ExitTracker:
     """Notes each run and each end of a container in the restart memory, and reports deaths.
 
     ``connections`` counts the connections to the engine, each of which began with a full list.
@@ -37,86 +37,86 @@ class Exits:
         engine: Engine,
         *,
         store: Store,
-        reporter: Reporter,
+        recorder: Recorder,
         connections: Callable[[], int],
     ) -> None:
         self._engine = engine
         self._store = store
-        self._reporter = reporter
+        self._recorder = recorder
         self._connections = connections
         self._inspected: dict[str, tuple[str, int]] = {}
 
-    async def account_for(self, view: View, *, insist: bool) -> bool:
+    async def account_for(self, snapshot: Snapshot, *, insist: bool) -> bool:
         """Bring the memory in line with the current container; says whether it changed.
 
         Raises:
             EngineUnavailable: the engine is lost, and may itself be why the container ended. Only
                 where ``insist`` is set: else its log is done without.
         """
-        current = roles_of(view).current
-        if view.desired is None or current is None:
-            self._inspected.pop(view.key, None)
-            return self._note_own_stop(view)
+        current = roles_of(snapshot).current
+        if snapshot.desired is None or current is None:
+            self._inspected.pop(snapshot.key, None)
+            return self._note_own_stop(snapshot)
         changed = (
-            self._note_run(view, current)
-            or self._note_own_stop(view)
-            or await self._note_death(view, current, insist=insist)
+            self._note_run(snapshot, current)
+            or self._note_own_stop(snapshot)
+            or await self._note_death(snapshot, current, insist=insist)
         )
-        self._inspected[view.key] = (current.id, self._connections())
+        self._inspected[snapshot.key] = (current.id, self._connections())
         return changed
 
-    def _note_run(self, view: View, container: Container) -> bool:
+    def _note_run(self, snapshot: Snapshot, container: Container) -> bool:
         if not container.live:
             return False
-        memory = policy.after_look(view.memory, container, view.now)
-        others = policy.restarts_by_others(view.memory, container)
+        memory = policy.after_look(snapshot.memory, container, snapshot.now)
+        others = policy.restarts_by_others(snapshot.memory, container)
         memory = replace(memory, restarts=memory.restarts + others) if others else memory
-        self._store.put_memory(view.key, memory)
+        self._store.put_memory(snapshot.key, memory)
         if others:
-            self._reporter.tell(
+            self._recorder.tell(
                 Event.SANDBOX_RESTARTED_BY_OTHERS,
-                view.key,
+                snapshot.key,
                 "the engine or a person started it",
                 container=container.name,
                 times=others,
                 restarts=memory.restarts,
             )
-        return memory is not view.memory
+        return memory is not snapshot.memory
 
-    def _note_own_stop(self, view: View) -> bool:
+    def _note_own_stop(self, snapshot: Snapshot) -> bool:
         """Account for an end that we asked for, where the daemon died before it noted that."""
-        container = _stopped_by_us(view)
-        if container is None or policy.is_accounted(view.memory, container):
+        container = _stopped_by_us(snapshot)
+        if container is None or policy.is_accounted(snapshot.memory, container):
             return False
-        self._store.put_memory(view.key, policy.after_own_stop(view.memory, container))
+        self._store.put_memory(snapshot.key, policy.after_own_stop(snapshot.memory, container))
         return True
 
-    async def _note_death(self, view: View, container: Container, *, insist: bool) -> bool:
+    async def _note_death(self, snapshot: Snapshot, container: Container, *, insist: bool) -> bool:
         """Account for an end that nobody here asked for, once."""
-        if not _died(view, container):
+        if not _died(snapshot, container):
             return False
-        assert view.desired is not None
-        watched = self._inspected.get(view.key) == (container.id, self._connections())
+        assert snapshot.desired is not None
+        watched = self._inspected.get(snapshot.key) == (container.id, self._connections())
         unseen = policy.is_end_of_engine(container, watched=watched)
-        death = await self._autopsy(view, container, insist=insist, unseen=unseen)
-        restart = view.desired.spec.restart
-        memory = self._store.memory(view.key)  # a pull may have failed meanwhile
-        memory = policy.after_death(memory, container, death, restart, view.key)
-        self._store.put_memory(view.key, memory)
-        self._reporter.tell(
+        death = await self._autopsy(snapshot, container, insist=insist, unseen=unseen)
+        restart = snapshot.desired.spec.restart
+        memory = self._store.memory(snapshot.key)  # a pull may have failed meanwhile
+        memory = policy.after_death(memory, container, death, restart, snapshot.key)
+        self._store.put_memory(snapshot.key, memory)
+        self._recorder.tell(
             Event.SANDBOX_DIED,
-            view.key,
+            snapshot.key,
             death.reason,
             exit_code=death.exit_code,
             oom_killed=death.oom_killed,
             last_lines=list(death.log_tail[-3:]),
             restarts=memory.restarts,
-            restart_in=round(max((memory.not_before or 0.0) - view.now, 0.0), 1),
+            restart_in=round(max((memory.not_before or 0.0) - snapshot.now, 0.0), 1),
         )
         return True
 
     async def _autopsy(
-        self, view: View, container: Container, *, insist: bool, unseen: bool
+        self, snapshot: Snapshot, container: Container, *, insist: bool, unseen: bool
     ) -> Death:
         try:
             since = (container.started_at or 0.0) - _START_SLACK
@@ -130,7 +130,7 @@ class Exits:
             tail = (f"its log cannot be read: {error}",)
         return Death(
             container_id=container.id,
-            seen_at=view.now,
+            seen_at=snapshot.now,
             exit_code=container.exit_code,
             oom_killed=container.oom_killed,
             finished_at=container.finished_at,
@@ -140,9 +140,9 @@ class Exits:
         )
 
 
-def _stopped_by_us(view: View) -> Container | None:
+def _stopped_by_us(snapshot: Snapshot) -> Container | None:
     """The container that ended because the record, or its replacement, asks for that."""
-    roles, desired = roles_of(view), view.desired
+    roles, desired = roles_of(snapshot), snapshot.desired
     if desired is None:
         return None
     stopped: Container | None = None
@@ -153,10 +153,10 @@ def _stopped_by_us(view: View) -> Container | None:
     return stopped if stopped and stopped.phase is Phase.EXITED else None
 
 
-def _died(view: View, container: Container) -> bool:
+def _died(snapshot: Snapshot, container: Container) -> bool:
     """It ended, it should not have, and it is not yet accounted for."""
-    wanted = view.desired is not None and view.desired.state is not DesiredState.STOPPED
+    wanted = snapshot.desired is not None and snapshot.desired.state is not DesiredState.STOPPED
     # One that never started is called dead where its removal failed.
     started = container.phase is Phase.DEAD and container.started_at is not None
     ended = container.phase is Phase.EXITED or started
-    return wanted and ended and not policy.is_accounted(view.memory, container)
+    return wanted and ended and not policy.is_accounted(snapshot.memory, container)

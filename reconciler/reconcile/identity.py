@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from reconciler.core.model import Container, Observed
     from reconciler.core.spec import SandboxSpec
     from reconciler.store.store import Store
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 _KEY_BYTES: Final = 32
 _QUARANTINE: Final = 600.0
 
 
-class Identities:
+class IdentityLeases:
     """Leases that are durable before a container is made with them.
 
     Whether a port can be bound here is only a hint; the engine's own word at the start is the
@@ -39,13 +39,13 @@ class Identities:
         port_range: tuple[int, int],
         address: str,
         clock: Callable[[], float],
-        reporter: Reporter,
+        recorder: Recorder,
     ) -> None:
         self._store = store
         self._first, self._last = port_range
         self._address = address
         self._clock = clock
-        self._reporter = reporter
+        self._recorder = recorder
         self._next = self._first
         self._quarantine: dict[int, float] = {}
         self._hidden: dict[str, str] = {}
@@ -72,7 +72,7 @@ class Identities:
         for container in sorted(observed.containers, key=_by_seniority):
             if container.session_key and self._store.identity(key) is None:
                 self._store.put_identity(key, self._read_back(key, container))
-                self._reporter.tell(
+                self._recorder.tell(
                     Event.SANDBOX_ADOPTED,
                     key,
                     "it was there already",
@@ -131,7 +131,7 @@ class Identities:
         for container_port, host_port in lost.items():
             self._quarantine[host_port] = self._clock() + _QUARANTINE
             ports[container_port] = self._allocate(ports.values())
-            self._reporter.tell(
+            self._recorder.tell(
                 Event.PORT_REPLACED,
                 key,
                 f"port {host_port} was taken",

@@ -10,7 +10,7 @@ from reconciler.telemetry.events import Event
 if TYPE_CHECKING:
     from reconciler.store.store import Store
     from reconciler.store.tables import Orphan
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 HINT: Final = "reconciler gc --allow-mass-delete"
 _MOST_NAMES: Final = 20
@@ -23,9 +23,9 @@ class Guard:
     lost waits whatever the numbers: nobody knows whether it was wanted.
     """
 
-    def __init__(self, store: Store, *, reporter: Reporter, count: int, percent: float) -> None:
+    def __init__(self, store: Store, *, recorder: Recorder, count: int, percent: float) -> None:
         self._store = store
-        self._reporter = reporter
+        self._recorder = recorder
         self._count = count
         self._percent = percent
         self._reported: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Guard:
         if held == self._reported:
             return
         if held:
-            self._reporter.log(
+            self._recorder.log(
                 Event.GC_HELD,
                 deletions=len(held),
                 of=self._total,
@@ -67,12 +67,12 @@ class Guard:
                 hint=f"confirm with: {HINT}",
             )
         else:
-            self._reporter.log(Event.GC_RELEASED, deletions=len(self._reported))
+            self._recorder.log(Event.GC_RELEASED, deletions=len(self._reported))
         self._reported = held
 
     @property
     def _engaged(self) -> bool:
-        return policy.brake_engages(
+        return policy.mass_delete_guard_engages(
             self._total, len(self._store.unconfirmed), count=self._count, percent=self._percent
         )
 

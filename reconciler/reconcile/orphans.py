@@ -18,10 +18,10 @@ from reconciler.telemetry.events import Event
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from reconciler.core.model import View, Volume
+    from reconciler.core.model import Snapshot, Volume
     from reconciler.store.store import Store
     from reconciler.store.tables import OrphanKind
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Garbage:
     held: bool
 
 
-class Collector:
+class OrphanTracker:
     """Notes orphans durably.
 
     ``gc_grace`` is in seconds; ``volume_retain`` (seconds, None: for ever) is for volumes that
@@ -51,44 +51,46 @@ class Collector:
         self,
         store: Store,
         *,
-        reporter: Reporter,
+        recorder: Recorder,
         gc_grace: float,
         volume_retain: float | None,
     ) -> None:
         self._store = store
-        self._reporter = reporter
+        self._recorder = recorder
         self._gc_grace = gc_grace
         self._volume_retain = volume_retain
 
-    def note(self, view: View) -> bool:
+    def note(self, snapshot: Snapshot) -> bool:
         """Bring the books in line with what is seen under the key; says whether they changed."""
-        released = self._release(view)
-        noted = view.may_collect and any([self._note_containers(view), self._note_volumes(view)])
+        released = self._release(snapshot)
+        noted = snapshot.may_collect and any(
+            [self._note_containers(snapshot), self._note_volumes(snapshot)]
+        )
         return released or noted
 
-    def _release(self, view: View) -> bool:
-        wanted = wanted_volume(view)
-        claimed = wanted is not None and wanted in view.orphans.volumes
+    def _release(self, snapshot: Snapshot) -> bool:
+        wanted = wanted_volume(snapshot)
+        claimed = wanted is not None and wanted in snapshot.orphans.volumes
         if wanted is not None and claimed:
             self._store.drop_orphan("volume", wanted)
-            self._reporter.tell(
-                Event.VOLUME_CLAIMED, view.key, "its record came back in time", volume=wanted
+            self._recorder.tell(
+                Event.VOLUME_CLAIMED, snapshot.key, "its record came back in time", volume=wanted
             )
-        ours = view.desired is not None or view.fate is Fate.DELETED
-        for container_id in view.orphans.containers if ours else ():
+        ours = snapshot.desired is not None or snapshot.fate is Fate.DELETED
+        for container_id in snapshot.orphans.containers if ours else ():
             self._store.drop_orphan("container", container_id)
-        return claimed or (ours and bool(view.orphans.containers))
+        return claimed or (ours and bool(snapshot.orphans.containers))
 
-    def _note_containers(self, view: View) -> bool:
-        if view.desired is not None or view.fate is Fate.DELETED:
+    def _note_containers(self, snapshot: Snapshot) -> bool:
+        if snapshot.desired is not None or snapshot.fate is Fate.DELETED:
             return False
-        fresh = [c for c in view.observed.containers if c.id not in view.orphans.containers]
+        fresh = [c for c in snapshot.observed.containers if c.id not in snapshot.orphans.containers]
         for container in fresh:
             lost = container.owner != self._store.owner
-            self._note("container", container.id, view, None, lost=lost)
-            self._reporter.tell(
+            self._note("container", container.id, snapshot, None, lost=lost)
+            self._recorder.tell(
                 Event.GARBAGE_FOUND,
-                view.key,
+                snapshot.key,
                 "it belongs to no record",
                 kind="container",
                 name=container.name,
@@ -96,30 +98,30 @@ class Collector:
             )
         return bool(fresh)
 
-    def _note_volumes(self, view: View) -> bool:
-        fresh = [v for v in surplus_volumes(view) if v.name not in view.orphans.volumes]
+    def _note_volumes(self, snapshot: Snapshot) -> bool:
+        fresh = [v for v in surplus_volumes(snapshot) if v.name not in snapshot.orphans.volumes]
         for volume in fresh:
-            retain = self._retain(view, volume)
+            retain = self._retain(snapshot, volume)
             # An edit that passed the guard took the record or its workspace out.
-            asked_for = view.desired is not None or view.fate is Fate.DELETED
+            asked_for = snapshot.desired is not None or snapshot.fate is Fate.DELETED
             lost = volume.owner != self._store.owner
-            self._note("volume", volume.name, view, retain, confirmed=asked_for, lost=lost)
-            self._report_orphan(view, volume, view.now, retain)
+            self._note("volume", volume.name, snapshot, retain, confirmed=asked_for, lost=lost)
+            self._report_orphan(snapshot, volume, snapshot.now, retain)
         return bool(fresh)
 
-    def report_kept(self, view: View) -> None:
+    def report_kept(self, snapshot: Snapshot) -> None:
         """Report the workspaces of a sandbox whose deletion is done."""
-        for volume in surplus_volumes(view):
-            since = view.orphans.volumes.get(volume.name, view.now)
-            self._report_orphan(view, volume, since, self._retain(view, volume))
+        for volume in surplus_volumes(snapshot):
+            since = snapshot.orphans.volumes.get(volume.name, snapshot.now)
+            self._report_orphan(snapshot, volume, since, self._retain(snapshot, volume))
 
     def _report_orphan(
-        self, view: View, volume: Volume, since: float, retain: float | None
+        self, snapshot: Snapshot, volume: Volume, since: float, retain: float | None
     ) -> None:
-        deleted = view.fate is Fate.DELETED
-        self._reporter.tell(
+        deleted = snapshot.fate is Fate.DELETED
+        self._recorder.tell(
             Event.VOLUME_ORPHANED,
-            view.key,
+            snapshot.key,
             "its record was taken out" if deleted else "no record wants it",
             volume=volume.name,
             kept_until=None if retain is None else iso(self._store.clock.date(since + retain)),
@@ -129,7 +131,7 @@ class Collector:
         self,
         kind: OrphanKind,
         key: str,
-        view: View,
+        snapshot: Snapshot,
         retain: float | None,
         *,
         confirmed: bool = False,
@@ -138,8 +140,8 @@ class Collector:
         self._store.note_orphan(
             kind,
             key,
-            sandbox=view.key,
-            since=view.now,
+            sandbox=snapshot.key,
+            since=snapshot.now,
             retain=retain,
             confirmed=confirmed,
             lost=lost,
@@ -158,10 +160,10 @@ class Collector:
             self._store.drop_orphan("volume", name)
             self._store.drop_key(sandbox)
 
-    def _retain(self, view: View, volume: Volume) -> float | None:
-        if volume.name in view.orphans.retain:
-            return view.orphans.retain[volume.name]
-        tombstone = self._store.deleted.get(view.key)
+    def _retain(self, snapshot: Snapshot, volume: Volume) -> float | None:
+        if volume.name in snapshot.orphans.retain:
+            return snapshot.orphans.retain[volume.name]
+        tombstone = self._store.deleted.get(snapshot.key)
         if tombstone is not None:
             return tombstone.retain
         try:
@@ -170,26 +172,26 @@ class Collector:
             return self._volume_retain
         return None if labelled == FOREVER or labelled is None else float(labelled)
 
-    def report(self, view: View) -> list[Garbage]:
+    def report(self, snapshot: Snapshot) -> list[Garbage]:
         """What under this key nothing asks for, and what will become of it."""
-        return [*self._garbage_containers(view), *self._garbage_volumes(view)]
+        return [*self._garbage_containers(snapshot), *self._garbage_volumes(snapshot)]
 
-    def _garbage_containers(self, view: View) -> list[Garbage]:
-        if view.desired is not None:
+    def _garbage_containers(self, snapshot: Snapshot) -> list[Garbage]:
+        if snapshot.desired is not None:
             return []
-        deleted = view.fate is Fate.DELETED
+        deleted = snapshot.fate is Fate.DELETED
         why = "its record was taken out" if deleted else "it belongs to no record"
         grace = 0.0 if deleted else self._gc_grace
         found = []
-        for container in view.observed.containers:
-            since = view.orphans.containers.get(container.id, view.now)
-            held = container.id in view.orphans.held
-            remove_at = since + grace if deleted or (view.may_collect and not held) else None
+        for container in snapshot.observed.containers:
+            since = snapshot.orphans.containers.get(container.id, snapshot.now)
+            held = container.id in snapshot.orphans.held
+            remove_at = since + grace if deleted or (snapshot.may_collect and not held) else None
             found.append(
                 Garbage(
                     "container",
                     container.name,
-                    view.key,
+                    snapshot.key,
                     since,
                     remove_at,
                     _why(why, held=held),
@@ -198,16 +200,16 @@ class Collector:
             )
         return found
 
-    def _garbage_volumes(self, view: View) -> list[Garbage]:
+    def _garbage_volumes(self, snapshot: Snapshot) -> list[Garbage]:
         found = []
-        for volume in surplus_volumes(view):
-            since = view.orphans.volumes.get(volume.name, view.now)
-            retain = self._retain(view, volume)
-            held = volume.name in view.orphans.held
-            kept = retain is None or held or not view.may_collect
+        for volume in surplus_volumes(snapshot):
+            since = snapshot.orphans.volumes.get(volume.name, snapshot.now)
+            retain = self._retain(snapshot, volume)
+            held = volume.name in snapshot.orphans.held
+            kept = retain is None or held or not snapshot.may_collect
             remove_at = None if kept else since + (retain or 0.0)
             why = _why("no record wants this workspace", held=held)
-            found.append(Garbage("volume", volume.name, view.key, since, remove_at, why, held))
+            found.append(Garbage("volume", volume.name, snapshot.key, since, remove_at, why, held))
         return found
 
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from reconciler.reconcile.queue import WorkQueue
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 _AFTER_A_DEFECT: Final = 10.0
 
 
-class Dispatcher:
+class Workers:
     """Works only while ``ready`` is set: without a full observation nothing is decided."""
 
     def __init__(
@@ -30,13 +30,13 @@ class Dispatcher:
         reconcile: Callable[[str], Awaitable[None]],
         ready: asyncio.Event,
         workers: int,
-        reporter: Reporter,
+        recorder: Recorder,
     ) -> None:
         self._queue = queue
         self._reconcile = reconcile
         self._ready = ready
         self._workers = workers
-        self._reporter = reporter
+        self._recorder = recorder
 
     async def run(self) -> None:
         """Hand out keys until cancelled; the workers end with this task."""
@@ -77,7 +77,7 @@ class Dispatcher:
         slots.release()
 
     def _fail(self, key: str, error: BaseException) -> None:
-        log_failure(f"reconcile {key}", error, self._reporter, _AFTER_A_DEFECT)
+        log_failure(f"reconcile {key}", error, self._recorder, _AFTER_A_DEFECT)
         self._queue.add(key, Priority.TIMER, _AFTER_A_DEFECT)
 
     def _give_back(self, key: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from reconciler.core.disk_pressure import Limits
     from reconciler.engine.protocol import Engine
     from reconciler.store.store import Store
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
     Measure = Callable[[Path], Awaitable["Space"]]
 
@@ -87,7 +87,7 @@ class DiskGuard:
         limits: Limits,
         collect: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]],
         on_change: Callable[[], None],
-        reporter: Reporter,
+        recorder: Recorder,
         clock: Callable[[], float],
         measure: Measure | None = None,
     ) -> None:
@@ -96,7 +96,7 @@ class DiskGuard:
         self._limits = limits
         self._collect = collect
         self._on_change = on_change
-        self._reporter = reporter
+        self._recorder = recorder
         self._clock = clock
         self._measure = measure or Statvfs()
         self._paths: dict[Role, Path] = {"state": state_dir}
@@ -196,14 +196,14 @@ class DiskGuard:
             self._forget(role)
         except OSError as error:
             # What was known of it stays: nothing is concluded.
-            self._reporter.complain(
+            self._recorder.complain(
                 Event.DISK_UNMEASURED,
                 about=role,
                 path=str(path),
                 error=error.strerror or str(error),
             )
         else:
-            self._reporter.resolve(Event.DISK_UNMEASURED, about=role)
+            self._recorder.resolve(Event.DISK_UNMEASURED, about=role)
 
     # --- judge --------------------------------------------------------------------------------
 
@@ -238,9 +238,9 @@ class DiskGuard:
             if usage.disk in reasons:
                 said |= roles
                 if not roles <= self._said:
-                    self._reporter.log(Event.DISK_PRESSURE, reason=reasons[usage.disk], **fields)
+                    self._recorder.log(Event.DISK_PRESSURE, reason=reasons[usage.disk], **fields)
             elif roles & self._said:
-                self._reporter.log(Event.DISK_RELIEVED, **fields)
+                self._recorder.log(Event.DISK_RELIEVED, **fields)
         self._said = said
 
 

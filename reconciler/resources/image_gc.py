@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from reconciler.engine.protocol import Engine, Image
     from reconciler.store.store import Store
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 _PULLS: Final = "pulls"
 
@@ -36,7 +36,7 @@ class Images:
         in_use: Callable[[], set[str] | None],
         pinned: Sequence[str],
         min_age: float,
-        reporter: Reporter,
+        recorder: Recorder,
         clock: Callable[[], float],
     ) -> None:
         self._engine = engine
@@ -44,7 +44,7 @@ class Images:
         self._in_use = in_use
         self._pinned = pinned
         self._min_age = min_age
-        self._reporter = reporter
+        self._recorder = recorder
         self._clock = clock
         self._under_way: set[str] = set()
 
@@ -190,13 +190,13 @@ class Images:
             self._complain(reference, error)
             return False
         self._store.drop_image(image.id)
-        self._reporter.resolve(Event.IMAGE_COLLECT_FAILED, about=reference)
-        self._reporter.log(
+        self._recorder.resolve(Event.IMAGE_COLLECT_FAILED, about=reference)
+        self._recorder.log(
             Event.IMAGE_COLLECTED, image=reference, image_id=image.id, bytes=image.size
         )
         return True
 
     def _complain(self, image: str, error: EngineError) -> None:
-        self._reporter.complain(
+        self._recorder.complain(
             Event.IMAGE_COLLECT_FAILED, about=image, image=image, error=str(error)
         )

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from reconciler.engine.protocol import Engine, PullProgress
-    from reconciler.telemetry.recorder import Reporter
+    from reconciler.telemetry.recorder import Recorder
 
 _PROGRESS_EVERY: Final = 5.0
 # Names of waiting sandboxes in one line of the log.
 _SHOWN: Final = 20
 
 
-class Puller:
+class ImagePuller:
     """What is known of the image that each key wants, and the pulls that are under way.
 
     ``on_done(key, image, error)`` is called for every key that waited; ``error`` None is success.
@@ -36,14 +36,14 @@ class Puller:
         engine: Engine,
         *,
         on_done: Callable[[str, str, EngineError | None], None],
-        reporter: Reporter,
+        recorder: Recorder,
         clock: Callable[[], float],
         pulling: Callable[[str], AbstractAsyncContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         self._engine = engine
         self._pulling = pulling
         self._on_done = on_done
-        self._reporter = reporter
+        self._recorder = recorder
         self._clock = clock
         self._states: dict[str, tuple[str, ImageState]] = {}
         self._pulls: dict[str, asyncio.Task[None]] = {}
@@ -82,7 +82,7 @@ class Puller:
             self._pulls.pop(former).cancel()
             if former in self._started:
                 self._started.remove(former)
-                self._reporter.log(Event.PULL_CANCELLED, image=former)
+                self._recorder.log(Event.PULL_CANCELLED, image=former)
 
     async def close(self) -> None:
         """End every pull."""
@@ -99,27 +99,27 @@ class Puller:
         if image not in self._failing:
             # Of a pull that is tried again, the log has the failure, and how often it was repeated.
             self._started.add(image)
-            self._reporter.log(Event.PULL_STARTED, image=image, sandboxes=self._shown(image))
+            self._recorder.log(Event.PULL_STARTED, image=image, sandboxes=self._shown(image))
         try:
             async with self._pulling(image):
-                await self._engine.pull(image, _Progress(image, self._reporter, self._clock))
+                await self._engine.pull(image, _Progress(image, self._recorder, self._clock))
         except EngineError as error:
             self._fail(image, error)
         except ReconcilerError as error:
             self._fail(image, PullFailed(f"{image}: {error}"))
         except Exception as error:  # noqa: BLE001 - a defect must leave nobody waiting
-            log_failure(f"pull {image}", error, self._reporter, retry_in=None)
+            log_failure(f"pull {image}", error, self._recorder, retry_in=None)
             self._fail(image, PullFailed(f"{image}: a defect of this program, see its log"))
         else:
             seconds = round(self._clock() - began, 1)
             self._failing.discard(image)
-            self._reporter.resolve(Event.PULL_FAILED, about=image)
-            self._reporter.log(Event.PULL_DONE, image=image, seconds=seconds)
+            self._recorder.resolve(Event.PULL_FAILED, about=image)
+            self._recorder.log(Event.PULL_DONE, image=image, seconds=seconds)
             self._finish(image, ImageState.FRESH, None)
 
     def _fail(self, image: str, error: EngineError) -> None:
         self._failing.add(image)
-        self._reporter.complain(
+        self._recorder.complain(
             Event.PULL_FAILED,
             about=image,
             image=image,
@@ -142,9 +142,9 @@ class Puller:
 class _Progress:
     """Says how far a pull is, at a rate that a person can read."""
 
-    def __init__(self, image: str, reporter: Reporter, clock: Callable[[], float]) -> None:
+    def __init__(self, image: str, recorder: Recorder, clock: Callable[[], float]) -> None:
         self._image = image
-        self._reporter = reporter
+        self._recorder = recorder
         self._clock = clock
         self._last = clock()
 
@@ -152,7 +152,7 @@ class _Progress:
         if self._clock() - self._last < _PROGRESS_EVERY:
             return
         self._last = self._clock()
-        self._reporter.log(
+        self._recorder.log(
             Event.PULL_PROGRESS,
             image=self._image,
             layers=f"{progress.layers_done}/{progress.layers}",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from reconciler.core.errors import StoreError
 from reconciler.core.model import Claim, Identity, Memory
 from reconciler.store import tables as rows
-from reconciler.store.table import Shelf
+from reconciler.store.table import DirtyTable
 from reconciler.store.tables import Changes, Orphan, OrphanKind, Record, Tombstone
 
 if TYPE_CHECKING:
@@ -68,17 +68,17 @@ class State:
         make_clock: Callable[[float], ObservedClock],
     ) -> None:
         self._ledger, self._touched = ledger, touched
-        self._shelves: dict[str, Shelf[Any]] = {
-            table.name: Shelf(table, content[table.name], touched) for table in rows.TABLES
+        self._shelves: dict[str, DirtyTable[Any]] = {
+            table.name: DirtyTable(table, content[table.name], touched) for table in rows.TABLES
         }
-        self._records: Shelf[Record] = self._shelves[rows.RECORDS.name]
-        self._tombstones: Shelf[Tombstone] = self._shelves[rows.TOMBSTONES.name]
-        self._identities: Shelf[Identity] = self._shelves[rows.IDENTITIES.name]
-        self._memories: Shelf[Memory] = self._shelves[rows.MEMORIES.name]
-        self._claims: Shelf[Claim] = self._shelves[rows.CLAIMS.name]
-        self._facts: Shelf[str] = self._shelves[rows.FACTS.name]
-        self._images: Shelf[PulledImage] = self._shelves[rows.IMAGES.name]
-        self._orphans: dict[OrphanKind, Shelf[Orphan]] = {
+        self._records: DirtyTable[Record] = self._shelves[rows.RECORDS.name]
+        self._tombstones: DirtyTable[Tombstone] = self._shelves[rows.TOMBSTONES.name]
+        self._identities: DirtyTable[Identity] = self._shelves[rows.IDENTITIES.name]
+        self._memories: DirtyTable[Memory] = self._shelves[rows.MEMORIES.name]
+        self._claims: DirtyTable[Claim] = self._shelves[rows.CLAIMS.name]
+        self._facts: DirtyTable[str] = self._shelves[rows.FACTS.name]
+        self._images: DirtyTable[PulledImage] = self._shelves[rows.IMAGES.name]
+        self._orphans: dict[OrphanKind, DirtyTable[Orphan]] = {
             "container": self._shelves[rows.ORPHAN_CONTAINERS.name],
             "volume": self._shelves[rows.ORPHAN_VOLUMES.name],
         }

@@ -17,7 +17,7 @@ from reconciler.store.observed_clock import ObservedClock
 from reconciler.store.sqlite import Disk, Rows
 from reconciler.store.state import State
 from reconciler.store.tables import Changes, Orphan, OrphanKind, Record, Tombstone
-from reconciler.store.writer import Backlog, Flusher, Thread
+from reconciler.store.writer import PendingWrites, Thread, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,8 +61,8 @@ class Store(State):
             lambda saved: ObservedClock(saved, monotonic=monotonic, wall=wall),
         )
         self._disk, self._thread, self._readonly, self._closed = disk, thread, readonly, False
-        self._backlog = Backlog(tuple(self._shelves.values()), pending, self._put_time)
-        self._flusher = Flusher(
+        self._backlog = PendingWrites(tuple(self._shelves.values()), pending, self._put_time)
+        self._flusher = Writer(
             disk,
             thread,
             self._backlog,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 
 
-class Shelf(Generic[V]):
+class DirtyTable(Generic[V]):
     """Frozen values by key. What changed is marked by key and written as it is by then.
 
     So a batch is always one moment of the whole memory, and a key that changes often costs one row.

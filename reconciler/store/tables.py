@@ -128,7 +128,9 @@ def _encode_identity(name: str, identity: Identity) -> dict[str, Any]:
 
 
 def _decode_identity(_name: str, session_key: str, ports: str) -> Identity:
-    leased = {int(inside): int(outside) for inside, outside in json.loads(ports).items()}
+    leased = {
+        int(inside): int(external_changes) for inside, external_changes in json.loads(ports).items()
+    }
     return Identity(session_key, leased)
 
 

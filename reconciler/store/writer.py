@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from reconciler.store.ledger import LedgerEntry, Pending
     from reconciler.store.sqlite import Change, Disk
-    from reconciler.store.table import Shelf
+    from reconciler.store.table import DirtyTable
 
     Supervised = Callable[[str, Callable[[], Coroutine[Any, Any, None]]], Coroutine[Any, Any, None]]
 
@@ -86,14 +86,14 @@ def _note_exception(future: asyncio.Future[Any]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Backlog:
+class PendingWrites:
     """All that is not yet durable.
 
     ``put_time`` notes the observed time, so that it is in every batch: no time that is in the
     database is ever ahead of it.
     """
 
-    shelves: Sequence[Shelf[Any]]
+    shelves: Sequence[DirtyTable[Any]]
     ledger: Pending
     put_time: Callable[[], None]
 
@@ -120,7 +120,7 @@ async def _unsupervised(_name: str, run: Callable[[], Coroutine[Any, Any, None]]
     await run()
 
 
-class Flusher:
+class Writer:
     """Writes the backlog whenever it is woken.
 
     Args:
@@ -136,7 +136,7 @@ class Flusher:
         self,
         disk: Disk,
         thread: Thread,
-        backlog: Backlog,
+        backlog: PendingWrites,
         *,
         on_trouble: Callable[[StoreError], None],
         on_recovered: Callable[[], None],

@@ -22,7 +22,7 @@ class _Incident:
         return repeated
 
 
-class Complaints:
+class LogDeduplicator:
     """Decides which repetition of a warning is worth a log line.
 
     The key says what is the same: the event and what it is about, and never a text, in which an id

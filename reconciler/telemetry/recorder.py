@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from structlog.contextvars import get_contextvars
 
-from reconciler.telemetry.dedup import Complaints
+from reconciler.telemetry.dedup import LogDeduplicator
 from reconciler.telemetry.events import Event
 from reconciler.telemetry.redact import redactor, sanitizer
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _clean: Final = sanitizer(redactor)
 
 
-class Reporter:
+class Recorder:
     """The only way to the log and to the ledger. ``ledger`` is set once the store is open.
 
     An event has the fields that the catalogue names: ``strict`` raises ValueError where it does
@@ -26,7 +26,7 @@ class Reporter:
 
     def __init__(self, clock: Callable[[], float], *, strict: bool = False) -> None:
         self._log = structlog.get_logger()
-        self._complaints = Complaints(clock)
+        self._complaints = LogDeduplicator(clock)
         self._strict = strict
         self.ledger: Callable[[str, str | None, str, Mapping[str, Any]], object] | None = None
 

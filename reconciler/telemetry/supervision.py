@@ -31,7 +31,7 @@ class Log(Protocol):
 async def supervise(
     name: str,
     factory: Factory,
-    reporter: Log,
+    recorder: Log,
     *,
     fatal: tuple[type[Exception], ...] = (),
 ) -> None:
@@ -45,7 +45,7 @@ async def supervise(
     Args:
         name: The task's name in the log.
         factory: Makes the coroutine of one run.
-        reporter: Where failures are logged.
+        recorder: Where failures are logged.
         fatal: Exceptions that end the daemon: they are raised and not logged.
     """
     clock = asyncio.get_running_loop().time
@@ -64,7 +64,7 @@ async def supervise(
             failure = error
         if clock() - began >= STABLE:
             pause = BACKOFF_FIRST
-        log_failure(name, failure, reporter, pause)
+        log_failure(name, failure, recorder, pause)
         if is_cancelled():
             # It failed while it was being cancelled: the next sleep would not end.
             raise asyncio.CancelledError
@@ -79,10 +79,10 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def log_failure(name: str, error: BaseException, reporter: Log, retry_in: float | None) -> None:
+def log_failure(name: str, error: BaseException, recorder: Log, retry_in: float | None) -> None:
     """Log that a task failed and runs again in ``retry_in`` seconds; None: when it is asked to."""
     text = describe_error(error)
-    reporter.complain(
+    recorder.complain(
         Event.TASK_FAILED,
         about=name,
         task=name,

@@ -18,7 +18,7 @@ from reconciler.core.errors import EngineUnavailable, StoreError
 from reconciler.core.priority import Priority
 from reconciler.settings import Settings
 from reconciler.store.store import Store
-from reconciler.telemetry.recorder import Reporter
+from reconciler.telemetry.recorder import Recorder
 from reconciler.wiring import Manager
 from tests.fakes.engine import FakeEngine
 from tests.fakes.host import FakeHost
@@ -70,13 +70,13 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     settings = Settings(desired=desired, state_dir=tmp_path / "state", rescan_interval=3600)
     engine = FakeEngine(FakeHost())
     engine.host.registry.add("box:1")
-    reporter = Reporter(time.monotonic)
+    recorder = Recorder(time.monotonic)
     store = await Store.open(
         settings.state_dir, on_trouble=lambda _: None, on_recovered=lambda: None
     )
     async with store:
-        reporter.ledger = store.append
-        manager = Manager(settings, engine=engine, store=store, reporter=reporter)
+        recorder.ledger = store.append
+        manager = Manager(settings, engine=engine, store=store, recorder=recorder)
         await manager.read_manifest()
         # An edit is read when a test asks for it, and not by the watch a moment earlier.
         roots = [root for name, root in manager.tasks().items() if name != "manifest-watch"]
@@ -119,9 +119,9 @@ async def test_reload(world: World) -> None:
     answer = await world.post("reload")
     assert (answer["added"], answer["changed"], answer["removed"]) == (["eve"], ["bob"], [])
     world.desired.write_text("")
-    braked = await world.post("reload")
-    assert braked["awaiting_confirmation"] == ["alice", "bob", "eve"]
-    assert braked["removed"] == []
+    held_deletions = await world.post("reload")
+    assert held_deletions["awaiting_confirmation"] == ["alice", "bob", "eve"]
+    assert held_deletions["removed"] == []
     world.desired.write_text("version: 1\nsandboxes: {}\n")
     confirmed = await world.post("reload", allow_mass_delete=True)
     assert confirmed["removed"] == ["alice", "bob", "eve"]

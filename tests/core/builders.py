@@ -17,9 +17,9 @@ from reconciler.core.model import (
     Memory,
     Observed,
     Phase,
+    Snapshot,
     Verb,
     Verdict,
-    View,
     Volume,
 )
 from reconciler.core.plan import plan
@@ -97,13 +97,13 @@ def volume(name: str = VOLUME, **changes: Any) -> Volume:
     return replace(Volume(name, KEY), **changes)
 
 
-def view(
+def snapshot(
     wanted: Desired | None,
     *containers: Container,
     volumes: tuple[Volume, ...] = (volume(),),
     **changes: Any,
-) -> View:
-    plain = View(
+) -> Snapshot:
+    plain = Snapshot(
         key=KEY,
         prefix=PREFIX,
         desired=wanted,
@@ -143,7 +143,7 @@ def short(text: str) -> str:
     return text
 
 
-def step(of: View) -> str:
+def step(of: Snapshot) -> str:
     """The decision as ``verb target (cause)``, or what is waited for and how long."""
     decision = decide(of)
     if decision.action is not None:
@@ -152,6 +152,6 @@ def step(of: View) -> str:
     return f"wait{timed}: {decision.waiting_for}" if timed or decision.waiting_for else "nothing"
 
 
-def steps(of: View) -> list[str]:
+def steps(of: Snapshot) -> list[str]:
     """The whole plan, without causes."""
     return [short(str(action)).partition(" (")[0] for action in plan(of).actions]

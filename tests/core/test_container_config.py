@@ -8,7 +8,7 @@ import pytest
 from reconciler.core import naming
 from reconciler.core.container_config import (
     HASH_VERSION,
-    Surroundings,
+    InstanceConfig,
     blueprint,
     environment,
     is_leased,
@@ -20,7 +20,7 @@ from reconciler.core.model import Identity
 from reconciler.core.spec import Model, ResourcesSpec, SandboxSpec
 from tests.core.builders import HASH, IDENTITY, KEY, NAME, VOLUME, desired, spec
 
-AROUND = Surroundings("default", "me", "oh-agent-server-", "127.0.0.1", "http://host:8/{id}")
+AROUND = InstanceConfig("default", "me", "oh-agent-server-", "127.0.0.1", "http://host:8/{id}")
 FULL: Final = {
     "image": "demo:2",
     "command": ["--port", "8000"],
@@ -55,13 +55,15 @@ FULL: Final = {
 }
 
 
-def hashed(made: SandboxSpec, around: Surroundings = AROUND, digest: str | None = None) -> str:
-    return spec_hash(made, around, digest)
+def hashed(
+    made: SandboxSpec, instance_config: InstanceConfig = AROUND, digest: str | None = None
+) -> str:
+    return spec_hash(made, instance_config, digest)
 
 
 # A release that changes one of these recreates every container of every user.
 @pytest.mark.parametrize(
-    ("made", "around", "digest", "expected"),
+    ("made", "instance_config", "digest", "expected"),
     [
         (SandboxSpec(image="demo:1"), AROUND, None, "1:686148a62c9c12092afee8b62d169947"),
         (spec(), AROUND, None, "1:f048a2e81cce4106ca61fa89e83f5c86"),
@@ -75,8 +77,8 @@ def hashed(made: SandboxSpec, around: Surroundings = AROUND, digest: str | None 
     ],
     ids=["minimal", "plain", "full", "other surroundings"],
 )
-def test_hashes_stay_what_they_were(made, around, digest, expected):
-    assert hashed(made, around, digest) == expected
+def test_hashes_stay_what_they_were(made, instance_config, digest, expected):
+    assert hashed(made, instance_config, digest) == expected
 
 
 @pytest.mark.parametrize(
@@ -184,8 +186,8 @@ def test_the_session_key_is_ours_whatever_a_file_says():
 
 
 def test_no_webhook_no_variable():
-    around = replace(AROUND, webhook_url=None)
-    assert naming.WEBHOOK_VARIABLE not in environment(desired(), IDENTITY, around, {})
+    instance_config = replace(AROUND, webhook_url=None)
+    assert naming.WEBHOOK_VARIABLE not in environment(desired(), IDENTITY, instance_config, {})
 
 
 @pytest.mark.parametrize(

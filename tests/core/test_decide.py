@@ -32,8 +32,8 @@ from tests.core.builders import (
     ended,
     failing,
     health,
+    snapshot,
     step,
-    view,
     volume,
 )
 
@@ -65,7 +65,7 @@ DAY = 86400.0
     ],
 )
 def test_each_phase_leads_to_each_desired_state(state, phase, expected):
-    assert step(view(desired(state), container(NAME, phase))) == expected
+    assert step(snapshot(desired(state), container(NAME, phase))) == expected
 
 
 @pytest.mark.parametrize(
@@ -82,25 +82,27 @@ def test_each_phase_leads_to_each_desired_state(state, phase, expected):
     ],
 )
 def test_the_pull_policy_says_what_is_done_before_a_create(pull, image, expected):
-    assert step(view(desired(pull=pull), image=image)) == expected
+    assert step(snapshot(desired(pull=pull), image=image)) == expected
 
 
 def test_the_workspace_is_made_before_the_container():
-    assert step(view(desired(), volumes=())) == (
+    assert step(snapshot(desired(), volumes=())) == (
         "create-volume workspace (its workspace does not exist)"
     )
-    assert step(view(desired(workspace=None), volumes=())) == "create alice (it does not exist)"
+    assert step(snapshot(desired(workspace=None), volumes=())) == "create alice (it does not exist)"
 
 
 def test_a_record_with_a_problem_is_not_made():
-    assert step(view(desired(problem="no env file", spec_hash=None))) == "wait: no env file"
+    assert step(snapshot(desired(problem="no env file", spec_hash=None))) == "wait: no env file"
 
 
 def test_a_step_that_failed_waits_until_it_is_due():
     memory = failing(Verb.CREATE, cause="bad mount")
-    assert step(view(desired(), memory=memory)) == "wait until +30: bad mount"
-    assert step(view(desired(), memory=failing(Verb.CREATE, due=NOW))).startswith("create alice")
-    assert step(view(desired(spec_hash="1:newer"), memory=memory)).startswith("create alice")
+    assert step(snapshot(desired(), memory=memory)) == "wait until +30: bad mount"
+    assert step(snapshot(desired(), memory=failing(Verb.CREATE, due=NOW))).startswith(
+        "create alice"
+    )
+    assert step(snapshot(desired(spec_hash="1:newer"), memory=memory)).startswith("create alice")
 
 
 EXITED = container(NAME, Phase.EXITED)
@@ -120,7 +122,7 @@ EXITED = container(NAME, Phase.EXITED)
     ids=["not yet learned of", "our own stop", "due", "backing off"],
 )
 def test_a_sandbox_that_ended_is_started_when_it_is_due(memory, expected):
-    assert step(view(desired(), EXITED, memory=memory)) == expected
+    assert step(snapshot(desired(), EXITED, memory=memory)) == expected
 
 
 OUT_OF_MEMORY = Death(EXITED.id, NOW, 137, oom_killed=True)
@@ -136,13 +138,13 @@ OUT_OF_MEMORY = Death(EXITED.id, NOW, 137, oom_killed=True)
     ids=["this end", "an earlier end", "the end of another"],
 )
 def test_the_cause_of_a_restart_is_the_death_in_that_end(memory, cause):
-    assert step(view(desired(), EXITED, memory=memory)) == f"start alice (it ended: {cause})"
+    assert step(snapshot(desired(), EXITED, memory=memory)) == f"start alice (it ended: {cause})"
 
 
 @pytest.mark.parametrize("unseen", [True, False])
 def test_only_a_crash_counts_as_a_restart(unseen):
     death = replace(OUT_OF_MEMORY, unseen=unseen)
-    action = decide(view(desired(), EXITED, memory=ended(EXITED, NOW, death=death))).action
+    action = decide(snapshot(desired(), EXITED, memory=ended(EXITED, NOW, death=death))).action
     assert action.restart is not unseen
 
 
@@ -165,33 +167,35 @@ WATCHED = container()
 )
 def test_a_verdict_counts_for_what_runs(state, verdict, expected):
     seen = health(verdict, WATCHED, reason="timed out")
-    assert step(view(desired(state, health=HEALTH), WATCHED, health=seen)) == expected
+    assert step(snapshot(desired(state, health=HEALTH), WATCHED, health=seen)) == expected
 
 
 def test_a_verdict_on_an_earlier_run_does_not_count():
     earlier = health(Verdict.UNHEALTHY, WATCHED, started_at=NOW - 5000)
-    assert step(view(desired(health=HEALTH), WATCHED, health=earlier)) == "nothing"
+    assert step(snapshot(desired(health=HEALTH), WATCHED, health=earlier)) == "nothing"
 
 
 def test_an_unhealthy_sandbox_is_restarted_with_backoff():
     seen = health(Verdict.UNHEALTHY, WATCHED, reason="timed out")
-    waits = step(view(desired(health=HEALTH), WATCHED, health=seen, memory=Memory(streak=2)))
+    waits = step(snapshot(desired(health=HEALTH), WATCHED, health=seen, memory=Memory(streak=2)))
     assert waits.startswith("wait until +1.")
     assert waits.endswith("its next restart: unhealthy: timed out")
 
 
 def test_a_renamed_container_gets_its_name_back():
     renamed = container("renamed")
-    assert step(view(desired(), renamed)) == "rename renamed -> alice (it is not under its name)"
+    assert (
+        step(snapshot(desired(), renamed)) == "rename renamed -> alice (it is not under its name)"
+    )
 
 
 def test_one_whose_name_is_taken_gives_up_the_name_that_it_bears():
     heir = container("the-name-of-another")
     memory = failing(Verb.RENAME, cause="the name is taken", on=heir)
-    assert step(view(desired(), heir, memory=memory)) == "wait until +30: the name is taken"
-    due = view(desired(), heir, memory=failing(Verb.RENAME, due=NOW, on=heir))
+    assert step(snapshot(desired(), heir, memory=memory)) == "wait until +30: the name is taken"
+    due = snapshot(desired(), heir, memory=failing(Verb.RENAME, due=NOW, on=heir))
     assert step(due) == "rename the-name-of-another -> prev (it is not under its name)"
-    assert step(view(desired(), container(PREV))).startswith("rename prev -> alice")
+    assert step(snapshot(desired(), container(PREV))).startswith("rename prev -> alice")
 
 
 @pytest.mark.parametrize(
@@ -206,11 +210,11 @@ def test_one_whose_name_is_taken_gives_up_the_name_that_it_bears():
 )
 def test_of_several_the_nearest_to_the_record_is_kept(better, worse):
     for strays in ([better, worse], [worse, better]):
-        assert step(view(desired(), *strays)).startswith("rename b -> alice")
+        assert step(snapshot(desired(), *strays)).startswith("rename b -> alice")
 
 
 def test_a_stray_goes_once_another_bears_the_name():
-    strays = view(desired(), container("renamed"), container())
+    strays = snapshot(desired(), container("renamed"), container())
     assert step(strays) == "remove renamed (alice has taken its place)"
 
 
@@ -222,13 +226,13 @@ def test_a_stray_goes_once_another_bears_the_name():
     ],
 )
 def test_a_deleted_sandbox_goes_from_each_phase(phase, expected):
-    gone = view(None, container(NAME, phase), fate=Fate.DELETED, may_collect=False)
+    gone = snapshot(None, container(NAME, phase), fate=Fate.DELETED, may_collect=False)
     assert step(gone) == expected
 
 
 def test_a_deleted_sandbox_that_will_not_stop_is_removed():
     memory = failing(Verb.STOP, on=container())
-    gone = view(None, container(), fate=Fate.DELETED, memory=memory)
+    gone = snapshot(None, container(), fate=Fate.DELETED, memory=memory)
     assert step(gone) == "remove alice (its record was taken out)"
 
 
@@ -240,18 +244,20 @@ def test_what_belongs_to_no_record_goes_after_the_grace_from_each_phase(phase):
         return Orphans(containers={found.id: NOW - seconds})
 
     grace = "the grace of what belongs to no record"
-    assert step(view(None, found)) == "nothing"
-    assert step(view(None, found, orphans=since(100))) == f"wait until +200: {grace}"
-    assert step(view(None, found, orphans=since(300))) == "remove alice (it belongs to no record)"
-    assert step(view(None, found, orphans=since(300), may_collect=False)) == "nothing"
+    assert step(snapshot(None, found)) == "nothing"
+    assert step(snapshot(None, found, orphans=since(100))) == f"wait until +200: {grace}"
+    assert (
+        step(snapshot(None, found, orphans=since(300))) == "remove alice (it belongs to no record)"
+    )
+    assert step(snapshot(None, found, orphans=since(300), may_collect=False)) == "nothing"
     held = replace(since(300), held=frozenset({found.id}))
-    assert step(view(None, found, orphans=held)) == "nothing"
+    assert step(snapshot(None, found, orphans=held)) == "nothing"
 
 
 def test_the_earliest_grace_counts_and_a_younger_find_waits():
     old, young = container("old"), container("young")
     books = Orphans(containers={old.id: NOW - 200, young.id: NOW - 50})
-    assert step(view(None, young, old, orphans=books)).startswith("wait until +100")
+    assert step(snapshot(None, young, old, orphans=books)).startswith("wait until +100")
 
 
 def kept(since: float, retain: float | None) -> Orphans:
@@ -273,52 +279,52 @@ def test_a_volume_is_kept_as_long_as_was_asked(orphans, expected):
     for wanted in (None, desired(workspace=None)):
         made = container(volumes=frozenset()) if wanted else ()
         crowd = (made,) if wanted else ()
-        assert step(view(wanted, *crowd, orphans=orphans)) == expected
+        assert step(snapshot(wanted, *crowd, orphans=orphans)) == expected
 
 
 def test_no_volume_is_collected_that_is_wanted_in_use_or_uncertain():
     over = kept(NOW - DAY, 0.0)
-    assert step(view(desired(), container(), orphans=over)) == "nothing"
-    in_use = view(desired(workspace=None), container(), orphans=over)
+    assert step(snapshot(desired(), container(), orphans=over)) == "nothing"
+    in_use = snapshot(desired(workspace=None), container(), orphans=over)
     assert step(in_use) == "nothing"
-    assert step(view(None, orphans=over, may_collect=False)) == "nothing"
+    assert step(snapshot(None, orphans=over, may_collect=False)) == "nothing"
 
 
 def test_an_adopted_volume_is_never_removed():
     over = kept(NOW - DAY, 0.0)
-    assert step(view(None, volumes=(volume(adopted=True),), orphans=over)) == "nothing"
+    assert step(snapshot(None, volumes=(volume(adopted=True),), orphans=over)) == "nothing"
 
 
 @pytest.mark.parametrize("wanted", [desired(), desired("stopped")])
 def test_a_leftover_stand_in_goes_first_and_never_becomes_the_sandbox(wanted):
     left = container(PREP, Phase.CREATED, spec_hash="")
     removal = "remove prep (it was left over from a preparation)"
-    assert step(view(wanted, left)) == removal
-    assert step(view(wanted, left, container())) == removal
+    assert step(snapshot(wanted, left)) == removal
+    assert step(snapshot(wanted, left, container())) == removal
     stuck = failing(Verb.REMOVE, spec_hash="", on=left)
-    assert step(view(wanted, left, memory=stuck)) == "create alice (it does not exist)"
+    assert step(snapshot(wanted, left, memory=stuck)) == "create alice (it does not exist)"
 
 
 def test_a_volume_that_cannot_be_removed_waits():
     memory = failing(Verb.REMOVE_VOLUME, spec_hash="", cause="in use", on=VOLUME)
-    stuck = view(None, orphans=kept(NOW - DAY, 0.0), memory=memory)
+    stuck = snapshot(None, orphans=kept(NOW - DAY, 0.0), memory=memory)
     assert step(stuck) == "wait until +30: in use"
     assert step(replace(stuck, now=NOW + 30)).startswith("remove-volume workspace")
 
 
 def test_volumes_wait_until_the_containers_of_a_deleted_sandbox_are_gone():
     over = kept(NOW - DAY, 0.0)
-    gone = view(None, container(NAME, Phase.EXITED), orphans=over, fate=Fate.DELETED)
+    gone = snapshot(None, container(NAME, Phase.EXITED), orphans=over, fate=Fate.DELETED)
     assert step(gone) == "remove alice (its record was taken out)"
 
 
 def test_a_volume_beside_the_wanted_one_is_surplus():
     other = volume("from-another-prefix")
     orphans = Orphans(volumes={other.name: NOW - 1}, retain={other.name: 0.0})
-    both = view(desired(), container(), volumes=(volume(), other), orphans=orphans)
+    both = snapshot(desired(), container(), volumes=(volume(), other), orphans=orphans)
     assert step(both).startswith("remove-volume from-another-prefix")
 
 
 def test_roles_go_by_name_alone():
     crowd = [container(n, Phase.EXITED, HASH) for n in (PREV, NEXT, "x")]
-    assert step(view(desired(), *crowd)).startswith("rename next -> alice")
+    assert step(snapshot(desired(), *crowd)).startswith("rename next -> alice")

@@ -15,7 +15,7 @@ from reconciler.core.disk_pressure import (
 )
 from reconciler.core.model import ImageState, Phase, Status
 from reconciler.core.status import status_of
-from tests.core.builders import OLD, container, desired, step, steps, view
+from tests.core.builders import OLD, container, desired, snapshot, step, steps
 
 GIB = 1 << 30
 FULL = "state disk /s has 0.9 GiB of 20 GiB free"
@@ -167,21 +167,21 @@ def test_when_a_use_is_noted(days_ago: float, *, in_use: bool, is_renewed: bool)
 
 
 def test_nothing_is_made_while_there_is_pressure() -> None:
-    missing = view(desired(), hold=FULL)
+    missing = snapshot(desired(), hold=FULL)
     assert step(missing) == f"wait: {FULL}"
     assert status_of(missing) == (Status.MISSING, FULL)
 
 
 def test_neither_a_volume_nor_an_image_is_fetched() -> None:
-    assert step(view(desired(), volumes=(), hold=FULL)) == f"wait: {FULL}"
-    assert step(view(desired(), image=ImageState.ABSENT, hold=FULL)) == f"wait: {FULL}"
-    pulling = view(desired(), image=ImageState.PULLING, hold=FULL)
+    assert step(snapshot(desired(), volumes=(), hold=FULL)) == f"wait: {FULL}"
+    assert step(snapshot(desired(), image=ImageState.ABSENT, hold=FULL)) == f"wait: {FULL}"
+    pulling = snapshot(desired(), image=ImageState.PULLING, hold=FULL)
     assert step(pulling) == f"wait: {FULL}"
     assert status_of(pulling) == (Status.MISSING, FULL)
 
 
 def test_a_problem_of_the_record_itself_comes_first() -> None:
-    both = view(desired(problem="no env file"), hold=FULL)
+    both = snapshot(desired(problem="no env file"), hold=FULL)
     assert step(both) == "wait: no env file"
     assert status_of(both) == (Status.ERROR, "no env file")
 
@@ -190,7 +190,7 @@ def test_a_problem_of_the_record_itself_comes_first() -> None:
 @pytest.mark.parametrize("state", ["running", "paused", "stopped"])
 def test_what_exists_goes_on_as_ever(state: str, phase: Phase) -> None:
     there = container(phase=phase)
-    held, free = (view(desired(state), there, hold=hold) for hold in (FULL, ""))
+    held, free = (snapshot(desired(state), there, hold=hold) for hold in (FULL, ""))
     assert step(held) == step(free)
     assert steps(held) == steps(free)
     assert status_of(held) == status_of(free)
@@ -208,12 +208,12 @@ def test_what_exists_goes_on_as_ever(state: str, phase: Phase) -> None:
     ],
 )
 def test_what_is_to_be_replaced_goes_on_as_it_is(state: str, phase: Phase, done: str) -> None:
-    held = view(desired(state), container(phase=phase, spec_hash=OLD), hold=FULL)
+    held = snapshot(desired(state), container(phase=phase, spec_hash=OLD), hold=FULL)
     assert step(held) == done
     assert not {"create next", "remove alice", "rename alice -> prev"} & set(steps(held))
 
 
 def test_what_is_to_go_goes() -> None:
-    gone, freely = (view(None, container(), hold=hold) for hold in (FULL, ""))
+    gone, freely = (snapshot(None, container(), hold=hold) for hold in (FULL, ""))
     assert steps(gone) == steps(freely)
-    assert status_of(view(None, volumes=(), hold=FULL)) == (Status.MISSING, "")
+    assert status_of(snapshot(None, volumes=(), hold=FULL)) == (Status.MISSING, "")

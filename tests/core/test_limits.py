@@ -7,7 +7,7 @@ import pytest
 from reconciler.core.limits import baseline_of, limits_drift
 from reconciler.core.model import Baseline, Limits, Memory, Phase, Verb
 from reconciler.core.plan import plan
-from tests.core.builders import NAME, OLD, container, desired, failing, step, view
+from tests.core.builders import NAME, OLD, container, desired, failing, snapshot, step
 
 MIB = 1 << 20
 MADE = Limits(memory=64 * MIB, memory_swap=128 * MIB)
@@ -21,7 +21,7 @@ def remembered(of, limits: Limits = MADE) -> Memory:
 @pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.PAUSED, Phase.CREATED])
 def test_a_changed_limit_is_set_back(phase):
     one = container(NAME, phase, limits=Limits(restart_policy="always", memory=64 * MIB))
-    assert step(view(desired(), one, memory=remembered(one))) == (
+    assert step(snapshot(desired(), one, memory=remembered(one))) == (
         "update alice (others changed it: restart_policy is always, not no, "
         "memory_swap is unset, not 134217728)"
     )
@@ -29,7 +29,7 @@ def test_a_changed_limit_is_set_back(phase):
 
 def test_a_plan_ends_with_the_limits_as_they_were():
     one = container(limits=Limits(pids=50))
-    actions = plan(view(desired(), one, memory=remembered(one))).actions
+    actions = plan(snapshot(desired(), one, memory=remembered(one))).actions
     assert [action.verb for action in actions] == [Verb.UPDATE]
 
 
@@ -37,9 +37,9 @@ def test_what_the_engine_refuses_holds_back_nothing_else():
     one = container(NAME, Phase.EXITED, limits=Limits(pids=50))
     failures = failing(Verb.UPDATE, cause="in use", on=one).failures
     memory = Memory(failures=failures, baseline=Baseline(one.id, MADE))
-    assert step(view(desired(), one, memory=memory)).startswith("start alice")
+    assert step(snapshot(desired(), one, memory=memory)).startswith("start alice")
     runs = container(limits=Limits(pids=50))
-    assert step(view(desired(), runs, memory=memory)) == "wait until +30: in use"
+    assert step(snapshot(desired(), runs, memory=memory)) == "wait until +30: in use"
 
 
 def test_the_limits_of_another_container_are_no_measure():

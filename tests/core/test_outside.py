@@ -9,7 +9,7 @@ import pytest
 from reconciler.core import policy
 from reconciler.core.model import Action, Loss, Memory, Pause, Phase, Run, Status, Verb
 from reconciler.core.status import status_of
-from tests.core.builders import HASH, NAME, NOW, PREV, VOLUME, container, desired, step, view
+from tests.core.builders import HASH, NAME, NOW, PREV, VOLUME, container, desired, snapshot, step
 
 PAUSED = container(NAME, Phase.PAUSED)
 
@@ -25,7 +25,7 @@ PAUSED = container(NAME, Phase.PAUSED)
     ],
 )
 def test_a_pause_by_others_is_left_for_the_grace(pause, expected):
-    seen = view(desired(), PAUSED, memory=Memory(pause=pause), pause_grace=30.0)
+    seen = snapshot(desired(), PAUSED, memory=Memory(pause=pause), pause_grace=30.0)
     assert step(seen).startswith(expected)
     stopped = replace(seen, desired=desired("stopped"))
     assert step(stopped).startswith(expected.partition(" (")[0])
@@ -33,7 +33,7 @@ def test_a_pause_by_others_is_left_for_the_grace(pause, expected):
 
 def test_only_the_current_container_is_waited_for():
     old = container(PREV, Phase.PAUSED)
-    seen = view(desired(), old, container(NAME, Phase.CREATED), pause_grace=30.0)
+    seen = snapshot(desired(), old, container(NAME, Phase.CREATED), pause_grace=30.0)
     assert step(seen).startswith("unpause prev")
 
 
@@ -70,6 +70,6 @@ def test_what_is_asked_for_is_noted_before():
 
 def test_a_lost_workspace_is_told_beside_every_status():
     memory = Memory(loss=Loss(VOLUME, HASH))
-    never = status_of(view(desired("stopped"), container(NAME, Phase.CREATED), memory=memory))
+    never = status_of(snapshot(desired("stopped"), container(NAME, Phase.CREATED), memory=memory))
     assert never[0] is Status.STOPPED
     assert never[1].startswith("never started; its workspace")

@@ -17,7 +17,7 @@ from tests.core.builders import (
     desired,
     ended,
     short,
-    view,
+    snapshot,
 )
 
 NEW = [
@@ -40,33 +40,33 @@ PAUSE = "pause alice (paused is desired)"
     ("seen", "expected"),
     [
         (
-            view(desired(health=HEALTH), volumes=()),
+            snapshot(desired(health=HEALTH), volumes=()),
             [*NEW, "start alice (running is desired)"],
         ),
         (
-            view(desired(pull="always"), volumes=()),
+            snapshot(desired(pull="always"), volumes=()),
             ["pull demo:1 (it does not exist)", *NEW, "start alice (running is desired)"],
         ),
         (
-            view(desired("paused", health=HEALTH), volumes=()),
+            snapshot(desired("paused", health=HEALTH), volumes=()),
             [*NEW, "start alice (paused is desired)", PAUSE],
         ),
-        (view(desired("stopped"), volumes=()), NEW),
-        (view(desired(), container(spec_hash=OLD)), [MAKE, STOP, *SWAP, START, DROP]),
+        (snapshot(desired("stopped"), volumes=()), NEW),
+        (snapshot(desired(), container(spec_hash=OLD)), [MAKE, STOP, *SWAP, START, DROP]),
         (
-            view(desired("paused", health=HEALTH), container(NAME, Phase.PAUSED, OLD)),
+            snapshot(desired("paused", health=HEALTH), container(NAME, Phase.PAUSED, OLD)),
             [MAKE, UNPAUSE, STOP, *SWAP, START, DROP, PAUSE],
         ),
         (
-            view(desired("stopped"), container(NAME, Phase.EXITED, OLD)),
+            snapshot(desired("stopped"), container(NAME, Phase.EXITED, OLD)),
             [MAKE, *SWAP, DROP],
         ),
         (
-            view(desired("stopped"), container(NAME, Phase.PAUSED)),
+            snapshot(desired("stopped"), container(NAME, Phase.PAUSED)),
             ["unpause alice (stopped is desired)", "stop alice (stopped is desired)"],
         ),
         (
-            view(
+            snapshot(
                 None,
                 container(),
                 fate=Fate.DELETED,
@@ -78,7 +78,7 @@ PAUSE = "pause alice (paused is desired)"
                 "remove-volume workspace (it was kept as long as was asked)",
             ],
         ),
-        (view(desired(), container()), []),
+        (snapshot(desired(), container()), []),
     ],
     ids=[
         "new running",
@@ -98,15 +98,15 @@ def test_the_main_scenarios(seen, expected):
 
 
 def test_a_plan_ends_where_something_is_waited_for():
-    pulling = plan(view(desired(), image=ImageState.PULLING))
+    pulling = plan(snapshot(desired(), image=ImageState.PULLING))
     assert pulling == Plan(KEY, (), "pulling demo:1")
     exited = container(NAME, Phase.EXITED)
-    backoff = view(desired(), exited, memory=ended(exited, NOW + 9))
+    backoff = snapshot(desired(), exited, memory=ended(exited, NOW + 9))
     assert plan(backoff).waiting_for == "its next restart: it ended: exit code 0"
 
 
 def test_a_plan_has_an_end_in_any_crowd():
     crowd = [container(f"renamed-{number}") for number in range(MAX_STEPS + 1)]
-    endless = plan(view(desired(), *crowd))
+    endless = plan(snapshot(desired(), *crowd))
     assert len(endless.actions) == MAX_STEPS
     assert endless.waiting_for == "more than can be foreseen"

@@ -19,9 +19,9 @@ from reconciler.core.model import (
     ImageState,
     Memory,
     Phase,
+    Snapshot,
     Verb,
     Verdict,
-    View,
 )
 from reconciler.core.plan import MAX_STEPS, after, plan
 from reconciler.core.replacement import replace_cause, roles_of
@@ -39,7 +39,7 @@ from tests.core.builders import (
     VOLUME,
     container,
     desired,
-    view,
+    snapshot,
     volume,
 )
 from tests.core.worlds import LIVE, World, check
@@ -110,14 +110,14 @@ memories = st.builds(
 
 
 @st.composite
-def views(draw, wanted):
+def snapshots(draw, wanted):
     crowd = draw(crowds())
     of = draw(st.sampled_from(crowd)) if crowd else None
     verdict = draw(st.sampled_from(Verdict))
     seen_at = draw(st.sampled_from([NOW - 5000, NOW - 10, NOW]))
     health = Health(of.id, of.started_at, seen_at, verdict, NOW) if of else Health()
     ended = draw(st.none() | st.just(End.of(of))) if of else None
-    return view(
+    return snapshot(
         draw(wanted),
         *crowd,
         volumes=draw(st.sampled_from([(), (volume(),), (volume(), volume(OTHER_VOLUME))])),
@@ -154,12 +154,12 @@ def assert_as_desired(world: World) -> None:
         assert OTHER_VOLUME not in kept
 
 
-def may_go(seen: View) -> bool:
+def may_go(seen: Snapshot) -> bool:
     return seen.may_collect or seen.fate is Fate.DELETED
 
 
 @steady
-@given(views(any_record))
+@given(snapshots(any_record))
 def test_one_decision_after_the_other_converges(seen):
     world = World(seen)
     world.converge(LIMIT)
@@ -168,20 +168,20 @@ def test_one_decision_after_the_other_converges(seen):
 
 def real_id(world: World, action) -> str:
     """The plan's containers that are still to be made bear no real id yet: go by the name."""
-    by_name = {c.name: c.id for c in world.view.observed.containers}
+    by_name = {c.name: c.id for c in world.snapshot.observed.containers}
     return by_name[action.target] if action.container_id.startswith("new:") else action.container_id
 
 
 @steady
-@given(views(any_record), st.lists(st.integers(0, 8), max_size=6))
+@given(snapshots(any_record), st.lists(st.integers(0, 8), max_size=6))
 def test_whole_plans_converge_wherever_they_are_cut_off(seen, cuts):
     world = World(seen)
     for cut in [*cuts, *[MAX_STEPS] * LIMIT]:
         actions = plan(world.look()).actions
         for action in actions[:cut]:
-            done = len(world.view.memory.failures)
-            world.perform(replace(action, container_id=real_id(world, action)), world.view)
-            if len(world.view.memory.failures) > done or action.verb is Verb.PULL:
+            done = len(world.snapshot.memory.failures)
+            world.perform(replace(action, container_id=real_id(world, action)), world.snapshot)
+            if len(world.snapshot.memory.failures) > done or action.verb is Verb.PULL:
                 break
         if actions and cut:
             continue
@@ -193,7 +193,7 @@ def test_whole_plans_converge_wherever_they_are_cut_off(seen, cuts):
 
 
 @steady
-@given(views(any_record))
+@given(snapshots(any_record))
 def test_a_plan_is_what_the_decisions_are(seen):
     foreseen, model = [], seen
     while len(foreseen) < MAX_STEPS and (action := decide(model).action):
@@ -227,17 +227,17 @@ def disturbances(draw):
 
 def meddle(world: World, drift: tuple[int, str]) -> None:
     """Somebody does something to a container with the engine's own tools."""
-    seen, (index, what) = world.view.observed.containers, drift
+    seen, (index, what) = world.snapshot.observed.containers, drift
     if index >= len(seen):
         return
     one = seen[index]
     match what:
         case "run" if one.phase in AT_REST:
-            world._change(one, phase=Phase.RUNNING, started_at=world.view.now)
+            world._change(one, phase=Phase.RUNNING, started_at=world.snapshot.now)
         case "pause" if one.phase is Phase.RUNNING:
             world._change(one, phase=Phase.PAUSED)
         case "end" if one.phase in LIVE:
-            world._change(one, phase=Phase.EXITED, finished_at=world.view.now, exit_code=137)
+            world._change(one, phase=Phase.EXITED, finished_at=world.snapshot.now, exit_code=137)
         case "rename":
             world._change(one, name=f"renamed-{one.id}")
         case "remove":
@@ -245,17 +245,17 @@ def meddle(world: World, drift: tuple[int, str]) -> None:
 
 
 def edit(world: World, change: tuple[str, str, str]) -> None:
-    wanted = world.view.desired
+    wanted = world.snapshot.desired
     if wanted is None:
         return
     state, spec_hash, on_change = change
     fields = {"state": DesiredState(state), "spec_hash": spec_hash}
     spec = wanted.spec.model_copy(update={"on_change": OnChange(on_change)})
-    world.view = replace(world.view, desired=replace(wanted, spec=spec, **fields))
+    world.snapshot = replace(world.snapshot, desired=replace(wanted, spec=spec, **fields))
 
 
 @steady
-@given(views(any_record), disturbances())
+@given(snapshots(any_record), disturbances())
 def test_it_converges_after_any_accidents_edits_and_meddling(seen, events):
     world = World(seen)
     for accident, change, drift in events:
@@ -287,7 +287,7 @@ def test_it_converges_after_any_accidents_edits_and_meddling(seen, events):
     st.integers(0, 5),
 )
 def test_the_old_one_runs_whenever_the_new_one_is_waited_for(state, health, no_create, no_start):
-    world = World(view(desired(state, health=health), container(spec_hash=OLD)))
+    world = World(snapshot(desired(state, health=health), container(spec_hash=OLD)))
     refusals = {Verb.CREATE: no_create, Verb.START: no_start}
     for _ in range(LIMIT * 2):
         seen = world.look()
@@ -310,13 +310,13 @@ def test_the_old_one_runs_whenever_the_new_one_is_waited_for(state, health, no_c
     assert_as_desired(world)
 
 
-def started_hash(seen: View, action) -> str:
+def started_hash(seen: Snapshot, action) -> str:
     hashes = {c.id: c.spec_hash for c in seen.observed.containers}
     return hashes.get(action.container_id, HASH)
 
 
 @steady
-@given(views(st.none()))
+@given(snapshots(st.none()))
 def test_nothing_is_collected_while_it_is_not_certain_that_it_is_garbage(seen):
     world = World(replace(seen, may_collect=False, fate=Fate.UNKNOWN))
     world.converge(LIMIT)
@@ -324,38 +324,38 @@ def test_nothing_is_collected_while_it_is_not_certain_that_it_is_garbage(seen):
 
 
 @steady
-@given(views(st.none()), st.sampled_from([None, 0.0, 60.0, 86400.0]))
+@given(snapshots(st.none()), st.sampled_from([None, 0.0, 60.0, 86400.0]))
 def test_what_belongs_to_no_record_is_kept_its_time_and_then_goes(seen, retain):
     world = World(replace(seen, may_collect=True, fate=Fate.UNKNOWN), retain=retain)
     begun, removed = seen.now, {}
     for _ in range(LIMIT):
         decision = decide(world.look())
         if decision.action is not None:
-            removed.setdefault(decision.action.verb, world.view.now - begun)
-            world.perform(decision.action, world.view)
+            removed.setdefault(decision.action.verb, world.snapshot.now - begun)
+            world.perform(decision.action, world.snapshot)
         elif not world.wait(decision):
             break
-    assert world.view.observed.containers == ()
+    assert world.snapshot.observed.containers == ()
     assert removed.get(Verb.REMOVE, seen.gc_grace) >= seen.gc_grace
-    left = {v.name for v in world.view.observed.volumes}
+    left = {v.name for v in world.snapshot.observed.volumes}
     assert left == ({v.name for v in seen.observed.volumes} if retain is None else set())
     assert removed.get(Verb.REMOVE_VOLUME, 1e9) >= (retain or 0.0)
 
 
 @steady
-@given(views(records))
+@given(snapshots(records))
 def test_a_record_that_cannot_be_known_makes_and_replaces_nothing(seen):
     blind = replace(seen.desired, spec_hash=None, identity=None, problem="no env file")
     world = World(replace(seen, desired=blind))
     world.converge(LIMIT)
     assert {a.verb for a in world.done} & {Verb.CREATE, Verb.PULL} == set()
-    current = roles_of(world.view).current
+    current = roles_of(world.snapshot).current
     if current is not None:
         assert current.phase in TARGET.get(blind.state, AT_REST)
 
 
 @pytest.mark.parametrize("phase", Phase)
 def test_a_deleted_sandbox_goes_from_every_phase(phase):
-    world = World(view(None, container(NAME, phase), fate=Fate.DELETED))
+    world = World(snapshot(None, container(NAME, phase), fate=Fate.DELETED))
     world.converge(LIMIT)
-    assert world.view.observed.containers == ()
+    assert world.snapshot.observed.containers == ()

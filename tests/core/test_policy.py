@@ -271,8 +271,8 @@ def test_a_verdict_dates_from_when_it_was_reached():
     ],
 )
 def test_the_brake_needs_both_a_number_and_a_share(total, removed, engages):
-    assert policy.brake_engages(total, removed, count=3, percent=30.0) is engages
+    assert policy.mass_delete_guard_engages(total, removed, count=3, percent=30.0) is engages
 
 
 def test_a_loop_of_restarts_is_told_at_each_doubling():
-    assert [n for n in range(200) if policy.is_loop_told(n)] == [5, 10, 20, 40, 80, 160]
+    assert [n for n in range(200) if policy.is_crash_loop_reported(n)] == [5, 10, 20, 40, 80, 160]

@@ -18,9 +18,9 @@ from tests.core.builders import (
     container,
     desired,
     failing,
+    snapshot,
     step,
     steps,
-    view,
 )
 
 RUNNING, PAUSED, EXITED, CREATED = Phase.RUNNING, Phase.PAUSED, Phase.EXITED, Phase.CREATED
@@ -28,7 +28,7 @@ NEWER = "1:newer"
 
 
 def test_the_new_one_is_made_before_the_old_one_is_touched():
-    assert step(view(desired(), container(spec_hash=OLD))) == "create next (the spec changed)"
+    assert step(snapshot(desired(), container(spec_hash=OLD))) == "create next (the spec changed)"
 
 
 @pytest.mark.parametrize(
@@ -66,11 +66,11 @@ def test_the_new_one_is_made_before_the_old_one_is_touched():
     ids=["made", "made, old paused", "old stopped", "old aside", "in place", "started", "ended"],
 )
 def test_it_is_taken_up_from_each_point(containers, expected):
-    assert step(view(desired(), *containers)) == expected
+    assert step(snapshot(desired(), *containers)) == expected
 
 
 def test_a_stopped_sandbox_is_replaced_without_a_start():
-    swapped = view(desired("stopped"), container(PREV, EXITED, OLD), container(NAME, CREATED))
+    swapped = snapshot(desired("stopped"), container(PREV, EXITED, OLD), container(NAME, CREATED))
     assert step(swapped) == "remove prev (it was replaced)"
 
 
@@ -78,29 +78,29 @@ def test_a_new_one_that_cannot_be_started_makes_way_for_the_old_one():
     old, new = container(PREV, EXITED, OLD), container(NAME, CREATED)
     memory = failing(Verb.START)
     cause = "it cannot be started: the one before it comes back"
-    assert step(view(desired(), old, new, memory=memory)) == f"remove alice ({cause})"
-    undone = view(desired(), old, memory=memory)
+    assert step(snapshot(desired(), old, new, memory=memory)) == f"remove alice ({cause})"
+    undone = snapshot(desired(), old, memory=memory)
     assert steps(undone) == ["rename prev -> alice", "start alice"]
     assert plan(undone).waiting_for == "no"
 
 
 def test_a_swap_that_failed_is_tried_again_when_it_is_due():
     memory = failing(Verb.START, due=NOW)
-    swapped = view(
+    swapped = snapshot(
         desired(),
         container(PREV, EXITED, OLD),
         container(NAME, CREATED),
         memory=memory,
     )
     assert step(swapped) == "start alice (it replaces the one before it)"
-    rolled_back = view(desired(), container(spec_hash=OLD), memory=memory)
+    rolled_back = snapshot(desired(), container(spec_hash=OLD), memory=memory)
     assert len(steps(rolled_back)) == 6
 
 
 @pytest.mark.parametrize(("prev", "successor"), [(RUNNING, EXITED), (EXITED, RUNNING)])
 def test_two_are_never_live_at_once(prev, successor):
     others = [container(PREV, prev, OLD), container(NEXT, successor)]
-    started_by_hand = view(desired(), container(NAME, CREATED), *others)
+    started_by_hand = snapshot(desired(), container(NAME, CREATED), *others)
     live = "prev" if prev is RUNNING else "next"
     assert step(started_by_hand) == f"stop {live} (one runs at a time, and it is not the one)"
 
@@ -129,25 +129,25 @@ def test_two_are_never_live_at_once(prev, successor):
     ids=["made", "old aside", "in place", "started", "alone"],
 )
 def test_the_newest_edit_wins_at_each_point(containers, expected):
-    assert step(view(desired(spec_hash=NEWER), *containers)) == expected
+    assert step(snapshot(desired(spec_hash=NEWER), *containers)) == expected
 
 
 def test_an_edit_taken_back_leaves_the_old_one_running():
-    made = view(desired(spec_hash=OLD), container(spec_hash=OLD), container(NEXT, CREATED))
+    made = snapshot(desired(spec_hash=OLD), container(spec_hash=OLD), container(NEXT, CREATED))
     assert step(made) == "remove next (no replacement is needed)"
 
 
 def test_what_cannot_be_made_leaves_the_old_one_as_desired():
     memory = failing(Verb.CREATE, cause="bad mount")
-    blocked = view(desired(), container(NAME, PAUSED, OLD), memory=memory)
+    blocked = snapshot(desired(), container(NAME, PAUSED, OLD), memory=memory)
     assert step(blocked) == "unpause alice (running is desired)"
-    assert step(view(desired(), container(spec_hash=OLD), memory=memory)) == (
+    assert step(snapshot(desired(), container(spec_hash=OLD), memory=memory)) == (
         "wait until +30: bad mount"
     )
 
 
 def test_a_pull_leaves_the_old_one_as_desired():
-    pulling = view(desired("paused"), container(spec_hash=OLD), image=ImageState.PULLING)
+    pulling = snapshot(desired("paused"), container(spec_hash=OLD), image=ImageState.PULLING)
     assert step(pulling) == "pause alice (paused is desired)"
     rest = replace(pulling, desired=desired())
     assert step(rest) == "wait: pulling demo:1"
@@ -155,8 +155,8 @@ def test_a_pull_leaves_the_old_one_as_desired():
 
 def test_a_record_with_a_problem_leaves_the_old_one_as_desired():
     wanted = desired("paused", identity=None, problem="no host port is free")
-    assert step(view(wanted, container(spec_hash=OLD))) == "pause alice (paused is desired)"
-    assert step(view(wanted, container(NAME, PAUSED, OLD))) == "wait: no host port is free"
+    assert step(snapshot(wanted, container(spec_hash=OLD))) == "pause alice (paused is desired)"
+    assert step(snapshot(wanted, container(NAME, PAUSED, OLD))) == "wait: no host port is free"
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_record_with_a_problem_leaves_the_old_one_as_desired():
 )
 def test_on_change_says_when_a_changed_spec_counts(on_change, state, phase, expected):
     wanted = desired(state, on_change=on_change)
-    assert step(view(wanted, container(NAME, phase, OLD))) == expected
+    assert step(snapshot(wanted, container(NAME, phase, OLD))) == expected
 
 
 MOVED = Identity("secret-key", {8000: 30001})
@@ -185,14 +185,14 @@ MOVED = Identity("secret-key", {8000: 30001})
 
 def test_other_host_ports_count_once_nothing_runs_on_the_old_ones():
     moved = desired(identity=MOVED)
-    assert step(view(moved, container())) == "nothing"
-    assert step(view(moved, container(NAME, CREATED))) == "create next (its host ports changed)"
+    assert step(snapshot(moved, container())) == "nothing"
+    assert step(snapshot(moved, container(NAME, CREATED))) == "create next (its host ports changed)"
 
 
 @pytest.mark.parametrize("on_change", ["ignore", "next-start"])
 def test_ports_that_somebody_else_took_are_left_whatever_on_change_says(on_change):
     moved = desired(identity=MOVED, on_change=on_change)
-    assert step(view(moved, container(NAME, CREATED, OLD))).startswith("create next")
+    assert step(snapshot(moved, container(NAME, CREATED, OLD))).startswith("create next")
 
 
 def test_an_ignored_edit_of_ports_or_workspace_replaces_nothing():
@@ -200,28 +200,28 @@ def test_an_ignored_edit_of_ports_or_workspace_replaces_nothing():
     leased = Identity("secret-key", {8000: 30000, 8001: 30001})
     wanted = desired(on_change="ignore", ports=more, identity=leased)
     made = container(NAME, EXITED, OLD, volumes=frozenset())
-    assert step(view(wanted, made, volumes=())).startswith("start alice")
+    assert step(snapshot(wanted, made, volumes=())).startswith("start alice")
 
 
 def test_a_lost_workspace_is_made_again_before_the_start():
-    lost = view(desired(), container(NAME, EXITED), volumes=())
+    lost = snapshot(desired(), container(NAME, EXITED), volumes=())
     assert step(lost) == "create-volume workspace (its workspace does not exist)"
-    assert step(view(desired(), container(), volumes=())) == "nothing"
+    assert step(snapshot(desired(), container(), volumes=())) == "nothing"
 
 
 def test_a_successor_on_ports_that_moved_is_made_again():
     moved = desired(identity=MOVED)
-    made = view(moved, container(NAME, EXITED, OLD), container(NEXT, CREATED))
+    made = snapshot(moved, container(NAME, EXITED, OLD), container(NEXT, CREATED))
     assert step(made) == "remove next (it was made for an older edit)"
 
 
 def test_a_hash_of_another_version_is_left_as_it_is():
-    assert step(view(desired(spec_hash=HASH), container(spec_hash="0:x"))) == "nothing"
+    assert step(snapshot(desired(spec_hash=HASH), container(spec_hash="0:x"))) == "nothing"
 
 
 def test_a_dropped_workspace_is_kept_while_the_old_container_uses_it():
     old = container(spec_hash=OLD)
-    kept = view(desired(workspace=None, on_change="ignore"), old, volumes=(Volume("v", "a"),))
+    kept = snapshot(desired(workspace=None, on_change="ignore"), old, volumes=(Volume("v", "a"),))
     assert step(kept) == "nothing"
 
 
@@ -235,4 +235,4 @@ def test_a_dropped_workspace_is_kept_while_the_old_container_uses_it():
 )
 def test_the_cause_of_a_replacement_names_what_changed(wanted, cause):
     cause = cause or "its env_file /e changed"
-    assert step(view(wanted, container(spec_hash=OLD))) == f"create next ({cause})"
+    assert step(snapshot(wanted, container(spec_hash=OLD))) == f"create next ({cause})"

@@ -23,7 +23,7 @@ from tests.core.builders import (
     VOLUME,
     container,
     desired,
-    view,
+    snapshot,
     volume,
 )
 
@@ -33,13 +33,13 @@ SPEC, PORTS, GONE = "the spec changed", "its host ports changed", "its workspace
 
 def test_a_container_plays_the_part_that_its_name_says():
     crowd = [container(name) for name in ("renamed", PREV, NAME, NEXT)]
-    roles = roles_of(view(None, *crowd))
+    roles = roles_of(snapshot(None, *crowd))
     assert (roles.current, roles.successor, roles.predecessor) == (crowd[2], crowd[3], crowd[1])
     assert roles.strays == (crowd[0],)
 
 
 def test_the_names_of_one_key_are_distinct():
-    names = names_of(view(None))
+    names = names_of(snapshot(None))
     assert names == Names(
         current=NAME, successor=NEXT, predecessor=PREV, stand_in=PREP, volume=VOLUME
     )
@@ -65,7 +65,7 @@ def test_a_workspace_is_found_whatever_its_name(
     current = container(volumes=frozenset({mounted_by_current} - {""}))
     other = container(PREV, Phase.EXITED, volumes=frozenset({mounted_by_other} - {""}))
     there = tuple(volume(name) for name in volumes)
-    assert wanted_volume(view(desired(), current, other, volumes=there)) == expected
+    assert wanted_volume(snapshot(desired(), current, other, volumes=there)) == expected
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_workspace_is_found_whatever_its_name(
 )
 def test_a_volume_that_nothing_asks_for_is_surplus(wanted, expected):
     other = volume("of-another-prefix")
-    seen = view(wanted, volumes=(volume(), other))
+    seen = snapshot(wanted, volumes=(volume(), other))
     assert wanted_volume(seen) == expected
     assert surplus_volumes(seen) == ((other,) if expected else (volume(), other))
 
@@ -97,7 +97,7 @@ def test_a_volume_that_nothing_asks_for_is_surplus(wanted, expected):
     ],
 )
 def test_what_makes_a_container_another_than_desired(wanted, made, volumes, expected):
-    assert drift(view(wanted, made, volumes=volumes), wanted, made) == expected
+    assert drift(snapshot(wanted, made, volumes=volumes), wanted, made) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,15 +109,15 @@ def test_what_makes_a_container_another_than_desired(wanted, made, volumes, expe
 )
 def test_what_the_host_lost_counts_once_the_container_no_longer_lives(phase, expected):
     wanted, made = desired(identity=MOVED), container(NAME, phase)
-    assert replace_cause(view(wanted, made), wanted, made) == expected
+    assert replace_cause(snapshot(wanted, made), wanted, made) == expected
 
 
 def test_a_volume_that_cannot_be_seen_is_neither_surplus_nor_gone() -> None:
     other = volume("other")
     both = (volume(), other)
-    assert surplus_volumes(view(desired(), volumes=both)) == (other,)
-    assert surplus_volumes(view(desired(), volumes=both, sees_volumes=False)) == ()
+    assert surplus_volumes(snapshot(desired(), volumes=both)) == (other,)
+    assert surplus_volumes(snapshot(desired(), volumes=both, sees_volumes=False)) == ()
     ended = container(phase=Phase.EXITED)
     for sees, cause in ((True, GONE), (False, "")):
-        blind = view(desired(), ended, volumes=(), sees_volumes=sees)
+        blind = snapshot(desired(), ended, volumes=(), sees_volumes=sees)
         assert replace_cause(blind, desired(), ended) == cause

@@ -28,7 +28,7 @@ from tests.core.builders import (
     ended,
     failing,
     health,
-    view,
+    snapshot,
 )
 
 ENDED = container(NAME, Phase.EXITED, exit_code=3)
@@ -53,7 +53,7 @@ LAST_WORDS = Death(ENDED.id, NOW - 10, 1, oom_killed=False, log_tail=("first", "
     ],
 )
 def test_a_status_for_each_phase(state, phase, expected):
-    assert status_of(view(desired(state), container(NAME, phase))) == expected
+    assert status_of(snapshot(desired(state), container(NAME, phase))) == expected
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_status_for_each_phase(state, phase, expected):
 def test_a_status_for_each_verdict(verdict, expected):
     runs = container()
     seen = health(verdict, runs, reason="refused")
-    assert status_of(view(desired(health=HEALTH), runs, health=seen)) == expected
+    assert status_of(snapshot(desired(health=HEALTH), runs, health=seen)) == expected
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_status_for_each_verdict(verdict, expected):
 def test_a_status_says_why_health_is_unknown(verdict, expected):
     runs = container()
     seen = health(verdict, runs, reason="refused", unknown="no route")
-    assert status_of(view(desired(health=HEALTH), runs, health=seen)) == expected
+    assert status_of(snapshot(desired(health=HEALTH), runs, health=seen)) == expected
 
 
 @pytest.mark.parametrize(
@@ -98,18 +98,18 @@ def test_a_status_says_why_health_is_unknown(verdict, expected):
     ids=["we stopped it", "out of memory", "last words", "an earlier end", "another's end"],
 )
 def test_why_a_sandbox_ended(memory, expected):
-    assert status_of(view(desired(), ENDED, memory=memory)) == expected
+    assert status_of(snapshot(desired(), ENDED, memory=memory)) == expected
 
 
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        (view(None), (Status.MISSING, "")),
-        (view(desired()), (Status.MISSING, "")),
-        (view(desired(problem="no env file")), (Status.ERROR, "no env file")),
-        (view(desired(problem=UNREAD)), (Status.MISSING, UNREAD)),
-        (view(desired(), image=ImageState.PULLING), (Status.MISSING, "pulling demo:1")),
-        (view(desired(), memory=failing(Verb.CREATE)), (Status.ERROR, "no")),
+        (snapshot(None), (Status.MISSING, "")),
+        (snapshot(desired()), (Status.MISSING, "")),
+        (snapshot(desired(problem="no env file")), (Status.ERROR, "no env file")),
+        (snapshot(desired(problem=UNREAD)), (Status.MISSING, UNREAD)),
+        (snapshot(desired(), image=ImageState.PULLING), (Status.MISSING, "pulling demo:1")),
+        (snapshot(desired(), memory=failing(Verb.CREATE)), (Status.ERROR, "no")),
     ],
     ids=["unknown", "new", "a problem", "a moment", "pulling", "creating failed"],
 )
@@ -124,13 +124,13 @@ WANTS_STOP = desired("stopped")
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        (view(BROKEN, container()), (Status.RUNNING, "no env file")),
-        (view(desired(), container(), held="f:1:1: bad"), (Status.RUNNING, "f:1:1: bad")),
-        (view(desired(), container(), memory=failing(Verb.CREATE)), (Status.RUNNING, "no")),
-        (view(WANTS_STOP, container(), memory=failing(Verb.STOP)), (Status.ERROR, "no")),
-        (view(None, container()), (Status.RUNNING, "")),
+        (snapshot(BROKEN, container()), (Status.RUNNING, "no env file")),
+        (snapshot(desired(), container(), held="f:1:1: bad"), (Status.RUNNING, "f:1:1: bad")),
+        (snapshot(desired(), container(), memory=failing(Verb.CREATE)), (Status.RUNNING, "no")),
+        (snapshot(WANTS_STOP, container(), memory=failing(Verb.STOP)), (Status.ERROR, "no")),
+        (snapshot(None, container()), (Status.RUNNING, "")),
         (
-            view(desired(), container(), memory=failing(Verb.CREATE, spec_hash="1:older")),
+            snapshot(desired(), container(), memory=failing(Verb.CREATE, spec_hash="1:older")),
             (Status.RUNNING, ""),
         ),
     ],
@@ -143,14 +143,17 @@ def test_what_runs_well_is_no_error(seen, expected):
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        (view(desired(), blind="refused"), (Status.UNKNOWN, "the engine cannot be asked: refused")),
         (
-            view(desired(), container(), blind="refused"),
+            snapshot(desired(), blind="refused"),
+            (Status.UNKNOWN, "the engine cannot be asked: refused"),
+        ),
+        (
+            snapshot(desired(), container(), blind="refused"),
             (Status.RUNNING, "last known; the engine cannot be asked: refused"),
         ),
-        (view(desired(), unseen="makes no sense"), (Status.UNKNOWN, "makes no sense")),
-        (view(desired(), ENDED, unseen="x"), (Status.ERROR, "last known; x")),
-        (view(None, held="f:1:1: bad"), (Status.ERROR, "f:1:1: bad")),
+        (snapshot(desired(), unseen="makes no sense"), (Status.UNKNOWN, "makes no sense")),
+        (snapshot(desired(), ENDED, unseen="x"), (Status.ERROR, "last known; x")),
+        (snapshot(None, held="f:1:1: bad"), (Status.ERROR, "f:1:1: bad")),
     ],
 )
 def test_nothing_is_claimed_of_what_is_not_known(seen, expected):
@@ -159,7 +162,7 @@ def test_nothing_is_claimed_of_what_is_not_known(seen, expected):
 
 def test_a_death_before_the_last_start_is_no_reason():
     old = Death(ENDED.id, NOW - 90, 137, oom_killed=True, log_tail=("stale",))
-    assert status_of(view(desired(), ENDED, memory=Memory(death=old))) == (
+    assert status_of(snapshot(desired(), ENDED, memory=Memory(death=old))) == (
         Status.ERROR,
         "exit code 3",
     )
@@ -168,10 +171,10 @@ def test_a_death_before_the_last_start_is_no_reason():
 @pytest.mark.parametrize(
     ("seen", "at_goal"),
     [
-        (view(desired(), container()), True),
-        (view(desired("paused"), container()), False),
-        (view(desired("paused"), container(NAME, Phase.PAUSED)), True),
-        (view(None, container()), False),
+        (snapshot(desired(), container()), True),
+        (snapshot(desired("paused"), container()), False),
+        (snapshot(desired("paused"), container(NAME, Phase.PAUSED)), True),
+        (snapshot(None, container()), False),
     ],
 )
 def test_a_goal_is_the_desired_status(seen, at_goal):
@@ -211,11 +214,11 @@ def test_no_secret_shows():
 def test_a_check_of_the_image_that_no_probe_uses_is_reported(check, fields, reason):
     runs = container(check=check and Check(check))
     seen = health(Verdict.GOOD, runs)
-    status, why = status_of(view(desired(**fields), runs, health=seen))
+    status, why = status_of(snapshot(desired(**fields), runs, health=seen))
     assert status is Status.RUNNING
     assert bool(why) == bool(reason)
     assert reason in why
 
 
 def test_a_check_of_what_no_record_wants_is_not_reported():
-    assert status_of(view(None, container(check=Check(CheckState.UNHEALTHY))))[1] == ""
+    assert status_of(snapshot(None, container(check=Check(CheckState.UNHEALTHY))))[1] == ""

@@ -18,7 +18,7 @@ from reconciler.core.errors import (
     PortTaken,
     PullFailed,
     Refused,
-    Wrecked,
+    Unstartable,
 )
 from reconciler.core.model import Check, CheckState, Container, Limits, Phase
 from reconciler.engine.protocol import EngineEvent, EventKind
@@ -276,7 +276,7 @@ async def test_a_network_made_again_is_another_one_for_a_container_that_ran(worl
     await world.engine.stop(container, 0)
     world.remove_network(network)
     world.add_network(network)
-    with pytest.raises(Wrecked, match=r"network .* not found"):
+    with pytest.raises(Unstartable, match=r"network .* not found"):
         await world.engine.start(container)
     other = await run(world, "bob", network={"mode": network})
     assert (await look(world, other)).phase is Phase.RUNNING
@@ -309,7 +309,7 @@ async def test_a_container_made_again_is_another_one_for_who_shares_its_network(
         await world.engine.start(container)
     await world.engine.remove(first)
     await run(world, "sidecar")
-    with pytest.raises(Wrecked, match=r"(?i)no such container"):
+    with pytest.raises(Unstartable, match=r"(?i)no such container"):
         await world.engine.start(container)
 
 

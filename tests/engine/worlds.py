@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from reconciler.core import naming
-from reconciler.core.container_config import Blueprint
+from reconciler.core.container_config import ContainerConfig
 from reconciler.core.model import CheckState, Phase
 from reconciler.core.spec import SandboxSpec
 from reconciler.engine.docker.engine import DockerEngine
@@ -64,13 +64,13 @@ class World(Protocol):
     def check(self, name: str, *, well: bool) -> None: ...
 
 
-def blueprint(world: World, sandbox: str, **spec: Any) -> Blueprint:
+def blueprint(world: World, sandbox: str, **spec: Any) -> ContainerConfig:
     """A container of the world's instance; ``ports``, ``name`` and ``spec_hash`` are its own."""
     ports, name = spec.pop("published", {}), spec.pop("name", f"{world.prefix}{sandbox}")
     spec_hash = spec.pop("spec_hash", "1:made-for-a-test")
     nonce = spec.pop("nonce", f"nonce-of-{sandbox}")
     made = SandboxSpec.model_validate({"image": TEST_IMAGE, **spec})
-    return Blueprint(
+    return ContainerConfig(
         name=name,
         labels={
             **dict.fromkeys(naming.LABELS, ""),
@@ -87,7 +87,7 @@ def blueprint(world: World, sandbox: str, **spec: Any) -> Blueprint:
     )
 
 
-def stand_in(world: World, sandbox: str, **spec: Any) -> Blueprint:
+def stand_in(world: World, sandbox: str, **spec: Any) -> ContainerConfig:
     """The container that stands in for the sandbox's own while its workspace is prepared."""
     return blueprint(
         world,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from reconciler.core import naming
-from reconciler.core.container_config import Blueprint
+from reconciler.core.container_config import ContainerConfig
 from reconciler.core.errors import (
     Busy,
     CommandTimeout,
@@ -218,7 +218,7 @@ class FakeEngine:
         async with self._doing(*_call("remove", name)):
             self.host.drop_volume(name)
 
-    async def create(self, blueprint: Blueprint) -> str:
+    async def create(self, blueprint: ContainerConfig) -> str:
         async with self._doing("create", blueprint.name):
             holder = self.host.find(blueprint.name)
             nonce = blueprint.labels[naming.LABEL_NONCE]
@@ -226,7 +226,7 @@ class FakeEngine:
                 return holder.seen.id
             return self.host.create(blueprint)
 
-    async def prepare(self, container_id: str, blueprint: Blueprint) -> None:
+    async def prepare(self, container_id: str, blueprint: ContainerConfig) -> None:
         async with self._doing("prepare", container_id):
             self.host.box(container_id)
             workspace = blueprint.spec.workspace

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reconciler.core import naming
-from reconciler.core.container_config import Blueprint
+from reconciler.core.container_config import ContainerConfig
 from reconciler.core.errors import (
     Busy,
     EngineUnavailable,
@@ -19,7 +19,7 @@ from reconciler.core.errors import (
     NotFound,
     PortTaken,
     Refused,
-    Wrecked,
+    Unstartable,
 )
 from reconciler.core.model import Check, CheckState, Container, Limits, Phase, Volume
 from reconciler.engine.protocol import EventKind
@@ -39,7 +39,7 @@ class Box:
 
     seen: Container
     labels: Mapping[str, str]
-    blueprint: Blueprint | None = None
+    blueprint: ContainerConfig | None = None
     joined: str = ""
     log: deque[str] = field(default_factory=lambda: deque(maxlen=_LOG_LINES))
 
@@ -234,7 +234,7 @@ class FakeHost:
     def find(self, key: str) -> Box | None:
         return self.boxes.get(key) or self._by_name(key)
 
-    def create(self, blueprint: Blueprint) -> str:
+    def create(self, blueprint: ContainerConfig) -> str:
         self._check_spec(blueprint)
         box = self._make(blueprint.name, blueprint.labels, blueprint.ports)
         volume = blueprint.volume
@@ -413,7 +413,7 @@ class FakeHost:
                 f"container {holder.seen.id[:12]} has the name {name}: remove or rename it"
             )
 
-    def _check_spec(self, blueprint: Blueprint) -> None:
+    def _check_spec(self, blueprint: ContainerConfig) -> None:
         spec = blueprint.spec
         if tagged(spec.image) not in self.images:
             raise ImageNotFound(f"no such image: {spec.image}")
@@ -448,19 +448,19 @@ class FakeHost:
         if mode.startswith("container:"):
             other = self._shares_network_of(box)
             if other is None:
-                gone = Wrecked if box.joined else Refused
+                gone = Unstartable if box.joined else Refused
                 raise gone(f"no such container: {box.joined or mode}")
             if not other.seen.live:
                 raise Refused(f"cannot join network of a non running container: {other.seen.id}")
             return other.seen.id
         if box.joined and box.joined not in self.networks.values():
-            raise Wrecked(f"network {box.joined} not found")
+            raise Unstartable(f"network {box.joined} not found")
         if mode not in self.networks:
             raise Refused(f"network {mode} not found")
         return self.networks[mode]
 
 
-def _limits_of(blueprint: Blueprint) -> Limits:
+def _limits_of(blueprint: ContainerConfig) -> Limits:
     """As the engine fills them in: swap is as much again as memory."""
     resources = blueprint.spec.resources
     memory = resources.memory or 0

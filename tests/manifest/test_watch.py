@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.manifest import inotify as eyes
+from reconciler.manifest import inotify as watcher
 from reconciler.manifest.watch import Watch
 
 # Whatever is told within SOON needed neither a rescan nor a quiet time that is NEVER.
@@ -145,8 +145,8 @@ WAYS = {
 @pytest.fixture
 def no_quiet_time(monkeypatch):
     """Nothing is told but what is finished, however long a busy machine takes to finish it."""
-    monkeypatch.setattr(eyes, "QUIET", NEVER)
-    monkeypatch.setattr(eyes, "LONGEST_SETTLE", NEVER)
+    monkeypatch.setattr(watcher, "QUIET", NEVER)
+    monkeypatch.setattr(watcher, "LONGEST_SETTLE", NEVER)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ async def test_a_file_that_stays_open_is_told_after_a_quiet_time(desired):
 
 
 async def test_endless_writing_is_told_all_the_same(desired, monkeypatch):
-    monkeypatch.setattr(eyes, "QUIET", NEVER)
+    monkeypatch.setattr(watcher, "QUIET", NEVER)
     async with Watched(desired) as watched, asyncio.timeout(SOON):
         with desired.open("w") as file:
             while watched.turns == 1:
@@ -357,7 +357,7 @@ def refuse(*_args, **_kwargs):
 @pytest.mark.parametrize("what", ["Inotify", "Inotify.add_watch"])
 async def test_without_inotify_a_rescan_sees_it(desired, monkeypatch, what):
     owner, _, name = f"eyes.{what}".rpartition(".")
-    target = eyes if owner == "eyes" else eyes.Inotify
+    target = watcher if owner == "eyes" else watcher.Inotify
     monkeypatch.setattr(target, name, refuse)
     async with Watched(desired, rescan=0.05) as watched:
         assert "raise fs.inotify.max_user_" in watched.watch.problem

@@ -12,13 +12,13 @@ from structlog.contextvars import get_contextvars
 from reconciler.control.queries import Queries
 from reconciler.core import naming
 from reconciler.core.model import Container, Phase
-from reconciler.manifest.sync import Reading
+from reconciler.manifest.sync import SyncResult
 from reconciler.progress import Progress
 from reconciler.resources.disk_guard import Space
 from reconciler.settings import Settings
 from reconciler.store.store import Store
 from reconciler.telemetry.events import Event
-from reconciler.telemetry.recorder import Reporter
+from reconciler.telemetry.recorder import Recorder
 from reconciler.telemetry.supervision import supervise
 from reconciler.wiring import Manager
 from tests.fakes.engine import ROOT as ENGINE_ROOT
@@ -38,7 +38,7 @@ PLAIN: Mapping[str, Any] = {
 _ABSENT = {"manifest-watch"}
 
 
-class Notebook(Reporter):
+class Notebook(Recorder):
     """Keeps every line of the log, as it is before anything is struck out."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -134,7 +134,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
             self.settings,
             engine=self.engine,
             store=self.store,
-            reporter=self.notes,
+            recorder=self.notes,
             monotonic=asyncio.get_running_loop().time,
             measure=self.disks,
         )
@@ -199,9 +199,9 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         content = {"version": 1, "specs": {"plain": PLAIN, **specs}, "sandboxes": records}
         self.file.write_text(yaml.safe_dump(content), encoding="utf-8")
 
-    async def edit(self, sandboxes: Mapping[str, Any], **specs: Mapping[str, Any]) -> Reading:
+    async def edit(self, sandboxes: Mapping[str, Any], **specs: Mapping[str, Any]) -> SyncResult:
         self.write(sandboxes, **specs)
-        return await self.manager.intake.read()
+        return await self.manager.manifest_sync.read()
 
     async def converge(self, sandboxes: Mapping[str, Any], **specs: Mapping[str, Any]) -> None:
         await self.edit_or_start(sandboxes, **specs)
@@ -210,7 +210,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
     async def edit_or_start(self, sandboxes: Mapping[str, Any], **specs: Mapping[str, Any]) -> None:
         self.write(sandboxes, **specs)
         if self._tasks:
-            await self.manager.intake.read()
+            await self.manager.manifest_sync.read()
         else:
             await self.start()
 

@@ -51,7 +51,7 @@ ERRORS = (EngineTimeout, EngineUnavailable, EngineError)
 # ledger grew since it was last pruned, which is done every 256 entries. The queue's heap has room
 # for four void items a key.
 BOUNDED = {
-    "Complaints._open": 4096,
+    "LogDeduplicator._open": 4096,
     "_Incident": 4096,
     # For each sandbox: the names of its container, of its swap, its stand-in and its volume.
     "Claim.pending": 5 * (len(FIRST)),
@@ -110,7 +110,7 @@ class Churn:
         await self.stage.after(GRACE)
         await self.stage.quiet()
         # What was read last is held beside what was accepted: always two of each spec.
-        await self.stage.manager.intake.read()
+        await self.stage.manager.manifest_sync.read()
         await self.stage.store.flush()
         self.forget()
 

@@ -116,7 +116,7 @@ async def test_a_restarted_engine_is_not_held_to_what_the_last_one_did(stage: St
 async def test_deletions_try_force_where_a_graceful_stop_hangs(stage: Stage):
     await hang_at_stop(stage, 300)
     stage.write({"box-0": "stopped"})
-    await stage.manager.intake.read(allow_mass_delete=True)
+    await stage.manager.manifest_sync.read(allow_mass_delete=True)
     await stage.after(TIMEOUT + 10)
     assert set(stage.phases()) == {"box-0"}
 
@@ -204,7 +204,7 @@ async def test_a_removal_that_takes_long_is_no_wedge_and_no_error(stage: Stage):
     await stage.converge(evil | good)
     take_long(stage, *evil)
     stage.write(good)
-    await stage.manager.intake.read(allow_mass_delete=True)
+    await stage.manager.manifest_sync.read(allow_mass_delete=True)
     await stage.after(5 * TIMEOUT)
     red = {**PLAIN, "env": {"COLOUR": "red"}}
     await stage.edit({name: {"spec": "red"} for name in good}, red=red)
@@ -212,7 +212,7 @@ async def test_a_removal_that_takes_long_is_no_wedge_and_no_error(stage: Stage):
     await stage.after(3 * TIMEOUT)
     assert {name for name in stage.phases() if name in good} == set(good)
     assert not stage.notes.said(Event.ENGINE_WEDGED)
-    assert stage.manager.lanes.hung() == {}
+    assert stage.manager.breakers.hung() == {}
     assert not stage.notes.said(Event.SANDBOX_ERROR)
     assert {stage.row(name)["status"] for name in evil} == {"MISSING"}
     assert "removing" in stage.row("box-1")["reason"]
@@ -227,10 +227,10 @@ async def test_one_removal_that_ends_shows_that_removals_do_not_hang(stage: Stag
     wedge(stage, "remove")
     await stage.edit(crowd("running", 5), plain={**PLAIN, "env": {"COLOUR": "red"}})
     await stage.after(600)
-    assert Verb.REMOVE in stage.manager.lanes.hung()
+    assert Verb.REMOVE in stage.manager.breakers.hung()
     stage.host.remove(stage.add_orphan("somebody"))
     await stage.after(1)
-    assert stage.manager.lanes.hung() == {}
+    assert stage.manager.breakers.hung() == {}
 
 
 async def test_removals_at_once_are_few_and_hold_no_worker(stage: Stage):
@@ -238,12 +238,12 @@ async def test_removals_at_once_are_few_and_hold_no_worker(stage: Stage):
     await stage.converge(many | {"alice": "running"})
     stage.engine.latency["remove"] = 1.0
     stage.write({"alice": "running"})
-    await stage.manager.intake.read(allow_mass_delete=True)
+    await stage.manager.manifest_sync.read(allow_mass_delete=True)
     await stage.after(2)
     await stage.edit({"alice": "paused"})
     await stage.after(1.5)
     assert stage.statuses()["alice"] == "PAUSED"
-    lane = stage.manager.lanes._lanes[Verb.REMOVE]
+    lane = stage.manager.breakers._breakers[Verb.REMOVE]
     assert lane.under_way == stage.settings.concurrent_removals
     async with asyncio.timeout(60):
         while set(stage.phases()) != {"alice"}:  # noqa: ASYNC110 - simulated time

@@ -40,12 +40,12 @@ async def lose_env_file_of_one_that_runs(stage: Stage) -> None:
     env_file(stage).write_text("A=1\n")
     await stage.converge({"alice": {**QUICK, "env_file": str(env_file(stage))}})
     env_file(stage).unlink()
-    await stage.manager.intake.read()
+    await stage.manager.manifest_sync.read()
 
 
 async def mend_env_file(stage: Stage) -> None:
     env_file(stage).write_text("A=1\n")
-    await stage.manager.intake.read()
+    await stage.manager.manifest_sync.read()
 
 
 async def want_absent_image(stage: Stage) -> None:
@@ -254,7 +254,7 @@ async def test_one_invalid_record_is_no_fault_of_the_others(stage: Stage):
     await stage.after(5)
     assert len(stage.notes.said(Event.SANDBOX_ERROR)) == 1
     stage.file.write_text("version: [")
-    await stage.manager.intake.read()
+    await stage.manager.manifest_sync.read()
     await stage.after(5)
     assert len(stage.notes.said(Event.SANDBOX_ERROR)) == 1
 

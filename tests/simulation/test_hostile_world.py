@@ -123,7 +123,7 @@ class Daemon:
 
     async def read(self) -> None:
         if self.up:
-            await self.stage.manager.intake.read()
+            await self.stage.manager.manifest_sync.read()
 
 
 class Play:
@@ -315,17 +315,17 @@ class Play:
 
     def ails(self, daemon: Daemon, name: str, own: list[Container]) -> str:
         spec, state = daemon.wanted[name]
-        row, view = daemon.stage.row(name), daemon.stage.manager.views.view(name)
+        row, snapshot = daemon.stage.row(name), daemon.stage.manager.snapshots.snapshot(name)
         why = f"{row['status']}: {row['reason']}"
         if len(own) != 1:
             return f"it has {len(own)} containers, {why}"
-        if view.desired.spec_hash != own[0].spec_hash:
+        if snapshot.desired.spec_hash != own[0].spec_hash:
             return f"it is not made from {spec}, {why}"
         if own[0].phase not in GOALS[state]:
             return f"it is {own[0].phase}, not {state}, {why}"
         # The measure is what the engine first said of the container: a new database, or a daemon
         # that could not read the container before, does not know what a person changed.
-        if drift := limits_drift(view.memory, own[0]):
+        if drift := limits_drift(snapshot.memory, own[0]):
             return drift
         if not own[0].volumes <= self.host.volumes.keys():
             return "its workspace is gone"

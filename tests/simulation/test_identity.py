@@ -6,7 +6,7 @@ import pytest
 from reconciler.core.errors import ReconcilerError
 from reconciler.core.model import Container, Identity, Observed, Phase
 from reconciler.core.spec import SandboxSpec
-from reconciler.reconcile.identity import Identities, can_bind
+from reconciler.reconcile.identity import IdentityLeases, can_bind
 from reconciler.store.store import Store
 from reconciler.telemetry.events import Event
 from tests.harness.descriptors import none_left
@@ -41,12 +41,12 @@ class Desk:
     def __init__(self, store: Store, clock: SimulatedClock) -> None:
         self.store, self.clock = store, clock
         self.notes = Notebook(clock)
-        self.identities = Identities(
+        self.identities = IdentityLeases(
             store,
             port_range=(FIRST, LAST),
             address="127.0.0.1",
             clock=clock,
-            reporter=self.notes,
+            recorder=self.notes,
         )
         self.ensure = self.identities.ensure
 

@@ -5,7 +5,7 @@ import pytest
 from reconciler.core.errors import EngineUnavailable, PullFailed, SettingsError
 from reconciler.core.model import ImageState
 from reconciler.engine.protocol import PullProgress
-from reconciler.resources.image_pulls import Puller
+from reconciler.resources.image_pulls import ImagePuller
 from reconciler.telemetry.events import Event
 from tests.fakes.engine import FakeEngine
 from tests.simulation.stage import Notebook
@@ -21,8 +21,8 @@ class Pulls:
         self.engine.latency["pull"] = 10.0
         self.done: list[tuple[str, str, str]] = []
         self.notes = Notebook(loop.time)
-        self.puller = Puller(
-            self.engine, on_done=self._on_done, reporter=self.notes, clock=loop.time
+        self.puller = ImagePuller(
+            self.engine, on_done=self._on_done, recorder=self.notes, clock=loop.time
         )
 
     def _on_done(self, key: str, image: str, error: Exception | None) -> None:

@@ -76,7 +76,7 @@ class Watcher:
             on_removed=self._on_removed,
             clock=loop.time,
             resync_interval=RESYNC,
-            reporter=self.notes,
+            recorder=self.notes,
         )
 
     def _enqueue(self, key: str, _priority: Priority) -> None:

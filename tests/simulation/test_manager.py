@@ -81,7 +81,7 @@ async def test_a_churn_of_sandboxes_leaves_nothing_behind(stage: Stage):
     manager, store = stage.manager, stage.store
     assert len(stage.host.volumes) == 2
     left = {
-        "hashes": manager.views._made_from,
+        "hashes": manager.snapshots._made_from,
         "keys": manager.cache._by_key,
         "identities": store._identities.values,
         "memories": store._memories.values,

@@ -11,7 +11,7 @@ FOUR = dict.fromkeys(("a", "b", "c", "d"), "running")
 
 async def read(stage: Stage, text: str):
     stage.file.write_text(text, encoding="utf-8")
-    return await stage.manager.intake.read()
+    return await stage.manager.manifest_sync.read()
 
 
 async def test_what_an_edit_changed_is_said(stage: Stage):
@@ -39,22 +39,22 @@ async def test_a_bad_file_changes_nothing_and_is_complained_of_once(stage: Stage
     for _ in range(5):
         reading = await read(stage, "version: 1\nsandboxes: {alice: [}\n")
     assert [str(d).startswith(f"{stage.file}:2:") for d in reading.diagnostics] == [True]
-    assert stage.manager.intake.is_held("anybody")
+    assert stage.manager.manifest_sync.is_held("anybody")
     await stage.after(600)
     assert stage.phases() == {"alice": "running"}
     (line,) = stage.notes.said(Event.MANIFEST_REJECTED)
     assert line["location"].startswith(f"{stage.file}:2:")
     await stage.edit({"alice": "running"})
-    assert not stage.manager.intake.diagnostics
-    assert not stage.manager.intake.is_held("anybody")
+    assert not stage.manager.manifest_sync.diagnostics
+    assert not stage.manager.manifest_sync.is_held("anybody")
 
 
 async def test_a_bad_record_is_held_as_it_was_and_the_others_move_on(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     await stage.converge({"alice": {"state": "asleep"}, "bob": "paused"})
     assert stage.phases() == {"alice": "running", "bob": "paused"}
-    assert stage.manager.intake.is_held("alice")
-    assert not stage.manager.intake.is_held("bob")
+    assert stage.manager.manifest_sync.is_held("alice")
+    assert not stage.manager.manifest_sync.is_held("bob")
     assert len(stage.notes.said(Event.MANIFEST_HELD)) == 1
 
 
@@ -73,12 +73,12 @@ async def test_many_deletions_wait_until_they_are_confirmed(stage: Stage):
     await stage.converge({**FOUR, "stays": "running"})
     for _ in range(3):
         reading = await stage.edit({"stays": "paused"})
-    assert reading.braked == tuple(FOUR)
+    assert reading.held_deletions == tuple(FOUR)
     await stage.after(60)
     assert stage.phases() == {**FOUR, "stays": "paused"}
     (line,) = stage.notes.said(Event.MANIFEST_BRAKE)
     assert line["deletions"] == 4
-    await stage.manager.intake.read(allow_mass_delete=True)
+    await stage.manager.manifest_sync.read(allow_mass_delete=True)
     await stage.quiet()
     assert stage.phases() == {"stays": "paused"}
     assert len(stage.notes.said(Event.MANIFEST_BRAKE_RELEASED)) == 1
@@ -87,9 +87,9 @@ async def test_many_deletions_wait_until_they_are_confirmed(stage: Stage):
 async def test_the_brake_is_released_when_the_records_return(stage: Stage):
     await stage.converge({**FOUR, "stays": "running"})
     await stage.edit({"stays": "running"})
-    assert stage.manager.intake.braked
+    assert stage.manager.manifest_sync.held_deletions
     await stage.edit({**FOUR, "stays": "running"})
-    assert not stage.manager.intake.braked
+    assert not stage.manager.manifest_sync.held_deletions
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", None], ids=["empty", "a comment", "gone"])
@@ -98,11 +98,11 @@ async def test_an_empty_file_deletes_nothing_until_it_is_confirmed(stage: Stage,
     stage.file.unlink()
     if text is not None:
         stage.file.write_text(text, encoding="utf-8")
-    reading = await stage.manager.intake.read()
-    assert reading.braked == ("alice",)
+    reading = await stage.manager.manifest_sync.read()
+    assert reading.held_deletions == ("alice",)
     await stage.after(3600)
     assert stage.phases() == {"alice": "running"}
-    await stage.manager.intake.read(allow_mass_delete=True)
+    await stage.manager.manifest_sync.read(allow_mass_delete=True)
     await stage.quiet()
     assert stage.phases() == {}
 
@@ -128,7 +128,7 @@ async def test_before_any_file_was_accepted_nothing_is_garbage(stage: Stage):
 async def test_a_file_that_was_mended_is_told_once(stage: Stage, state: str):
     await stage.converge({"alice": "running"})
     stage.file.write_text("{")
-    await stage.manager.intake.read()
+    await stage.manager.manifest_sync.read()
     said = len(stage.notes.said(Event.MANIFEST_LOADED))
     await stage.converge({"alice": state})
     assert len(stage.notes.said(Event.MANIFEST_LOADED)) == said + 1
@@ -192,7 +192,7 @@ async def test_a_change_is_not_durable_without_its_entry_in_the_ledger(
         told.extend(entry.event for entry in await store.events("alice"))
         return set()
 
-    monkeypatch.setattr(stage.manager.intake._env_files, "refresh", read_slowly)
+    monkeypatch.setattr(stage.manager.manifest_sync._env_files, "refresh", read_slowly)
     await stage.edit({"alice": "paused"})
     assert "record.changed" in told
 
@@ -211,7 +211,7 @@ async def test_a_record_whose_env_file_cannot_be_read_holds_up_no_other(
     assert line["location"].startswith(f"{stage.file}:")
     env.rmdir()
     env.write_text("MODEL=small\n", encoding="utf-8")
-    reading = await stage.manager.intake.read()
+    reading = await stage.manager.manifest_sync.read()
     assert reading.diagnostics == ()
     await stage.quiet()
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
@@ -234,7 +234,7 @@ async def test_a_confirmed_deletion_says_so(stage: Stage):
     await stage.converge({f"job-{number}": "stopped" for number in range(6)})
     await stage.edit({"job-0": "stopped"})
     assert not stage.notes.said(Event.RECORD_DELETED)
-    await stage.manager.intake.read(allow_mass_delete=True)
+    await stage.manager.manifest_sync.read(allow_mass_delete=True)
     assert causes(stage, Event.RECORD_DELETED, "job-1") == ["the deletions were confirmed"]
     (line,) = stage.notes.said(Event.MANIFEST_BRAKE_RELEASED)
     assert (line["deletions"], line["why"]) == (5, "confirmed")
@@ -251,7 +251,7 @@ async def test_a_changed_env_file_is_the_cause(stage: Stage):
     env_file.write_text("A=1\n")
     await stage.converge({"alice": {"env_file": str(env_file)}})
     env_file.write_text("A=2\n")
-    await stage.manager.intake.read()
+    await stage.manager.manifest_sync.read()
     await stage.quiet()
     cause = f"its env_file {env_file} changed"
     assert causes(stage, Event.RECORD_CHANGED, "alice") == [cause]

@@ -91,7 +91,7 @@ async def test_workspaces_without_records_are_held_too(stage: Stage):
 async def test_deletions_that_an_edit_asked_for_are_not_held_again(stage: Stage):
     await stage.converge(dict.fromkeys(NAMES, "running"))
     stage.write({NAMES[0]: "running"})
-    await stage.manager.intake.read(allow_mass_delete=True)
+    await stage.manager.manifest_sync.read(allow_mass_delete=True)
     await stage.quiet()
     assert stage.phases() == {NAMES[0]: "running"}
     await stage.days(8)

@@ -58,7 +58,7 @@ class Ward:
             on_doubt=self.doubted.append,
             engine_answers=lambda: self.engine_answers,
             engine_info=lambda: self.info,
-            reporter=self.notes,
+            recorder=self.notes,
             clock=self.clock,
         )
 

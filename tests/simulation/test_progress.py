@@ -27,7 +27,7 @@ HANGS: dict[str, Callable[[Stage], None]] = {
     "informer": hang_at("events"),
     "relist": hang_at("list"),
     "reconcile bob": hang_at("create"),
-    "manifest-watch": lambda stage: hang(stage.manager.intake, "read"),
+    "manifest-watch": lambda stage: hang(stage.manager.manifest_sync, "read"),
     "store-writer": lambda stage: hang(stage.store._flusher, "flush"),
 }
 
@@ -47,7 +47,7 @@ async def test_what_hangs_is_noticed(stage: Stage, name: str):
         await stage.after(60)
     stage.write({"alice": "running", "bob": "running"})
     if name != "manifest-watch":
-        await stage.manager.intake.read()
+        await stage.manager.manifest_sync.read()
     await stage.after(NOTICED)
     assert name in stage.progress.hung()
     vars(stage.store._flusher).pop("flush", None)

@@ -68,7 +68,7 @@ async def test_a_plan_names_the_wait_of_what_is_in_error(stage: Stage):
 async def test_a_plan_of_an_invalid_file_is_not_in_sync(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.file.write_text("version: [")
-    await stage.manager.intake.read()
+    await stage.manager.manifest_sync.read()
     plan = stage.queries.plan()
     assert plan["errors"]
     assert not plan["in_sync"]

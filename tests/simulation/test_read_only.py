@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from reconciler.daemon import _state_line
-from reconciler.store.table import Shelf
+from reconciler.store.table import DirtyTable
 from tests.simulation.stage import Stage
 
 
@@ -19,7 +19,7 @@ def frozen() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("put", "drop"):
-            patch.setattr(Shelf, name, refuse)
+            patch.setattr(DirtyTable, name, refuse)
         yield
 
 
@@ -40,7 +40,7 @@ async def test_nothing_is_written_by_those_who_look(stage: Stage):
     # Records without a pass yet: nothing is leased for them.
     for task in stage._tasks:
         task.cancel()
-    await stage.manager.intake.read()
+    await stage.manager.manifest_sync.read()
     lines = len(stage.notes.lines)
     with frozen():
         await look(stage)

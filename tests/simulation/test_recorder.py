@@ -5,7 +5,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from reconciler.telemetry.events import Event
-from reconciler.telemetry.recorder import Reporter
+from reconciler.telemetry.recorder import Recorder
 
 
 @pytest.fixture
@@ -13,8 +13,8 @@ def ledger() -> list[tuple]:
     return []
 
 
-def reporter(ledger: list[tuple], *, strict: bool) -> Reporter:
-    made = Reporter(lambda: 0.0, strict=strict)
+def recorder(ledger: list[tuple], *, strict: bool) -> Recorder:
+    made = Recorder(lambda: 0.0, strict=strict)
     made.ledger = lambda *entry: ledger.append(entry)
     return made
 
@@ -31,12 +31,12 @@ def reporter(ledger: list[tuple], *, strict: bool) -> Reporter:
 )
 def test_a_wrong_field_fails_a_test(ledger, event, fields):
     with pytest.raises(ValueError, match=str(event)):
-        reporter(ledger, strict=True).log(event, **fields)
+        recorder(ledger, strict=True).log(event, **fields)
 
 
 def test_a_wrong_field_is_dropped_and_reported_in_production(ledger):
     with capture_logs() as lines:
-        reporter(ledger, strict=False).log(Event.ENGINE_LOST, colour="red")
+        recorder(ledger, strict=False).log(Event.ENGINE_LOST, colour="red")
     malformed, lost = lines
     assert malformed["event"] == "log.malformed"
     assert (malformed["unknown"], malformed["missing"]) == (["colour"], ["error"])
@@ -45,12 +45,12 @@ def test_a_wrong_field_is_dropped_and_reported_in_production(ledger):
 
 def test_what_a_pass_binds_counts(ledger):
     with structlog.contextvars.bound_contextvars(sandbox="alice", cause="it died"):
-        reporter(ledger, strict=True).log(Event.SANDBOX_STARTED, container="c", seconds=1.0)
+        recorder(ledger, strict=True).log(Event.SANDBOX_STARTED, container="c", seconds=1.0)
 
 
 def test_log_and_ledger_say_the_same(ledger):
     with capture_logs() as lines:
-        made = reporter(ledger, strict=False)
+        made = recorder(ledger, strict=False)
         made.tell(Event.SANDBOX_ERROR, "alice", "running is desired", error="no", colour="red")
     (line,) = [line for line in lines if line["event"] == "sandbox.error"]
     assert (line["sandbox"], line["cause"], line["error"]) == ("alice", "running is desired", "no")

@@ -368,7 +368,7 @@ async def test_many_deletions_share_their_lists(stage: Stage):
     await stage.converge({"stays": "stopped", **dict.fromkeys(names, "stopped")})
     lists = stage.engine.count("list")
     stage.write({"stays": "stopped"})
-    await stage.manager.intake.read(allow_mass_delete=True)
+    await stage.manager.manifest_sync.read(allow_mass_delete=True)
     await stage.after(10)
     assert stage.statuses() == {"stays": "STOPPED"}
     assert not stage.store.deleted

@@ -340,11 +340,11 @@ class LoopMachine(RuleBasedStateMachine):
         seen = by_name.get(f"{PREFIX}{name}")
         if seen is None:
             return "it is not there"
-        view = self.theatre.manager.views.view(name)
-        if seen.spec_hash != view.desired.spec_hash:
+        snapshot = self.theatre.manager.snapshots.snapshot(name)
+        if seen.spec_hash != snapshot.desired.spec_hash:
             return f"it is not made from {spec}"
         if seen.phase not in GOALS[state]:
-            return f"it is {seen.phase}, not {state}: {view.memory.failure}"
+            return f"it is {seen.phase}, not {state}: {snapshot.memory.failure}"
         volume = naming.volume_name(PREFIX, name)
         if spec != "homeless" and volume not in self.host.volumes:
             return "its workspace is gone"
@@ -393,7 +393,7 @@ class LoopMachine(RuleBasedStateMachine):
 
     def _save(self) -> None:
         self._write()
-        self.run(self.theatre.manager.intake.read())
+        self.run(self.theatre.manager.manifest_sync.read())
 
     def _write(self) -> None:
         self.theatre.write(

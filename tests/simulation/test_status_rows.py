@@ -46,7 +46,7 @@ async def test_keys_are_shown_to_who_asks_for_them_alone(stage: Stage):
         answers.export(),
         await answers.events(),
         stage.queries.survey.convergence(),
-        repr(stage.manager.views.view("alice")),
+        repr(stage.manager.snapshots.snapshot("alice")),
         repr(stage.store.records["alice"]),
     ]
     assert key not in json.dumps(told)

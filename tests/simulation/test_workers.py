@@ -8,7 +8,7 @@ import pytest
 from reconciler.core.priority import Priority
 from reconciler.progress import Progress, waiting
 from reconciler.reconcile.queue import WorkQueue
-from reconciler.reconcile.workers import Dispatcher
+from reconciler.reconcile.workers import Workers
 from reconciler.telemetry.events import Event
 from tests.simulation.stage import Notebook
 
@@ -33,12 +33,12 @@ class Shop:
         self.began: list[tuple[float, str]] = []
         self.notes = Notebook(loop.time)
         self.progress = Progress(loop.time)
-        self.dispatcher = Dispatcher(
+        self.dispatcher = Workers(
             self.queue,
             reconcile=self._reconcile,
             ready=self.ready,
             workers=WORKERS,
-            reporter=self.notes,
+            recorder=self.notes,
         )
 
     async def _reconcile(self, key: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reconciler.telemetry.dedup import Complaints
+from reconciler.telemetry.dedup import LogDeduplicator
 
 
 class Clock:
@@ -20,7 +20,7 @@ def clock():
 
 @pytest.fixture
 def complaints(clock):
-    return Complaints(clock, period=60.0, quiet=900.0, limit=3)
+    return LogDeduplicator(clock, period=60.0, quiet=900.0, limit=3)
 
 
 # Each step: seconds since the step before, and what say() answers.

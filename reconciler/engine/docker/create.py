@@ -14,7 +14,7 @@ from reconciler.core import naming
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reconciler.core.container_config import Blueprint
+    from reconciler.core.container_config import ContainerConfig
     from reconciler.core.spec import LogSpec, MountSpec, ResourcesSpec, SandboxSpec, SecuritySpec
 
 JSON_FILE: Final = "json-file"
@@ -22,7 +22,7 @@ _ROTATED: Final = frozenset({JSON_FILE, "local"})
 _OWN_NAMES: Final = frozenset({"host", "none"})
 
 
-def create_body(blueprint: Blueprint, engine_driver: str = JSON_FILE) -> dict[str, Any]:
+def create_body(blueprint: ContainerConfig, engine_driver: str = JSON_FILE) -> dict[str, Any]:
     """Return all of the container, as JSON values; ``engine_driver`` is the engine's log driver."""
     spec = blueprint.spec
     body: dict[str, Any] = {
@@ -41,7 +41,7 @@ def create_body(blueprint: Blueprint, engine_driver: str = JSON_FILE) -> dict[st
     return _without_none(body)
 
 
-def stand_in_body(image: str, path: str, stand_in: Blueprint) -> dict[str, Any]:
+def stand_in_body(image: str, path: str, stand_in: ContainerConfig) -> dict[str, Any]:
     """A container that is never started, and only gives access to a volume and an image.
 
     Its labels and its session key are set, since it would inherit those of the image.
@@ -70,7 +70,7 @@ def _environment(env: Mapping[str, str]) -> list[str]:
     return [*(f"{name}={value}" for name, value in env.items()), *unset]
 
 
-def _host_config(blueprint: Blueprint, engine_driver: str) -> dict[str, Any]:
+def _host_config(blueprint: ContainerConfig, engine_driver: str) -> dict[str, Any]:
     spec = blueprint.spec
     config: dict[str, Any] = {
         "Init": spec.init,
@@ -93,7 +93,7 @@ def _extra_hosts(spec: SandboxSpec) -> list[str] | None:
     return [f"{name}:{address}" for name, address in spec.network.extra_hosts.items()]
 
 
-def _port_bindings(blueprint: Blueprint) -> dict[str, list[dict[str, str]]]:
+def _port_bindings(blueprint: ContainerConfig) -> dict[str, list[dict[str, str]]]:
     address = blueprint.publish_address
     return {
         f"{inner}/tcp": [{"HostIp": address, "HostPort": str(outer)}]
@@ -101,7 +101,7 @@ def _port_bindings(blueprint: Blueprint) -> dict[str, list[dict[str, str]]]:
     }
 
 
-def _mounts(blueprint: Blueprint) -> list[dict[str, Any]]:
+def _mounts(blueprint: ContainerConfig) -> list[dict[str, Any]]:
     workspace = blueprint.spec.workspace
     mounts = [_bind(mount) for mount in blueprint.spec.mounts]
     if blueprint.volume is None or workspace is None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from reconciler.core.container_config import Blueprint
+    from reconciler.core.container_config import ContainerConfig
     from reconciler.core.model import Container, Limits, Volume
     from reconciler.engine.docker.errors import Translator
     from reconciler.engine.protocol import EngineEvent, EngineInfo, Image, PullProgress
@@ -210,7 +210,7 @@ class DockerEngine:
 
     # --- containers ---------------------------------------------------------------------------
 
-    async def create(self, blueprint: Blueprint) -> str:
+    async def create(self, blueprint: ContainerConfig) -> str:
         """Make the container, without starting it, and return its id.
 
         Raises:
@@ -245,7 +245,7 @@ class DockerEngine:
             self._driver = (driver or JSON_FILE, now + _DRIVER_SECONDS)
         return self._driver[0]
 
-    async def _hold_to_runtime(self, container_id: str, blueprint: Blueprint) -> None:
+    async def _hold_to_runtime(self, container_id: str, blueprint: ContainerConfig) -> None:
         """Podman (up to 6.1) passes over a runtime: what was to be isolated would not be."""
         wanted = blueprint.spec.security.runtime
         made = await self._look(container_id) if wanted else None
@@ -260,7 +260,7 @@ class DockerEngine:
                 "and leave `security.runtime` out"
             )
 
-    async def _adopt(self, blueprint: Blueprint, error: NameTaken) -> str:
+    async def _adopt(self, blueprint: ContainerConfig, error: NameTaken) -> str:
         """A create that was never heard of left the container that is asked for."""
         holder = await self._look(blueprint.name)
         if holder is None:
@@ -277,7 +277,7 @@ class DockerEngine:
             ) from error
         return container.id
 
-    async def prepare(self, container_id: str, stand_in: Blueprint) -> None:
+    async def prepare(self, container_id: str, stand_in: ContainerConfig) -> None:
         """Make the workspace belong to the sandbox's user, before the first start.
 
         Raises:

@@ -23,7 +23,7 @@ from reconciler.core.errors import (
     ReconcilerError,
     Refused,
     Unreadable,
-    Wrecked,
+    Unstartable,
 )
 
 if TYPE_CHECKING:
@@ -148,11 +148,11 @@ def on_start_of(container_id: str) -> Translator:
             port = _port(text)
             return PortTaken(f"host port {port or ''} is held by somebody else: {cut(text)}", port)
         if _REMAINS.search(text):
-            return Wrecked(f"{cut(text)}: leftover runtime state; if it stays, it is recreated")
+            return Unstartable(f"{cut(text)}: leftover runtime state; if it stays, it is recreated")
         missing = _MISSING.search(text)
         what = missing[1] if missing else ""
         if _ID.fullmatch(what) and what != container_id:
-            return Wrecked(f"{cut(text)}: it is recreated, to join what has that name now")
+            return Unstartable(f"{cut(text)}: it is recreated, to join what has that name now")
         if status == NOT_FOUND and what != container_id:
             return Refused(cut(text))
         if _ASLEEP.search(text):

@@ -65,10 +65,10 @@ class Frames:
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The lines of either output that ``data`` completes."""
-        view = memoryview(data)
-        while view:
+        snapshot = memoryview(data)
+        while snapshot:
             size = self._left or _HEADER - len(self._header)
-            piece, view = bytes(view[:size]), view[size:]
+            piece, snapshot = bytes(snapshot[:size]), snapshot[size:]
             if self._left:
                 yield from self._payload(piece)
             else:

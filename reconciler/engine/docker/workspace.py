@@ -18,7 +18,7 @@ from reconciler.engine.docker.errors import understood
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from reconciler.core.container_config import Blueprint
+    from reconciler.core.container_config import ContainerConfig
     from reconciler.core.spec import WorkspaceSpec
     from reconciler.engine.docker.chown import Head, Owner
     from reconciler.engine.docker.client import Client
@@ -51,7 +51,7 @@ class Workspaces:
         self._proven = False
         self._podman = False
 
-    async def settle(self, container_id: str, blueprint: Blueprint) -> None:
+    async def settle(self, container_id: str, blueprint: ContainerConfig) -> None:
         """Set the owner of the volume's root, and of the folders from there to the working dir.
 
         The engine makes those that lack, for root. Modes, and what else is there, stay.
@@ -82,7 +82,7 @@ class Workspaces:
 
     @asynccontextmanager
     async def _open(
-        self, container_id: str, image: str, blueprint: Blueprint, path: str
+        self, container_id: str, image: str, blueprint: ContainerConfig, path: str
     ) -> AsyncIterator[str]:
         """The container, or where it takes no archives, one that stands in for it.
 

@@ -27,7 +27,7 @@ from yaml.events import (
 from reconciler.core.errors import Diagnostic, ManifestError
 from reconciler.manifest.yaml12.nodes import Node
 from reconciler.manifest.yaml12.scalars import resolve
-from reconciler.manifest.yaml12.strictness import Around, laxness
+from reconciler.manifest.yaml12.strictness import Around, strict_errors
 from reconciler.manifest.yaml12.syntax_errors import explain_syntax
 
 if TYPE_CHECKING:
@@ -97,31 +97,31 @@ class _Composer:
             raise self._refusal(following, "a second document begins here: a file holds only one")
         return root
 
-    def _node(self, event: Event, depth: int, around: Around) -> Node:
+    def _node(self, event: Event, depth: int, instance_config: Around) -> Node:
         if isinstance(event, AliasEvent):
             return self._alias(event)
         assert isinstance(event, NodeEvent)
-        self._check_form(event, around)
+        self._check_form(event, instance_config)
         if depth > MAX_DEPTH:
             raise self._refusal(event, f"nested deeper than {MAX_DEPTH} levels")
         if event.anchor is None:
-            return self._content(event, depth, around)
+            return self._content(event, depth, instance_config)
         self._open.add(event.anchor)
-        node = self._anchors[event.anchor] = self._content(event, depth, around)
+        node = self._anchors[event.anchor] = self._content(event, depth, instance_config)
         self._open.discard(event.anchor)
         return node
 
-    def _content(self, event: NodeEvent, depth: int, around: Around) -> Node:
+    def _content(self, event: NodeEvent, depth: int, instance_config: Around) -> Node:
         self._spend(event, 1)
         if isinstance(event, ScalarEvent):
             return self._scalar(event)
         node = self._place(event)
         if isinstance(event, MappingStartEvent):
             self._check_tag(node, event.tag, _MAPPING_TAGS)
-            self._fill_mapping(node, depth + 1, _inside(event, node, around))
+            self._fill_mapping(node, depth + 1, _inside(event, node, instance_config))
         elif isinstance(event, SequenceStartEvent):
             self._check_tag(node, event.tag, _SEQUENCE_TAGS)
-            self._fill_sequence(node, depth + 1, _inside(event, node, around))
+            self._fill_sequence(node, depth + 1, _inside(event, node, instance_config))
         return node
 
     def _check_tag(self, node: Node, tag: str | None, allowed: frozenset[str | None]) -> None:
@@ -221,8 +221,8 @@ class _Composer:
                 event, f"too much: more than {MAX_NODES} values, counting each alias in full"
             )
 
-    def _check_form(self, event: Event, around: Around) -> None:
-        lax = laxness(event, self.text, around)
+    def _check_form(self, event: Event, instance_config: Around) -> None:
+        lax = strict_errors(event, self.text, instance_config)
         if lax is not None:
             raise self._refusal(event, lax)
 
@@ -236,12 +236,12 @@ class _Composer:
         return ManifestError((self._place(event).complaint(message),))
 
 
-def _inside(event: CollectionStartEvent, node: Node, around: Around) -> Around:
+def _inside(event: CollectionStartEvent, node: Node, instance_config: Around) -> Around:
     if event.flow_style:
-        return around._replace(flow=True)
+        return instance_config._replace(flow=True)
     # A tag or an anchor may stand on a line of its own, before the column that counts.
     is_plain = event.anchor is None and event.tag is None
-    return Around(node.column - 1) if is_plain else around
+    return Around(node.column - 1) if is_plain else instance_config
 
 
 _NO_KEY: Final = "a key must be a string, not a list or a mapping"

@@ -26,28 +26,30 @@ class Around(NamedTuple):
     flow: bool = False
 
 
-def laxness(event: Event, text: str, around: Around) -> str | None:
+def strict_errors(event: Event, text: str, instance_config: Around) -> str | None:
     """What is wrong with an event that the parser accepted, if anything."""
     start, end = event.start_mark, event.end_mark
     if start is None or end is None:
         return None
-    glued = _GLUED_COMMA.match(text, end.index) if around.flow else None
+    glued = _GLUED_COMMA.match(text, end.index) if instance_config.flow else None
     if glued or (isinstance(event, CollectionStartEvent) and _is_glued_bracket(event, text)):
         return _COMMENT
     if isinstance(event, ScalarEvent):
-        return _lax_scalar(event, text, around.column) or _lax_flow(start.column, around)
+        return _lax_scalar(event, text, instance_config.column) or _lax_flow(
+            start.column, instance_config
+        )
     if isinstance(event, CollectionEndEvent):
         closed = text[end.index - 1 : end.index] in "]}"
         return _COMMENT if closed and text.startswith("#", end.index) else None
-    return _lax_flow(start.column, around)
+    return _lax_flow(start.column, instance_config)
 
 
 def _is_glued_bracket(event: CollectionStartEvent, text: str) -> bool:
     return bool(event.flow_style and event.end_mark and text.startswith("#", event.end_mark.index))
 
 
-def _lax_flow(column: int, around: Around) -> str | None:
-    return _INDENT if around.flow and column <= around.column else None
+def _lax_flow(column: int, instance_config: Around) -> str | None:
+    return _INDENT if instance_config.flow and column <= instance_config.column else None
 
 
 def _lax_scalar(event: ScalarEvent, text: str, column: int) -> str | None:
