@@ -48,6 +48,20 @@ def test_every_path_it_links_to_exists():
     assert [link for link in links if not (README.parent / link).exists()] == []
 
 
+def test_every_promise_names_a_test_that_exists():
+    text = README.read_text()
+    rows = re.findall(r"^\| (?!promise|---)(.+?) \| (`tests/.+) \|$", text, re.MULTILINE)
+    assert len(rows) >= 15
+    assert len(rows) == len(re.findall(r"^\| .*`tests/", text, re.MULTILINE))
+    named = [proof.split("::") for _, proofs in rows for proof in re.findall(r"`([^`]+)`", proofs)]
+    missing = [
+        f"{path}::{test}"
+        for path, test in named
+        if f"def {test}(" not in (README.parent / path).read_text()
+    ]
+    assert missing == []
+
+
 def test_the_make_targets_it_names_exist():
     named = set(re.findall(r"make ([a-z-]+)", README.read_text()))
     targets = set(
