@@ -15,7 +15,7 @@ VENV := .venv/complete
 # Each worker drives a real engine; more than two do not make it faster on two cores.
 WORKERS ?= 2
 
-.PHONY: schema demo demo-clean test core bench torture fresh lint types layers venv rootfs clean
+.PHONY: schema demo demo-clean test core bench torture fresh lint types layers shape venv rootfs clean
 # Prerequisites are made in order: packages first.
 .NOTPARALLEL:
 
@@ -59,6 +59,7 @@ fresh:
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m scripts.words --count
 
 types: venv
 	$(BIN)/mypy
@@ -66,9 +67,13 @@ types: venv
 layers: venv
 	$(BIN)/lint-imports
 
+# Files, lines, functions and single-use helpers of each package.
+shape:
+	@$(PYTHON) -m scripts.shape
+
 venv: $(VENV)
 
-# Made anew when what it holds has changed, and only then.
+# Created again when the requirements change.
 $(VENV): requirements.txt requirements-build.txt requirements-dev.txt
 	@$(PYTHON) -m scripts.debian venv
 	rm -rf .venv

@@ -1,22 +1,23 @@
-"""A network bridge of its own for each private engine, made through the kernel's ioctls.
+"""Create and remove the network bridge of each private engine, with iproute2's `ip`.
 
-The bridge's name is the claim on a number, and the number decides the subnet: the kernel lets
-one of any number of concurrent makers have a name, so no lock and no file is needed.
+The bridge's name claims a number, and the number decides the subnet. The kernel gives a name to
+only one of any number of concurrent processes, so no lock and no file is needed.
 """
+
+# ruff: noqa: S603, S607 - ip is found by PATH, and our own code names the interfaces
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
+import json
+import os
 import re
 import socket
-import struct
-from pathlib import Path
+import subprocess
 
-_SIOCBRADDBR, _SIOCBRDELBR = 0x89A0, 0x89A1
-_SIOCSIFADDR, _SIOCSIFNETMASK = 0x8916, 0x891C
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+from scripts import debian
+
 _PREFIX = "rclbr"
 _NAME = re.compile(rf"{_PREFIX}\d{{1,4}}")
 _SUBNETS = ipaddress.IPv4Network("10.190.0.0/16")
@@ -24,22 +25,31 @@ _BLOCK = 21
 
 
 def claim() -> str:
-    """Make the first bridge whose name and subnet nobody has."""
-    taken = _routes()
+    """Create the first bridge whose name and subnet are free, and return its name."""
+    rows = json.loads(_ip("-json", "-4", "route", "show") or "[]")
+    routes = [ipaddress.IPv4Network(row["dst"]) for row in rows if row["dst"] != "default"]
     for number, subnet in enumerate(_SUBNETS.subnets(new_prefix=_BLOCK)):
-        if any(route.overlaps(subnet) for route in taken):
+        if any(route.overlaps(subnet) for route in routes):
             continue
         name = f"{_PREFIX}{number}"
         try:
-            _create(name, subnet)
-        except FileExistsError:
-            continue
+            _ip("link", "add", "name", name, "type", "bridge")
+        except RuntimeError:
+            if name in names():
+                continue
+            raise
+        try:
+            _ip("address", "add", f"{subnet[1]}/{_BLOCK}", "dev", name)
+            set_up(name)
+        except BaseException:
+            remove(name)
+            raise
         return name
-    raise RuntimeError(f"no free subnet in {_SUBNETS} for another engine")
+    raise RuntimeError(f"no free subnet in {_SUBNETS} for another engine: stop one of them")
 
 
 def is_name(text: str) -> bool:
-    """Tell whether `claim` may have made a bridge of that name."""
+    """Tell whether the text has the form of the names that `claim` gives."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -50,54 +60,25 @@ def names() -> set[str]:
 
 def set_up(name: str) -> None:
     """Bring an interface up, such as the loopback of a new network namespace."""
-    with _control() as control:
-        _set_up(control, name, up=True)
+    _ip("link", "set", "dev", name, "up")
 
 
 def remove(name: str) -> None:
-    """Take the bridge down and away; one that is gone is fine."""
-    with _control() as control, contextlib.suppress(OSError):
-        _set_up(control, name, up=False)
-        fcntl.ioctl(control, _SIOCBRDELBR, name.encode() + b"\0")
+    """Remove the bridge, if it exists."""
+    with contextlib.suppress(RuntimeError):
+        _ip("link", "delete", "dev", name)
 
 
-def _create(name: str, subnet: ipaddress.IPv4Network) -> None:
-    with _control() as control:
-        fcntl.ioctl(control, _SIOCBRADDBR, name.encode() + b"\0")
-        try:
-            _set_address(control, _SIOCSIFADDR, name, str(subnet[1]))
-            _set_address(control, _SIOCSIFNETMASK, name, str(subnet.netmask))
-            _set_up(control, name, up=True)
-        except BaseException:
-            remove(name)
-            raise
-
-
-def _control() -> socket.socket:
-    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-
-
-def _set_address(control: socket.socket, call: int, name: str, address: str) -> None:
-    sockaddr = struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
-    fcntl.ioctl(control, call, struct.pack("16s16s8x", name.encode(), sockaddr))
-
-
-def _set_up(control: socket.socket, name: str, *, up: bool) -> None:
-    request = struct.pack("16sh22x", name.encode(), 0)
-    flags = struct.unpack("16sh22x", fcntl.ioctl(control, _SIOCGIFFLAGS, request))[1]
-    flags = flags | _IFF_UP if up else flags & ~_IFF_UP
-    fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", name.encode(), flags))
-
-
-def _routes() -> list[ipaddress.IPv4Network]:
-    """Read every route but the default one."""
-    rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
-    return [_network(row[1], row[7]) for row in rows if row[7] != "00000000"]
-
-
-def _network(address: str, mask: str) -> ipaddress.IPv4Network:
-    return ipaddress.IPv4Network((_address(address), _address(mask)))
-
-
-def _address(text: str) -> str:
-    return socket.inet_ntoa(struct.pack("=I", int(text, 16)))
+def _ip(*arguments: str) -> str:
+    """Run `ip` and return its output; RuntimeError with the reason if it fails."""
+    done = subprocess.run(
+        ["ip", *arguments],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": debian.PATH},
+    )
+    if done.returncode:
+        raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout

@@ -1,6 +1,6 @@
-"""Install what a command needs and this machine lacks, where it is a Debian and we are root.
+"""Install the Debian packages that a command needs and this machine lacks, if we are root.
 
-python3 -m scripts.debian venv|demo|test|fresh    install what that command of make needs
+python3 -m scripts.debian venv|demo|test|fresh    install what that make target needs
 """
 
 # ruff: noqa: S603, S607 - apt-get is found by PATH and the packages are named by our own code
@@ -20,35 +20,36 @@ from scripts.unixhttp import DEFAULT_HOST, answers
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Root's own programs are there even where its PATH leaves their folders out.
-_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+# Includes the folders of root's programs, which a user's PATH may lack.
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
 def say(message: str) -> None:
-    """Tell the user, on stderr: stdout is for what other programs read."""
+    """Print to stderr; stdout is for output that programs read."""
     sys.stderr.write(f"{message}\n")
     sys.stderr.flush()
 
 
 def static_busybox() -> str | None:
-    """Return the path of a busybox that needs no libraries, if there is one."""
-    path = shutil.which("busybox", path=_PATH)
+    """Return the path of a statically linked busybox; None without one."""
+    path = shutil.which("busybox", path=PATH)
     if path is None:
         return None
     with Path(path).open("rb") as file:
-        # The ELF header of a dynamic program names its loader.
+        # A dynamically linked program names its loader in the first bytes.
         return None if b"/ld-" in file.read(4096) else path
 
 
 def _program(name: str) -> Callable[[], bool]:
-    return lambda: shutil.which(name, path=_PATH) is not None
+    return lambda: shutil.which(name, path=PATH) is not None
 
 
-# What tells that a package is installed; the names hold for Debian 12 to sid.
+# How to see that a package is installed; the names are the same from Debian 12 to sid.
 _PACKAGES: dict[str, Callable[[], bool]] = {
     "python3-venv": lambda: importlib.util.find_spec("ensurepip") is not None,
     "docker.io": lambda: _program("dockerd")() and _program("containerd")(),
     "iptables": _program("iptables"),
+    "iproute2": _program("ip"),
     "busybox-static": lambda: static_busybox() is not None,
     "systemd": lambda: _program("systemd-analyze")() and _program("systemd-sysusers")(),
     "docker-registry": _program("docker-registry"),
@@ -58,8 +59,8 @@ _PACKAGES: dict[str, Callable[[], bool]] = {
 }
 _NEEDS = {
     "venv": ("python3-venv",),
-    "engine": ("docker.io", "iptables"),
-    "demo": ("python3-venv", "docker.io", "iptables", "busybox-static"),
+    "engine": ("docker.io", "iptables", "iproute2"),
+    "demo": ("python3-venv", "docker.io", "iptables", "iproute2", "busybox-static"),
     "test": tuple(_PACKAGES),
     "fresh": ("mmdebstrap",),
 }
@@ -67,12 +68,12 @@ _NO_ROOT = {
     "engine": "no Docker engine answers, and only root can start one here",
     "demo": "no Docker engine answers, and only root can start one here",
     "test": "the tests start Docker engines, which only root can",
-    "fresh": "only root can make a root file system and start it",
+    "fresh": "only root can create a root file system and start it",
 }
 
 
 def running_engine() -> str | None:
-    """Return the DOCKER_HOST of an engine that answers: the one that is set, or Docker's own."""
+    """Return the DOCKER_HOST of an engine that answers: the one set, else the default socket."""
     given = os.environ.get("DOCKER_HOST")
     if given and answers(given):
         return given
@@ -82,13 +83,13 @@ def running_engine() -> str | None:
 
 
 def provide(purpose: str) -> None:
-    """Install the packages that the purpose needs and that are missing; RuntimeError if we cannot.
+    """Install the missing packages of a make target; RuntimeError if we cannot.
 
     The error and the message are one line each and name all packages.
     """
     is_root = os.geteuid() == 0
     if purpose == "demo" and running_engine():
-        # Without root, the engine pulls busybox.
+        # Without root there is no busybox to install; the engine then pulls one.
         _install(("python3-venv", "busybox-static") if is_root else ("python3-venv",))
     elif is_root or purpose not in _NO_ROOT:
         _install(_NEEDS[purpose])
@@ -108,7 +109,7 @@ def _install(packages: Sequence[str]) -> None:
         return
     names = " ".join(missing)
     if os.geteuid() != 0 or not _program("apt-get")():
-        raise RuntimeError(f"missing; install as root first: apt-get install {names}")
+        raise RuntimeError(f"packages are missing; as root: apt-get install {names}")
     say(f"installing {names} with apt-get")
     _apt("update", "-qq")
     _apt("install", "-qq", "-y", "--option=Dpkg::Use-Pty=0", "--no-install-recommends", *missing)
@@ -125,7 +126,7 @@ def _apt(*arguments: str) -> None:
 
 
 def main() -> int:
-    """Provide for the command that is named."""
+    """Install the packages of each target on the command line."""
     try:
         for purpose in sys.argv[1:]:
             provide(purpose)

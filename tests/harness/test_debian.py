@@ -63,7 +63,7 @@ def test_nothing_is_installed_twice(commands, monkeypatch):
 
 
 def test_only_a_busybox_without_libraries_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(debian, "_PATH", str(tmp_path))
+    monkeypatch.setattr(debian, "PATH", str(tmp_path))
     assert debian.static_busybox() is None
     shutil.copy(sys.executable, tmp_path / "busybox")
     assert debian.static_busybox() is None
