@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.core.errors import Diagnostic, ManifestError
 from reconciler.core.naming import NAME_PATTERN
-from reconciler.manifest.text_file import Unread, read_yaml, unreadable
+from reconciler.manifest.text_file import TransientReadError, read_yaml, unreadable
 from reconciler.manifest.validation_errors import NAME_RULE, did_you_mean
 from reconciler.manifest.yaml12.composer import Budget, compose
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from reconciler.manifest.yaml12.nodes import Node
+    from reconciler.manifest.yaml12.composer import Node
 
 VERSION: Final = 1
 MAX_FILES: Final = 1000
@@ -99,7 +99,7 @@ class Declarations:
     sandboxes: dict[str, Entry] = field(default_factory=dict)
 
 
-def counts(name: str) -> bool:
+def is_manifest_name(name: str) -> bool:
     """Whether a file of this name in a folder is a desired file."""
     return name.endswith(".yaml") and not name.startswith(_SKIPPED)
 
@@ -151,12 +151,12 @@ def _files(path: Path, report: Report) -> list[Path]:
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
             return [path]
-        found = sorted(file for file in path.iterdir() if counts(file.name))
+        found = sorted(file for file in path.iterdir() if is_manifest_name(file.name))
     except (FileNotFoundError, ValueError):
         return [path]
     except OSError as error:
         refused = unreadable(path, error)
-        report.unread = isinstance(refused, Unread)
+        report.unread = isinstance(refused, TransientReadError)
         report.end(*refused.diagnostics)
         return []
     if not found:
@@ -172,7 +172,7 @@ def _root(file: Path, text: str | ManifestError, budget: Budget, report: Report)
             raise text
         composed = compose(text, str(file), budget)
     except ManifestError as error:
-        report.unread = report.unread or isinstance(error, Unread)
+        report.unread = report.unread or isinstance(error, TransientReadError)
         report.end(*error.diagnostics)
         return None
     report.add(*composed.problems)
@@ -185,7 +185,7 @@ def _root(file: Path, text: str | ManifestError, budget: Budget, report: Report)
 def _declare(root: Node, declared: Declarations) -> None:
     report = declared.report
     if not isinstance(root.children, dict):
-        report.end(root.complaint(f"not a desired file: {_START}"))
+        report.end(root.diagnostic(f"not a desired file: {_START}"))
         return
     report.fatal = report.fatal or root.problem is not None
     _check_version(root, report)
@@ -197,16 +197,16 @@ def _declare(root: Node, declared: Declarations) -> None:
 def _check_version(root: Node, report: Report) -> None:
     version = root.child("version")
     if version is None:
-        report.end(root.complaint('the key "version" is missing: write "version: 1" at the top'))
+        report.end(root.diagnostic('the key "version" is missing: write "version: 1" at the top'))
     elif type(version.data) is not int or version.data != VERSION:
-        report.end(version.complaint(f"must be {VERSION}: no other version is known"))
+        report.end(version.diagnostic(f"must be {VERSION}: no other version is known"))
 
 
 def _check_keys(root: Node, report: Report) -> None:
     for name, key in root.keys.items():
         if name not in _KEYS:
             hint = did_you_mean(name, _KEYS) or f": known here are {', '.join(_KEYS)}"
-            report.end(key.complaint(f'unknown key "{name}"{hint}'))
+            report.end(key.diagnostic(f'unknown key "{name}"{hint}'))
 
 
 def _collect(root: Node, kind: str, known: dict[str, Entry], report: Report) -> None:
@@ -215,7 +215,7 @@ def _collect(root: Node, kind: str, known: dict[str, Entry], report: Report) -> 
         return
     report.fatal = report.fatal or section.problem is not None
     if not isinstance(section.children, dict):
-        report.end(section.complaint("must be a mapping of names"))
+        report.end(section.diagnostic("must be a mapping of names"))
         return
     for name, node in section.children.items():
         _enter(_entry(name, section.keys[name], node), kind, known, report)
@@ -223,7 +223,7 @@ def _collect(root: Node, kind: str, known: dict[str, Entry], report: Report) -> 
 
 def _entry(name: str, key: Node, node: Node) -> Entry:
     sound = node.problem or _NAME.fullmatch(name)
-    return Entry(name, key, node, None if sound else key.complaint(f"not a name: {NAME_RULE}"))
+    return Entry(name, key, node, None if sound else key.diagnostic(f"not a name: {NAME_RULE}"))
 
 
 def _enter(entry: Entry, kind: str, known: dict[str, Entry], report: Report) -> None:
@@ -231,4 +231,4 @@ def _enter(entry: Entry, kind: str, known: dict[str, Entry], report: Report) -> 
     first = known.setdefault(entry.name, entry)
     if first is not entry:
         place = f"{first.key.file}:{first.key.line}"
-        report.end(entry.key.complaint(f'"{entry.name}" is already under {kind} in {place}'))
+        report.end(entry.key.diagnostic(f'"{entry.name}" is already under {kind} in {place}'))

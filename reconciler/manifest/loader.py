@@ -16,7 +16,7 @@ from reconciler.core.errors import Diagnostic
 from reconciler.manifest.documents import gather, read
 from reconciler.manifest.records import DeclaredRecord, resolve_records
 from reconciler.manifest.specs import SpecDefaults, resolve_specs
-from reconciler.manifest.text_file import Unread
+from reconciler.manifest.text_file import TransientReadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -107,7 +107,9 @@ def understand(contents: Contents, defaults: SpecDefaults | None = None) -> Load
 
 def unusable(error: ManifestError) -> Loaded:
     """The outcome of a reading that failed as a whole."""
-    return Loaded(diagnostics=error.diagnostics, fatal=True, unread=isinstance(error, Unread))
+    return Loaded(
+        diagnostics=error.diagnostics, fatal=True, unread=isinstance(error, TransientReadError)
+    )
 
 
 def env_file_errors(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from reconciler.core.errors import Diagnostic
     from reconciler.manifest.documents import Declarations, Entry, Report
     from reconciler.manifest.specs import Layer, ResolvedSpec, SpecDefaults
-    from reconciler.manifest.yaml12.nodes import Place
+    from reconciler.manifest.yaml12.composer import Place
 
 MAX_SANDBOXES: Final = 20_000
 # What all records may amount to together, each replica counted with its whole spec.
@@ -83,7 +83,7 @@ class _Resolver:
             return
         problems = entry.problems()
         if not isinstance(entry.node.data, dict):
-            problems = problems or self.report.add(entry.node.complaint(_NOT_A_RECORD))
+            problems = problems or self.report.add(entry.node.diagnostic(_NOT_A_RECORD))
             self.held[entry.name] = problems
             return
         head, found = self._head(entry)
@@ -117,7 +117,7 @@ class _Resolver:
         self._hints += 1
         hint = did_you_mean(head.spec, self.specs) if self._hints <= _MAX_HINTS else ""
         place = entry.node.child("spec") or entry.key
-        return self.report.add(place.complaint(f'no spec is called "{head.spec}"{hint}'))
+        return self.report.add(place.diagnostic(f'no spec is called "{head.spec}"{hint}'))
 
     def _effective(
         self,
@@ -138,7 +138,7 @@ class _Resolver:
 
     def _crowded(self, entry: Entry, message: str) -> None:
         self.report.crowded = True
-        self.report.end(entry.key.complaint(message))
+        self.report.end(entry.key.diagnostic(message))
 
     def _multiply(self, entry: Entry, head: RecordSpec, spec: SandboxSpec) -> None:
         names = _names(entry.name, head.replicas)
@@ -152,14 +152,14 @@ class _Resolver:
     def _unusable(self, entry: Entry, names: list[str]) -> tuple[Diagnostic, ...]:
         if names and not _NAME.fullmatch(names[-1]):
             message = f'its last replica, "{names[-1]}", has too long a name'
-            return self.report.add(entry.key.complaint(message))
+            return self.report.add(entry.key.diagnostic(message))
         taken = next((name for name in names if name in self._made_by), None)
         return self._collision(entry, taken) if taken else ()
 
     def _collision(self, entry: Entry, name: str) -> tuple[Diagnostic, ...]:
         other = self._made_by[name]
         message = f'"{name}" is already made by "{other.name}" in {other.key.file}:{other.key.line}'
-        problems = self.report.add(entry.key.complaint(message))
+        problems = self.report.add(entry.key.diagnostic(message))
         # Which of the two is meant cannot be told, so neither is touched.
         self.held[other.name] = problems
         for made in [made for made, by in self._made_by.items() if by is other]:

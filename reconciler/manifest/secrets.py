@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from reconciler.manifest.env_file import EnvFile
+from reconciler.manifest.env_files import EnvFile
 from reconciler.telemetry.redact import is_amount, is_secret_variable, redactor
 
 if TYPE_CHECKING:

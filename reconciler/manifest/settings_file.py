@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from reconciler.core.errors import Diagnostic, ManifestError, SettingsError
 from reconciler.manifest.text_file import read_yaml
 from reconciler.manifest.validation_errors import Subject, did_you_mean, explain_details
-from reconciler.manifest.yaml12.composer import Budget, compose
-from reconciler.manifest.yaml12.nodes import Node
+from reconciler.manifest.yaml12.composer import Budget, Node, compose
 from reconciler.settings import Settings, config_path, file_values
 
 if TYPE_CHECKING:
@@ -62,11 +61,11 @@ def _read(path: Path) -> tuple[Node, list[Diagnostic | str]]:
     if root is None or root.data is None:
         return empty, problems
     if not isinstance(root.children, dict):
-        return empty, [*problems, root.complaint('must hold settings as "name: value" lines')]
+        return empty, [*problems, root.diagnostic('must hold settings as "name: value" lines')]
     for name, key in root.keys.items():
         if name not in Settings.model_fields:
             hint = did_you_mean(name, Settings.model_fields)
-            problems.append(key.complaint(f'no such setting: "{name}"{hint}'))
+            problems.append(key.diagnostic(f'no such setting: "{name}"{hint}'))
     return root, problems
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from reconciler.core.errors import Diagnostic
     from reconciler.manifest.documents import Declarations, Entry, Report
-    from reconciler.manifest.yaml12.nodes import Place
+    from reconciler.manifest.yaml12.composer import Place
 
 Layer = dict[str, Any]
 
@@ -77,7 +77,7 @@ def _resolve(entry: Entry, defaults: SpecDefaults, report: Report) -> ResolvedSp
     node, problems = entry.node, entry.problems()
     if not isinstance(node.data, dict):
         message = "a spec must be a mapping that holds at least image:"
-        return ResolvedSpec({}, 1, problems=problems or report.add(node.complaint(message)))
+        return ResolvedSpec({}, 1, problems=problems or report.add(node.diagnostic(message)))
     spec, complaints = _validate(entry, defaults)
     problems += report.add(*complaints)
     usable = None if problems else spec

@@ -113,7 +113,7 @@ class ManifestSync:
     @property
     def unread(self) -> bool:
         """Whether something could not be read now, and is to be tried again."""
-        return self._last.loaded.unread or self._env_files.unread
+        return self._last.loaded.unread or self._env_files.must_retry
 
     def is_held(self, key: str) -> bool:
         """Whether the file names the sandbox in a way that cannot be read."""
@@ -247,7 +247,7 @@ class ManifestSync:
                 )
 
     def _env_file_errors(self, loaded: Loaded) -> tuple[Diagnostic, ...]:
-        return env_file_errors(loaded.records.values(), self._env_files.refused)
+        return env_file_errors(loaded.records.values(), self._env_files.errors)
 
     async def _refresh_env_files(self) -> None:
         changed = await self._env_files.refresh(self.env_paths())

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from reconciler.core.errors import Diagnostic
-    from reconciler.manifest.yaml12.nodes import Node
+    from reconciler.manifest.yaml12.composer import Node
 
 NAME_RULE: Final = "begin with a letter or digit, then letters, digits, _ . - (63 at most)"
 _PATTERNS: Final = {
@@ -114,7 +114,7 @@ def _diagnostic(detail: ErrorDetails, subject: Subject) -> Diagnostic | None:
     if not subject.whole and not _is_own(detail, spot):
         return None
     place = _place(detail, spot)
-    return place.complaint(_prefix(detail, spot) + _message(detail, spot, subject))
+    return place.diagnostic(_prefix(detail, spot) + _message(detail, spot, subject))
 
 
 def _named_field(detail: ErrorDetails, node: Node) -> tuple[str | int, ...]:

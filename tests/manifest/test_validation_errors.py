@@ -43,7 +43,7 @@ RECORDS = [
     ("spec: web, env: {^<<: {A: b}}", 'the merge key "<<" is not part of YAML 1.2: use a spec, and overrides in the record'),
     ("spec: web, ^5: x", 'a key must be a string: write it in quotes: "5"'),
     ("spec: web, ? ^[a] : x", "a key must be a string, not a list or a mapping"),
-    ("spec: web, user: ^!!binary x", "a value that begins with ! has a tag, and this one is unknown: quote the value (known tags: !!str, !!int, !!float, !!bool, !!null)"),
+    ("spec: web, user: ^!!binary x", "unknown tag: put a value that begins with ! in quotes, or use one of the tags !!str, !!int, !!float, !!bool, !!null"),
     ("spec: web, env: ^!!set {A: x}", "this tag (the word that begins with !) does not fit: remove it"),
     ("spec: web, env: ^{OH_SESSION_API_KEYS_0: x}", "env: OH_SESSION_API_KEYS_0 is made and kept by the reconciler"),
 ]  # fmt: skip
@@ -100,16 +100,16 @@ FATAL = [
     ("%YAML 1.1\n---\nversion: 1\n", "1:1: %YAML 1.1: files are read as YAML 1.2; remove this"),
     ("version: 1\nx: @a\n", "2:4: a value cannot begin with @: put it in quotes"),
     ("version: 1\nx: a: b\n", '2:5: a ":" is not expected here: check the indentation, or put the text in quotes'),
-    ("version: 1\nspecs:\n  a: 'x\n", "4:1: a text in quotes is not closed (what is read here begins in line 3)"),
-    ("version: 1\nx: \x07\n", "2:4: the character U+0007 may not stand here; in double quotes it can be escaped"),
-    ("version: 1\nx: \u2028\n", "2:4: the character U+2028 may not stand here; in double quotes it can be escaped"),
+    ("version: 1\nspecs:\n  a: 'x\n", "4:1: a text in quotes is not closed (in the value that begins in line 3)"),
+    ("version: 1\nx: \x07\n", "2:4: the character U+0007 is not allowed here: escape it in double quotes"),
+    ("version: 1\nx: \u2028\n", "2:4: the character U+2028 is not allowed here: escape it in double quotes"),
     (b"version: 1\nx: \xff\n", "2:4: not UTF-8 text"),
     (b"version: 1\nx: \0\n", "2:4: not a text file: it holds a NUL character"),
     ("version: 1\n".encode("utf-16"), "1:1: UTF-16 or UTF-32 text: save the file as UTF-8"),
     ("version: 1\n".encode("utf-32"), "1:1: UTF-16 or UTF-32 text: save the file as UTF-8"),
-    (b"#" * (5 << 20), "1:1: larger than 4 MB, the most that is read"),
+    (b"#" * (5 << 20), "1:1: larger than the limit of 4 MB"),
     ("[" * 100_000, "1:52: nested deeper than 50 levels"),
-    ("version: 1\nx: 'a'#b\n", "2:4: a comment needs a blank before its #"),
+    ("version: 1\nx: 'a'#b\n", "2:4: a comment needs a space before its #"),
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Every way of saving is seen, at once, once, and without leaving anything behind."""
+"""The watch reports every way of saving, immediately, once, and leaks nothing."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.manifest import inotify as watcher
+from reconciler.manifest import inotify
 from reconciler.manifest.watch import Watch
 
-# Whatever is told within SOON needed neither a rescan nor a quiet time that is NEVER.
+# A report within SOON needed neither a rescan nor a quiet time, if these are NEVER.
 NEVER = 120.0
 SOON = 60.0
 
 
 class Watched:
-    """A watch whose turns can be awaited and counted; `last` is what the file was at the last."""
+    """A watch that counts its reports (turns); `last` is the file's text at the last one."""
 
     def __init__(self, path: Path, extra=tuple, rescan=NEVER) -> None:
         self.watch = Watch(path, extra, rescan=rescan)
@@ -57,7 +57,7 @@ class Watched:
         self._turned.clear()
 
     async def read(self, text: str) -> None:
-        """Wait until a turn comes at which the file is this."""
+        """Wait for a turn at which the file has this text."""
         async with asyncio.timeout(SOON):
             while self.last != text:
                 await self._turned.wait()
@@ -144,9 +144,9 @@ WAYS = {
 
 @pytest.fixture
 def no_quiet_time(monkeypatch):
-    """Nothing is told but what is finished, however long a busy machine takes to finish it."""
-    monkeypatch.setattr(watcher, "QUIET", NEVER)
-    monkeypatch.setattr(watcher, "LONGEST_SETTLE", NEVER)
+    """Only complete changes are reported, however slow the machine is."""
+    monkeypatch.setattr(inotify, "QUIET", NEVER)
+    monkeypatch.setattr(inotify, "MAX_SETTLE", NEVER)
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def desired(tmp_path):
 @pytest.mark.usefixtures("no_quiet_time")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("as_folder", [False, True], ids=["file", "folder"])
-async def test_every_way_of_saving_is_seen_and_complete(desired, way, as_folder):
+async def test_every_way_of_saving_is_reported_when_complete(desired, way, as_folder):
     async with Watched(desired.parent if as_folder else desired) as watched:
         await asyncio.to_thread(WAYS[way], desired)
         await watched.turn()
@@ -171,7 +171,7 @@ async def test_every_way_of_saving_is_seen_and_complete(desired, way, as_folder)
 
 
 @pytest.mark.usefixtures("no_quiet_time")
-async def test_a_half_written_file_is_waited_for(desired):
+async def test_half_written_file_is_not_reported(desired):
     async with Watched(desired) as watched:
         with desired.open("w") as file:
             file.write("half")
@@ -183,7 +183,7 @@ async def test_a_half_written_file_is_waited_for(desired):
         assert watched.turns == 2
 
 
-async def test_a_file_that_stays_open_is_told_after_a_quiet_time(desired):
+async def test_file_kept_open_is_reported_after_quiet_time(desired):
     async with Watched(desired) as watched:
         with desired.open("w") as file:
             file.write("all of it")
@@ -191,8 +191,8 @@ async def test_a_file_that_stays_open_is_told_after_a_quiet_time(desired):
             await watched.turn()
 
 
-async def test_endless_writing_is_told_all_the_same(desired, monkeypatch):
-    monkeypatch.setattr(watcher, "QUIET", NEVER)
+async def test_endless_writing_is_reported(desired, monkeypatch):
+    monkeypatch.setattr(inotify, "QUIET", NEVER)
     async with Watched(desired) as watched, asyncio.timeout(SOON):
         with desired.open("w") as file:
             while watched.turns == 1:
@@ -201,7 +201,7 @@ async def test_endless_writing_is_told_all_the_same(desired, monkeypatch):
                 await asyncio.sleep(0.01)
 
 
-async def test_the_file_is_taken_away_and_comes_back(desired):
+async def test_file_is_deleted_and_created_again(desired):
     async with Watched(desired) as watched:
         desired.unlink()
         await watched.turn()
@@ -209,7 +209,7 @@ async def test_the_file_is_taken_away_and_comes_back(desired):
         await watched.turn()
 
 
-async def test_the_folder_is_taken_away_and_comes_back(desired):
+async def test_folder_is_deleted_and_created_again(desired):
     async with Watched(desired) as watched:
         shutil.rmtree(desired.parent)
         await watched.turn()
@@ -220,7 +220,7 @@ async def test_the_folder_is_taken_away_and_comes_back(desired):
         await watched.read("new\n")
 
 
-async def test_the_folder_is_replaced_by_another(desired, tmp_path):
+async def test_folder_is_replaced_by_another(desired, tmp_path):
     async with Watched(desired) as watched:
         fresh = tmp_path / "fresh"
         fresh.mkdir()
@@ -233,7 +233,7 @@ async def test_the_folder_is_replaced_by_another(desired, tmp_path):
         await watched.read("new\n")
 
 
-async def test_folders_that_do_not_exist_yet(tmp_path):
+async def test_missing_folders_are_watched_as_they_appear(tmp_path):
     path = tmp_path / "a" / "b" / "c" / "desired.yaml"
     async with Watched(path) as watched:
         path.parent.mkdir(parents=True)
@@ -245,8 +245,8 @@ async def test_folders_that_do_not_exist_yet(tmp_path):
 
 
 @pytest.mark.parametrize("as_folder", [False, True], ids=["file", "folder"])
-async def test_mounted_configuration_swaps_a_link_on_the_folder(tmp_path, as_folder):
-    """As Kubernetes does it: desired.yaml -> ..data/desired.yaml, ..data -> ..2026_1."""
+async def test_link_swap_of_mounted_configuration_is_reported(tmp_path, as_folder):
+    """Kubernetes has: desired.yaml -> ..data/desired.yaml, ..data -> ..2026_1."""
     mount = tmp_path / "mount"
     mount.mkdir()
 
@@ -265,7 +265,7 @@ async def test_mounted_configuration_swaps_a_link_on_the_folder(tmp_path, as_fol
             assert (mount / "desired.yaml").read_text() == version
 
 
-async def test_what_lies_behind_links_is_watched(tmp_path):
+async def test_targets_of_links_are_watched(tmp_path):
     real = tmp_path / "real"
     real.mkdir()
     (real / "desired.yaml").write_text("old\n")
@@ -276,7 +276,7 @@ async def test_what_lies_behind_links_is_watched(tmp_path):
         await watched.turn()
 
 
-async def test_links_in_a_circle_harm_nothing(tmp_path):
+async def test_circular_links_do_no_harm(tmp_path):
     (tmp_path / "a.yaml").symlink_to("b.yaml")
     (tmp_path / "b.yaml").symlink_to("a.yaml")
     async with Watched(tmp_path / "a.yaml") as watched:
@@ -285,7 +285,7 @@ async def test_links_in_a_circle_harm_nothing(tmp_path):
         await watched.turn()
 
 
-async def test_other_files_are_not_told(desired):
+async def test_other_files_are_ignored(desired):
     async with Watched(desired.parent) as watched:
         for name in ("notes.txt", ".desired.yaml.swp", ".#desired.yaml", "desired.yaml~", "4913"):
             (desired.parent / name).write_text("x")
@@ -294,7 +294,7 @@ async def test_other_files_are_not_told(desired):
         await watched.nothing()
 
 
-async def test_env_files_are_watched_as_they_are_named(desired, tmp_path):
+async def test_env_files_are_watched_while_they_are_named(desired, tmp_path):
     named: list[Path] = []
     first, second = tmp_path / "secrets" / "a.env", tmp_path / "b.env"
     async with Watched(desired, lambda: named) as watched:
@@ -312,7 +312,7 @@ async def test_env_files_are_watched_as_they_are_named(desired, tmp_path):
         await watched.nothing()
 
 
-async def test_edits_fifty_a_second_end_with_the_last_one(desired):
+async def test_last_of_fifty_edits_a_second_wins(desired):
     seen: list[str] = []
 
     async def read_all():
@@ -336,7 +336,7 @@ async def test_edits_fifty_a_second_end_with_the_last_one(desired):
     assert "gone" not in seen
 
 
-async def test_a_burst_between_two_turns_is_told_once(desired):
+async def test_burst_between_two_reads_is_reported_once(desired):
     async with contextlib.aclosing(Watch(desired, rescan=NEVER).changes()) as changes:
         await anext(changes)
         for _ in range(500):
@@ -347,7 +347,7 @@ async def test_a_burst_between_two_turns_is_told_once(desired):
                 await anext(changes)
 
 
-# --- where the kernel does not tell ---
+# --- without inotify ---
 
 
 def refuse(*_args, **_kwargs):
@@ -355,9 +355,9 @@ def refuse(*_args, **_kwargs):
 
 
 @pytest.mark.parametrize("what", ["Inotify", "Inotify.add_watch"])
-async def test_without_inotify_a_rescan_sees_it(desired, monkeypatch, what):
-    owner, _, name = f"eyes.{what}".rpartition(".")
-    target = watcher if owner == "eyes" else watcher.Inotify
+async def test_rescan_detects_changes_without_inotify(desired, monkeypatch, what):
+    owner, _, name = what.rpartition(".")
+    target = inotify.Inotify if owner else inotify
     monkeypatch.setattr(target, name, refuse)
     async with Watched(desired, rescan=0.05) as watched:
         assert "raise fs.inotify.max_user_" in watched.watch.problem
@@ -366,16 +366,16 @@ async def test_without_inotify_a_rescan_sees_it(desired, monkeypatch, what):
         await watched.turn()
         monkeypatch.undo()
         async with asyncio.timeout(30):
-            while watched.watch.problem:  # noqa: ASYNC110 - nobody tells of it; it is tried again
+            while watched.watch.problem:  # noqa: ASYNC110 - no event; each rescan retries
                 await asyncio.sleep(0.01)
 
 
-async def test_a_rescan_tells_only_of_changes(desired):
+async def test_rescan_reports_only_changes(desired):
     async with Watched(desired, rescan=0.02) as watched:
         await watched.nothing()
 
 
-async def test_nothing_is_left_behind(desired):
+async def test_watch_leaks_no_descriptors_or_tasks(desired):
     def descriptors() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -391,7 +391,7 @@ async def test_nothing_is_left_behind(desired):
 
 
 @pytest.mark.usefixtures("no_quiet_time")
-async def test_an_edit_is_told_without_any_waiting(desired):
+async def test_edit_is_reported_without_delay(desired):
     times = []
     async with Watched(desired) as watched:
         for _ in range(200):

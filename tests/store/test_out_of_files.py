@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.manifest import env_file
+from reconciler.manifest.env_files import read_env_file
 from reconciler.manifest.loader import load
-from reconciler.manifest.text_file import Unread
+from reconciler.manifest.text_file import TransientReadError
 from tests.harness.descriptors import none_left
 from tests.manifest.manifests import HEAD
 
@@ -30,6 +30,6 @@ def test_a_file_that_cannot_be_opened_is_to_be_read_again(
 def test_an_env_file_that_cannot_be_opened_is_to_be_read_again(tmp_path: Path) -> None:
     path = tmp_path / "x.env"
     path.write_text("A=1\n")
-    with none_left(), pytest.raises(Unread, match="LimitNOFILE"):
-        env_file.read(path)
-    assert env_file.read(path).values == {"A": "1"}
+    with none_left(), pytest.raises(TransientReadError, match="LimitNOFILE"):
+        read_env_file(path)
+    assert read_env_file(path).values == {"A": "1"}

@@ -1,13 +1,14 @@
-"""YAML 1.2 to plain values, each with the line and column where it stands.
+"""Compose YAML 1.2 text into plain values, each with its line and column.
 
-One pass over the events of libyaml's parser. Depth and number of values are bounded while they
-are read, aliases counted at the size of what they stand for, so no input costs more than its bound.
+One pass over the events of libyaml's parser. Depth and number of values are limited during the
+pass, and an alias counts as much as the value that it refers to, so the cost has an upper bound.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import yaml
 from yaml.events import (
@@ -25,20 +26,93 @@ from yaml.events import (
 )
 
 from reconciler.core.errors import Diagnostic, ManifestError
-from reconciler.manifest.yaml12.nodes import Node
 from reconciler.manifest.yaml12.scalars import resolve
-from reconciler.manifest.yaml12.strictness import Around, strict_errors
-from reconciler.manifest.yaml12.syntax_errors import explain_syntax
+from reconciler.manifest.yaml12.syntax_errors import Context, explain_syntax, strict_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 MAX_DEPTH: Final = 50
 # 10,000 sandboxes with a dozen overrides each fit.
 MAX_NODES: Final = 500_000
 _CHARACTERS_PER_NODE: Final = 64
+_MAX_MESSAGE: Final = 300
 _MAPPING_TAGS: Final = frozenset({None, "!", "tag:yaml.org,2002:map"})
 _SEQUENCE_TAGS: Final = frozenset({None, "!", "tag:yaml.org,2002:seq"})
+_NO_KEY: Final = "a key must be a string, not a list or a mapping"
+_MERGE: Final = (
+    'the merge key "<<" is not part of YAML 1.2: use a spec, and overrides in the record'
+)
+
+
+class Place(NamedTuple):
+    """A position in a file. Lines and columns count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One value and its position. Lines and columns count from 1.
+
+    ``data`` is the plain value; aliases share it, so it must not be changed. ``keys`` holds the
+    keys of a mapping as nodes. ``size`` counts the values inside, long texts as several.
+    ``problem`` is the first problem of the value itself. ``broken``: it, or a value inside it, has
+    a problem.
+    """
+
+    file: str
+    line: int
+    column: int
+    data: Any = None
+    children: dict[str, Node] | list[Node] | None = None
+    keys: Mapping[str, Node] = field(default_factory=lambda: _NO_KEYS)
+    size: int = 1
+    problem: Diagnostic | None = None
+    broken: bool = False
+
+    def diagnostic(self, message: str) -> Diagnostic:
+        """Return a diagnostic at this position: one printable line of limited length."""
+        if len(message) > _MAX_MESSAGE:
+            message = message[:_MAX_MESSAGE] + " ..."
+        # A message may quote the file, which may hold a terminal's control characters.
+        if not message.isprintable():
+            message = "".join(
+                c if c.isprintable() else c.encode("unicode_escape").decode() for c in message
+            )
+        return Diagnostic(self.file, self.line, self.column, message)
+
+    def problems(self) -> Iterator[Diagnostic]:
+        """Yield the problems of the value and of all values inside it, each once."""
+        seen: set[int] = set()
+        waiting = [self]
+        while waiting:
+            node = waiting.pop()
+            if not node.broken or id(node) in seen:
+                continue
+            seen.add(id(node))
+            if node.problem is not None:
+                yield node.problem
+            children = node.children or ()
+            waiting += children.values() if isinstance(children, dict) else children
+
+    def place_of(self, key: str) -> Place | None:
+        """Return the position of a key of this mapping, or None."""
+        found = self.keys.get(key)
+        return Place(found.file, found.line, found.column) if found else None
+
+    def child(self, key: str | int) -> Node | None:
+        """Return the value under a key or at an index, or None."""
+        if isinstance(self.children, dict):
+            return self.children.get(key) if isinstance(key, str) else None
+        if isinstance(self.children, list) and isinstance(key, int):
+            return self.children[key] if key < len(self.children) else None
+        return None
+
+
+_NO_KEYS: Final[Mapping[str, Node]] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -50,17 +124,17 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """One document; ``root`` is None where there is none. ``problems`` lie in broken nodes."""
+    """One document. ``root`` is None for an empty one; nodes with ``problems`` are broken."""
 
     root: Node | None
     problems: tuple[Diagnostic, ...]
 
 
 def compose(text: str, file: str, budget: Budget) -> Composed:
-    """The one document of a file.
+    """Return the only document of a file.
 
     Raises:
-        ManifestError: it is not YAML, or more than may be read; with one diagnostic.
+        ManifestError: the text is not YAML, or exceeds a limit; with one diagnostic.
     """
     composer = _Composer(text, file, budget)
     try:
@@ -82,54 +156,71 @@ class _Composer:
     def __post_init__(self) -> None:
         self._events: Iterator[Event] = yaml.parse(self.text, Loader=yaml.CSafeLoader)
         self._anchors: dict[str, Node] = {}
-        self._open: set[str] = set()
+        self._open_anchors: set[str] = set()
 
     def document(self) -> Node | None:
         next(self._events)
         start = next(self._events)
         if isinstance(start, StreamEndEvent):
             return None
-        self._check_version(start)
-        root = self._node(next(self._events), 0, Around())
+        version = start.version if isinstance(start, DocumentStartEvent) else None
+        if version is not None and tuple(version) != (1, 2):
+            number = ".".join(map(str, version))
+            raise self._error(start, f"%YAML {number}: files are read as YAML 1.2; remove this")
+        root = self._node(next(self._events), 0, Context())
         next(self._events)
         following = next(self._events)
         if isinstance(following, DocumentStartEvent):
-            raise self._refusal(following, "a second document begins here: a file holds only one")
+            raise self._error(following, "a second document begins here: a file holds only one")
         return root
 
-    def _node(self, event: Event, depth: int, instance_config: Around) -> Node:
+    def _node(self, event: Event, depth: int, context: Context) -> Node:
         if isinstance(event, AliasEvent):
             return self._alias(event)
         assert isinstance(event, NodeEvent)
-        self._check_form(event, instance_config)
+        self._check_strictly(event, context)
         if depth > MAX_DEPTH:
-            raise self._refusal(event, f"nested deeper than {MAX_DEPTH} levels")
+            raise self._error(event, f"nested deeper than {MAX_DEPTH} levels")
         if event.anchor is None:
-            return self._content(event, depth, instance_config)
-        self._open.add(event.anchor)
-        node = self._anchors[event.anchor] = self._content(event, depth, instance_config)
-        self._open.discard(event.anchor)
+            return self._content(event, depth, context)
+        self._open_anchors.add(event.anchor)
+        node = self._anchors[event.anchor] = self._content(event, depth, context)
+        self._open_anchors.discard(event.anchor)
         return node
 
-    def _content(self, event: NodeEvent, depth: int, instance_config: Around) -> Node:
+    def _alias(self, event: AliasEvent) -> Node:
+        name = str(event.anchor)
+        if name in self._open_anchors:
+            raise self._error(event, "this alias stands inside the value that it refers to")
+        node = self._anchors.get(name)
+        if node is None:
+            message = "a value that begins with * is an alias, and no anchor has its name: quote it"
+            raise self._error(event, message)
+        self._spend(event, node.size)
+        return node
+
+    def _content(self, event: NodeEvent, depth: int, context: Context) -> Node:
         self._spend(event, 1)
+        node = self._node_at(event)
         if isinstance(event, ScalarEvent):
-            return self._scalar(event)
-        node = self._place(event)
-        if isinstance(event, MappingStartEvent):
-            self._check_tag(node, event.tag, _MAPPING_TAGS)
-            self._fill_mapping(node, depth + 1, _inside(event, node, instance_config))
-        elif isinstance(event, SequenceStartEvent):
-            self._check_tag(node, event.tag, _SEQUENCE_TAGS)
-            self._fill_sequence(node, depth + 1, _inside(event, node, instance_config))
+            self._fill_scalar(node, event)
+        elif isinstance(event, CollectionStartEvent):
+            if event.flow_style:
+                context = context._replace(flow=True)
+            # A tag or an anchor may stand on its own line, before the column that counts.
+            elif event.anchor is None and event.tag is None:
+                context = Context(node.column - 1)
+            tags = _MAPPING_TAGS if isinstance(event, MappingStartEvent) else _SEQUENCE_TAGS
+            if event.tag not in tags:
+                message = "this tag (the word that begins with !) does not fit: remove it"
+                self._add_problem(node, node.diagnostic(message))
+            if isinstance(event, SequenceStartEvent):
+                self._fill_sequence(node, depth + 1, context)
+            else:
+                self._fill_mapping(node, depth + 1, context)
         return node
 
-    def _check_tag(self, node: Node, tag: str | None, allowed: frozenset[str | None]) -> None:
-        if tag is not None and tag not in allowed:
-            self._complain(node, "this tag (the word that begins with !) does not fit: remove it")
-
-    def _scalar(self, event: ScalarEvent) -> Node:
-        node = self._place(event)
+    def _fill_scalar(self, node: Node, event: ScalarEvent) -> None:
         extra = len(event.value) // _CHARACTERS_PER_NODE
         self._spend(event, extra)
         node.size += extra
@@ -138,78 +229,61 @@ class _Composer:
         try:
             node.data = resolve(event.value, tag, plain=event.implicit[0])
         except ValueError as error:
-            self._complain(node, str(error))
-        return node
+            self._add_problem(node, node.diagnostic(str(error)))
 
-    def _alias(self, event: AliasEvent) -> Node:
-        name = str(event.anchor)
-        if name in self._open:
-            raise self._refusal(event, "this alias stands inside the value that it refers to")
-        node = self._anchors.get(name)
-        if node is None:
-            raise self._refusal(
-                event,
-                "a value that begins with * is an alias, and no anchor has its name: quote it",
-            )
-        self._spend(event, node.size)
-        return node
-
-    def _fill_sequence(self, node: Node, depth: int, inside: Around) -> None:
+    def _fill_sequence(self, node: Node, depth: int, context: Context) -> None:
         children: list[Node] = []
         while not isinstance(event := next(self._events), SequenceEndEvent):
-            children.append(self._node(event, depth, inside))
-        self._check_form(event, inside)
+            children.append(self._node(event, depth, context))
+        self._check_strictly(event, context)
         node.children = children
         node.data = [child.data for child in children]
         node.size += sum(child.size for child in children)
         node.broken = node.broken or any(child.broken for child in children)
 
-    def _fill_mapping(self, node: Node, depth: int, inside: Around) -> None:
-        node.data, node.children, node.keys = {}, {}, {}
+    def _fill_mapping(self, node: Node, depth: int, context: Context) -> None:
+        data: dict[str, Any] = {}
+        children: dict[str, Node] = {}
+        keys: dict[str, Node] = {}
+        node.data, node.children, node.keys = data, children, keys
         while not isinstance(event := next(self._events), MappingEndEvent):
-            key = self._node(event, depth, inside)
-            value = self._node(next(self._events), depth, inside)
-            if _is_merge(event):
-                self._spoil(node, key.complaint(_MERGE))
-            elif key.children is not None:
-                self._spoil(node, key.complaint(_NO_KEY))
-            else:
-                self._put(node, key, *self._named(event, key, value))
-        self._check_form(event, inside)
+            key = self._node(event, depth, context)
+            value = self._node(next(self._events), depth, context)
+            if isinstance(event, ScalarEvent) and event.value == "<<" and event.implicit[0]:
+                self._add_problem(node, key.diagnostic(_MERGE))
+                continue
+            if key.children is not None:
+                self._add_problem(node, key.diagnostic(_NO_KEY))
+                continue
+            name = key.data
+            if not isinstance(name, str) or key.problem is not None:
+                name, value = self._with_bad_key(event, key, value)
+            node.size += key.size + value.size
+            if name in children:
+                message = f'"{name}" is already given in line {keys[name].line}'
+                self._add_problem(node, key.diagnostic(message))
+                continue
+            children[name], data[name], keys[name] = value, value.data, key
+            node.broken = node.broken or value.broken
+        self._check_strictly(event, context)
 
-    def _named(self, event: Event, key: Node, value: Node) -> tuple[str, Node]:
-        """Under which name a value is kept. One whose key is no string is kept, as a broken one."""
-        if isinstance(key.data, str) and key.problem is None:
-            return key.data, value
+    def _with_bad_key(self, event: Event, key: Node, value: Node) -> tuple[str, Node]:
+        """Return the text of a key that is no valid string, and its value as a broken one."""
         text = event.value if isinstance(event, ScalarEvent) else str(key.data)
         problem = key.problem
         if problem is None:
-            problem = key.complaint(f'a key must be a string: write it in quotes: "{text}"')
+            problem = key.diagnostic(f'a key must be a string: write it in quotes: "{text}"')
             self.problems.append(problem)
-        # A copy, since the value may be shared through an alias and is fine elsewhere.
+        # A copy: an alias may share the value, which is valid elsewhere.
         return text, replace(value, problem=problem, broken=True)
 
-    def _put(self, node: Node, key: Node, name: str, value: Node) -> None:
-        assert isinstance(node.children, dict)
-        assert isinstance(node.keys, dict)
-        node.size += key.size + value.size
-        if name in node.children:
-            first = node.keys[name].line
-            self._spoil(node, key.complaint(f'"{name}" is already given in line {first}'))
-            return
-        node.children[name], node.data[name], node.keys[name] = value, value.data, key
-        node.broken = node.broken or value.broken
-
-    def _place(self, event: Event) -> Node:
+    def _node_at(self, event: Event) -> Node:
         mark = event.start_mark
         assert mark is not None
         return Node(self.file, mark.line + 1, mark.column + 1)
 
-    def _complain(self, node: Node, message: str) -> None:
-        self._spoil(node, node.complaint(message))
-
-    def _spoil(self, node: Node, problem: Diagnostic) -> None:
-        """The node cannot be used; the complaint may stand at one of its keys."""
+    def _add_problem(self, node: Node, problem: Diagnostic) -> None:
+        """Mark the node as broken; the problem's position may be one of its keys."""
         node.problem = node.problem or problem
         node.broken = True
         self.problems.append(problem)
@@ -217,38 +291,12 @@ class _Composer:
     def _spend(self, event: Event, nodes: int) -> None:
         self.budget.nodes -= nodes
         if self.budget.nodes < 0:
-            raise self._refusal(
-                event, f"too much: more than {MAX_NODES} values, counting each alias in full"
-            )
+            message = f"too much: more than {MAX_NODES} values, counting each alias in full"
+            raise self._error(event, message)
 
-    def _check_form(self, event: Event, instance_config: Around) -> None:
-        lax = strict_errors(event, self.text, instance_config)
-        if lax is not None:
-            raise self._refusal(event, lax)
+    def _check_strictly(self, event: Event, context: Context) -> None:
+        if (message := strict_error(event, self.text, context)) is not None:
+            raise self._error(event, message)
 
-    def _check_version(self, start: Event) -> None:
-        version = start.version if isinstance(start, DocumentStartEvent) else None
-        if version is not None and tuple(version) != (1, 2):
-            number = ".".join(map(str, version))
-            raise self._refusal(start, f"%YAML {number}: files are read as YAML 1.2; remove this")
-
-    def _refusal(self, event: Event, message: str) -> ManifestError:
-        return ManifestError((self._place(event).complaint(message),))
-
-
-def _inside(event: CollectionStartEvent, node: Node, instance_config: Around) -> Around:
-    if event.flow_style:
-        return instance_config._replace(flow=True)
-    # A tag or an anchor may stand on a line of its own, before the column that counts.
-    is_plain = event.anchor is None and event.tag is None
-    return Around(node.column - 1) if is_plain else instance_config
-
-
-_NO_KEY: Final = "a key must be a string, not a list or a mapping"
-_MERGE: Final = (
-    'the merge key "<<" is not part of YAML 1.2: use a spec, and overrides in the record'
-)
-
-
-def _is_merge(event: Event) -> bool:
-    return isinstance(event, ScalarEvent) and event.value == "<<" and bool(event.implicit[0])
+    def _error(self, event: Event, message: str) -> ManifestError:
+        return ManifestError((self._node_at(event).diagnostic(message),))

@@ -1,7 +1,7 @@
-"""YAML 1.2 core schema: what a scalar means.
+"""Resolve scalars by the core schema of YAML 1.2.
 
-PyYAML resolves YAML 1.1, where ``no`` is false and ``012`` is ten; so its parser is used, and its
-resolver is not.
+PyYAML resolves scalars by YAML 1.1, where ``no`` is false and ``012`` is ten. So only its parser is
+used.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _FLOAT: Final = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
 )
-# Anything that begins otherwise is a string: the one test that most scalars need.
-_MAY_BE_SPECIAL: Final = frozenset("0123456789+-.~nNtTfF")
-_LONGEST_NUMBER: Final = 400
-_LARGEST: Final = 1 << 64
+# A text that begins with any other character is a string. Most scalars need only this test.
+_FIRST_OF_NON_STRINGS: Final = frozenset("0123456789+-.~nNtTfF")
+_MAX_DIGITS: Final = 400
+_TOO_LARGE: Final = 1 << 64
 
 
 def resolve(text: str, tag: str | None, *, plain: bool) -> Scalar:
-    """The value of a scalar. ``tag`` is the explicit one, resolved; ``plain`` means unquoted.
+    """Return the value of a scalar. ``tag`` is the explicit one, resolved; ``plain``: unquoted.
 
     Raises:
         ValueError: the tag is unknown, the text does not fit it, or the number is out of range.
@@ -46,22 +46,25 @@ def resolve(text: str, tag: str | None, *, plain: bool) -> Scalar:
         return resolve_plain(text) if plain else text
     if tag == "!":
         return text
-    convert = _TAGS.get(tag)
-    if convert is None:
+    name = tag.removeprefix(_CORE)
+    if name == tag or name not in _TAGS:
         raise ValueError(
-            "a value that begins with ! has a tag, and this one is unknown: quote the value"
-            f" (known tags: {_known_tags()})"
+            "unknown tag: put a value that begins with ! in quotes, or use one of the tags"
+            f" {_KNOWN_TAGS}"
         )
+    fits, convert, expected = _TAGS[name]
+    if not fits(text):
+        raise ValueError(f"!!{name}: must be {expected}")
     return convert(text)
 
 
 def resolve_plain(text: str) -> Scalar:
-    """The value of an unquoted, untagged scalar.
+    """Return the value of a scalar without quotes and tag.
 
     Raises:
-        ValueError: it is a number that is out of range.
+        ValueError: it is a number out of range.
     """
-    if text and text[0] not in _MAY_BE_SPECIAL:
+    if text and text[0] not in _FIRST_OF_NON_STRINGS:
         return text
     if text in _NULLS:
         return None
@@ -73,11 +76,11 @@ def resolve_plain(text: str) -> Scalar:
 
 
 def _integer(text: str) -> int:
-    if len(text) > _LONGEST_NUMBER:
+    if len(text) > _MAX_DIGITS:
         raise ValueError("the number is too large")
     base = {"0o": 8, "0x": 16}.get(text[:2], 10)
     number = int(text, base)
-    if abs(number) >= _LARGEST:
+    if abs(number) >= _TOO_LARGE:
         raise ValueError("the number is too large")
     return number
 
@@ -91,37 +94,12 @@ def _float(text: str) -> float:
     return number
 
 
-def _tagged_integer(text: str) -> int:
-    if not _INTEGER.fullmatch(text):
-        raise ValueError("!!int: not a whole number")
-    return _integer(text)
-
-
-def _tagged_float(text: str) -> float:
-    if not _FLOAT.fullmatch(text):
-        raise ValueError("!!float: not a number")
-    return _float(text)
-
-
-def _tagged_bool(text: str) -> bool:
-    if text not in _BOOLS:
-        raise ValueError("!!bool: must be true or false")
-    return _BOOLS[text]
-
-
-def _tagged_null(text: str) -> None:
-    if text not in _NULLS:
-        raise ValueError("!!null: must be null, ~ or nothing")
-
-
-def _known_tags() -> str:
-    return ", ".join(tag.replace(_CORE, "!!", 1) for tag in _TAGS)
-
-
-_TAGS: Final[dict[str, Callable[[str], Scalar]]] = {
-    f"{_CORE}str": str,
-    f"{_CORE}int": _tagged_integer,
-    f"{_CORE}float": _tagged_float,
-    f"{_CORE}bool": _tagged_bool,
-    f"{_CORE}null": _tagged_null,
+# For each tag: whether a text fits it, its value, and what a text must be.
+_TAGS: Final[dict[str, tuple[Callable[[str], object], Callable[[str], Scalar], str]]] = {
+    "str": (lambda _text: True, str, "a string"),
+    "int": (_INTEGER.fullmatch, _integer, "a whole number"),
+    "float": (_FLOAT.fullmatch, _float, "a number"),
+    "bool": (_BOOLS.__contains__, _BOOLS.__getitem__, "true or false"),
+    "null": (_NULLS.__contains__, lambda _text: None, "null, ~ or nothing"),
 }
+_KNOWN_TAGS: Final = ", ".join(f"!!{name}" for name in _TAGS)
