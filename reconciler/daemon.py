@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from reconciler import __version__
 from reconciler.control.queries import Queries
+from reconciler.control.requests import Requests
 from reconciler.control.routes import create_app
 from reconciler.control.server import bind, serve
 from reconciler.core.errors import OUT_OF_FILES, ReconcilerError, StoreError, is_out_of_files
@@ -214,11 +215,11 @@ class Daemon:
             seconds=round(time.monotonic() - began, 3),
             records=len(manager.store.records),
         )
-        self._notifier.ready(redactor.clean(_state_line(manager)))
+        self._notifier.ready(redactor.clean(Queries(manager).summary()))
 
     async def _tell_status(self, manager: Manager) -> None:
         while self._notifier.enabled:
-            self._notifier.status(redactor.clean(_state_line(manager)))
+            self._notifier.status(redactor.clean(Queries(manager).summary()))
             await asyncio.sleep(_STATUS_EVERY)
 
     async def _feed_watchdog(self) -> None:
@@ -243,7 +244,7 @@ class Daemon:
         while True:
             await self._hangup.wait()
             self._hangup.clear()
-            await Queries(manager).reload(source="SIGHUP")
+            await Requests(manager).reload(source="SIGHUP")
 
     def _heed_signals(self, work: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
@@ -306,21 +307,6 @@ async def quiet_manager(settings: Settings, store: Store) -> AsyncIterator[Manag
     finally:
         await manager.close()
         await engine.close()
-
-
-def _state_line(manager: Manager) -> str:
-    if not manager.informer.synced.is_set():
-        return f"waiting for the engine: {manager.informer.error}"
-    if manager.breakers.wedged:
-        return manager.breakers.wedged
-    if manager.store.trouble is not None:
-        return f"nothing can be made durable: {manager.store.trouble}"
-    state = Queries(manager).convergence()
-    settled = state["total"] - len(state["pending"])
-    line = f"{settled} of {state['total']} sandboxes are as desired"
-    return "; ".join(
-        filter(None, (line, manager.disk.hold, manager.guard.summary, manager.owners.conflict))
-    )
 
 
 def _end_at_once(number: int, _frame: FrameType | None) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reconciler.cli.remote import Client
-    from reconciler.control.queries import Queries  # noqa: TC004 - loaded late where it is used
+    from reconciler.control.queries import Queries
     from reconciler.settings import Settings
     from reconciler.wiring import Manager
 
@@ -58,12 +58,14 @@ async def _here(
 ) -> dict[str, Any]:
     with loading():
         from reconciler.cli.local import acting  # noqa: PLC0415 - it loads the engine's client
+        from reconciler.control.queries import Queries  # noqa: PLC0415
+        from reconciler.control.requests import Requests  # noqa: PLC0415
 
     async with acting(settings) as manager:
         # An engine that cannot be asked is told at once, before anything is taken in.
         await manager.engine.ping()
         queries = Queries(manager)
-        reading = await queries.reload(allow_mass_delete=allow_mass_delete)
+        reading = await Requests(manager).reload(allow_mass_delete=allow_mass_delete)
         # Whatever the loop reads again must not put the brake on what was just confirmed.
         await manager.read_manifest(allow_mass_delete=allow_mass_delete)
         await manager.observe()
@@ -86,7 +88,7 @@ async def _converge(
 
 async def _watch(queries: Queries, deadline: float) -> dict[str, Any]:
     with Progress() as progress:
-        look = _seldom(queries.survey.sandboxes)
+        look = _seldom(queries.sandboxes)
         state = queries.convergence()
         while not _is_over(state) and time.monotonic() < deadline:
             progress.show(state, standing_of(look()))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from reconciler.cli.output import say
 from reconciler.cli.sweep import sweep
 from reconciler.control.queries import Queries
+from reconciler.control.requests import Requests
 from reconciler.daemon import quiet_manager
 from reconciler.engine.docker.host import address
 from reconciler.store.engine_lock import EngineLock
@@ -87,7 +88,7 @@ class Local:
             async with acting(self._settings) as manager:
                 await manager.read_manifest()
                 await manager.observe()
-                return await Queries(manager).adopt(name, volume)
+                return await Requests(manager).adopt(name, volume)
 
         return asyncio.run(act())
 

@@ -26,22 +26,22 @@ async def sweep(manager: Manager, *, allow_mass_delete: bool) -> list[dict[str, 
     """
     await manager.read_manifest()
     await manager.observe()
-    survey = Queries(manager).survey
-    unclaimed = {row["sandbox"] for row in survey.garbage()} - set(manager.store.records)
+    queries = Queries(manager)
+    unclaimed = {row["sandbox"] for row in queries.orphans()} - set(manager.store.records)
     await _forget_all_else(manager)
     rows: dict[str, dict[str, Any]] = {}
     for confirmed in (False, True)[: 1 + allow_mass_delete]:
         if confirmed:
             # The first round noted every orphan, so that this confirms all of them.
             manager.guard.confirm()
-        rows |= {row["name"]: row for row in survey.garbage()}
+        rows |= {row["name"]: row for row in queries.orphans()}
         for key in unclaimed:
             manager.queue.add(key, Priority.USER)
         await _work_off(manager)
     # What belongs to a record is the daemon's to remove.
     return [
         row if row["sandbox"] in unclaimed else {**row, "error": None}
-        for row in survey.outcome(list(rows.values()))
+        for row in queries.outcome(list(rows.values()))
     ]
 
 

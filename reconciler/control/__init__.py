@@ -1,1 +1,1 @@
-"""What a client may ask the running daemon: HTTP on a unix socket."""
+"""What a client can ask the running daemon: an HTTP API on a unix socket."""

@@ -132,7 +132,9 @@ def test_logs(engine_cli: Cli) -> None:
     assert engine_cli("logs", "alice", "--tail", "1").stdout == "two\n"
     done = engine_cli("logs", "nobody")
     assert done.returncode == 1
-    assert done.stderr == "reconciler: no sandbox is called nobody: see `reconciler status`\n"
+    assert done.stderr == (
+        "reconciler: no sandbox is named nobody; list them with `reconciler status`\n"
+    )
 
 
 def test_a_locked_state_directory(engine_cli: Cli, daemon: Daemon) -> None:

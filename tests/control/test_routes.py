@@ -1,4 +1,4 @@
-"""What the control socket answers, over the whole loop on an engine in memory."""
+"""The routes of the control socket, over the whole reconciler on an in-memory engine."""
 
 import asyncio
 import time
@@ -50,8 +50,8 @@ class World:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    async def complaint(self, status: int, method: str, path: str) -> str:
-        """The one word of an answer that is an error."""
+    async def error(self, status: int, method: str, path: str) -> str:
+        """Return the message of an error response."""
         answer = await self.http.request(method, f"/v1/{path}")
         assert answer.status_code == status, answer.text
         assert answer.json().keys() == {"error"}
@@ -78,7 +78,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         recorder.ledger = store.append
         manager = Manager(settings, engine=engine, store=store, recorder=recorder)
         await manager.read_manifest()
-        # An edit is read when a test asks for it, and not by the watch a moment earlier.
+        # Without the watch, an edit is read only when a test requests it.
         roots = [root for name, root in manager.tasks().items() if name != "manifest-watch"]
         tasks = [asyncio.create_task(root()) for root in roots]
         transport = httpx.ASGITransport(create_app(manager), raise_app_exceptions=False)
@@ -90,11 +90,11 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         await manager.close()
 
 
-async def test_who_is_there(world: World) -> None:
+async def test_ping_names_the_desired_file_and_instance(world: World) -> None:
     assert await world.get("ping") == {"desired": str(world.desired), "instance": "default"}
 
 
-async def test_status(world: World) -> None:
+async def test_status_lists_sandboxes_and_hides_keys(world: World) -> None:
     await world.converge()
     answer = await world.get("status")
     statuses = {row["name"]: row["status"] for row in answer["sandboxes"]}
@@ -106,7 +106,7 @@ async def test_status(world: World) -> None:
     assert (await world.get("status", name="nobody"))["sandboxes"] == []
 
 
-async def test_plan(world: World) -> None:
+async def test_plan_reports_errors_of_the_file(world: World) -> None:
     await world.converge()
     assert (await world.get("plan"))["in_sync"]
     world.desired.write_text(GOOD + "  carol: {spec: box}\n  bad: {spec: nope}\n")
@@ -114,7 +114,7 @@ async def test_plan(world: World) -> None:
     assert (await world.get("plan"))["errors"][0].startswith(f"{world.desired}:8:")
 
 
-async def test_reload(world: World) -> None:
+async def test_reload_reports_changes_and_held_deletions(world: World) -> None:
     world.desired.write_text(GOOD.replace("state: stopped", "state: paused") + "  eve: {spec: box}")
     answer = await world.post("reload")
     assert (answer["added"], answer["changed"], answer["removed"]) == (["eve"], ["bob"], [])
@@ -127,48 +127,46 @@ async def test_reload(world: World) -> None:
     assert confirmed["removed"] == ["alice", "bob", "eve"]
 
 
-async def test_events_page_on(world: World) -> None:
+async def test_events_are_paged(world: World) -> None:
     await world.converge()
-    story = await world.get("events", sandbox="alice")
-    assert story[0]["event"] == "record.added"
-    rest = await world.get("events", sandbox="alice", after=story[0]["id"], limit=1)
-    assert rest == [story[1]]
+    entries = await world.get("events", sandbox="alice")
+    assert entries[0]["event"] == "record.added"
+    rest = await world.get("events", sandbox="alice", after=entries[0]["id"], limit=1)
+    assert rest == [entries[1]]
 
 
-async def test_export_is_a_desired_file(world: World) -> None:
+async def test_export_is_a_valid_desired_file(world: World) -> None:
     answer = await world.http.get("/v1/export")
     assert answer.headers["content-type"].startswith("application/yaml")
     assert yaml.safe_load(answer.text)["sandboxes"].keys() == {"alice", "bob"}
 
 
-async def test_gc(world: World) -> None:
+async def test_gc_without_garbage_is_empty(world: World) -> None:
     await world.converge()
     assert await world.post("gc", dry_run=True) == []
     assert await world.post("gc") == []
 
 
-async def test_logs(world: World) -> None:
+async def test_logs_are_plain_text(world: World) -> None:
     await world.converge()
     assert (await world.http.get("/v1/logs/alice")).text == "one\ntwo\n"
     assert (await world.http.get("/v1/logs/alice?tail=1")).text == "two\n"
-    assert "nobody" in await world.complaint(404, "GET", "logs/nobody")
+    assert "nobody" in await world.error(404, "GET", "logs/nobody")
 
 
-async def test_without_the_engine_nothing_is_in_sync(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_lost_engine_is_never_in_sync(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.converge()
     monkeypatch.setattr(routes, "_PATIENCE", 0.05)
     world.manager.informer.synced.clear()
-    world.manager.informer.error = "it sleeps"
-    assert await world.complaint(503, "GET", "plan") == "it sleeps"
+    world.manager.informer.error = "engine down"
+    assert await world.error(503, "GET", "plan") == "engine down"
     state = await world.get("convergence")
-    assert (state["converged"], state["engine_error"]) == (False, "it sleeps")
-    world.engine.fail_next("log_tail", EngineUnavailable("it sleeps"))
-    assert await world.complaint(503, "GET", "logs/alice") == "it sleeps"
+    assert (state["converged"], state["engine_error"]) == (False, "engine down")
+    world.engine.fail_next("log_tail", EngineUnavailable("engine down"))
+    assert await world.error(503, "GET", "logs/alice") == "engine down"
 
 
-async def test_what_waits_to_be_looked_at_is_not_called_converged(world: World) -> None:
+async def test_stale_sandbox_is_not_converged(world: World) -> None:
     await world.converge()
     world.manager.cache.doubt("alice")
     state = await world.get("convergence")
@@ -177,20 +175,22 @@ async def test_what_waits_to_be_looked_at_is_not_called_converged(world: World) 
     await world.converge()
 
 
-async def test_every_error_says_what_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "limit" in await world.complaint(422, "GET", "events?limit=0")
-    assert "tail" in await world.complaint(422, "GET", "logs/alice?tail=many")
-    assert await world.complaint(404, "GET", "nothing") == "Not Found"
-    assert await world.complaint(405, "POST", "status") == "Method Not Allowed"
+async def test_errors_have_a_status_and_a_message(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "limit" in await world.error(422, "GET", "events?limit=0")
+    assert "tail" in await world.error(422, "GET", "logs/alice?tail=many")
+    assert await world.error(404, "GET", "nothing") == "Not Found"
+    assert await world.error(405, "POST", "status") == "Method Not Allowed"
 
     async def refuse(*_: object, **__: object) -> None:
         raise StoreError("the disk is gone")
 
     monkeypatch.setattr(world.manager.store, "events", refuse)
-    assert await world.complaint(500, "GET", "events") == "the disk is gone"
+    assert await world.error(500, "GET", "events") == "the disk is gone"
 
     def fail(*_: object, **__: object) -> None:
         raise LookupError("lost")
 
     monkeypatch.setattr(Queries, "export", fail)
-    assert "a defect" in await world.complaint(500, "GET", "export")
+    assert "internal error" in await world.error(500, "GET", "export")

@@ -1,4 +1,4 @@
-"""The control socket itself: who may reach it, what it replaces, and how it ends."""
+"""The control socket: its permissions, its path, stale sockets and shutdown."""
 
 import asyncio
 import contextlib
@@ -77,21 +77,23 @@ async def ask(path: Path, target: str) -> str:
 
 
 @pytest.mark.parametrize("depth", [1, 60])
-async def test_it_answers_at_any_depth(app: FastAPI, tmp_path: Path, depth: int) -> None:
+async def test_socket_serves_on_a_path_of_any_length(
+    app: FastAPI, tmp_path: Path, depth: int
+) -> None:
     path = tmp_path / ("d" * depth * 3) / "control.sock"
     async with serving(app, path):
         assert (await ask(path, "/word")).endswith('"word"')
     assert not path.exists()
 
 
-async def test_only_its_owner_may_reach_it(app: FastAPI, tmp_path: Path) -> None:
+async def test_only_the_owner_can_connect(app: FastAPI, tmp_path: Path) -> None:
     path = tmp_path / "run" / "control.sock"
     async with serving(app, path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-async def test_what_a_killed_daemon_left_is_replaced(app: FastAPI, tmp_path: Path) -> None:
+async def test_socket_of_a_killed_daemon_is_replaced(app: FastAPI, tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     with socket.socket(socket.AF_UNIX) as dead, short_path(path) as short:
         dead.bind(short)
@@ -99,13 +101,13 @@ async def test_what_a_killed_daemon_left_is_replaced(app: FastAPI, tmp_path: Pat
         assert "word" in await ask(path, "/word")
 
 
-async def test_a_folder_that_cannot_be_made_is_said(app: FastAPI, tmp_path: Path) -> None:
+async def test_socket_that_cannot_be_created_raises(app: FastAPI, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ControlSocketError, match=r"control\.sock cannot be made"):
+    with pytest.raises(ControlSocketError, match="cannot create the control socket"):
         await serve(app, tmp_path / "file" / "control.sock")
 
 
-async def test_an_answer_under_way_is_finished(app: FastAPI, tmp_path: Path) -> None:
+async def test_shutdown_finishes_a_running_response(app: FastAPI, tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     async with serving(app, path) as task:
         reader, writer = await begin(path, "/slow")
@@ -115,7 +117,7 @@ async def test_an_answer_under_way_is_finished(app: FastAPI, tmp_path: Path) -> 
         writer.close()
 
 
-async def test_an_endless_answer_holds_nobody_back(
+async def test_shutdown_closes_an_endless_response(
     app: FastAPI, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "control.sock"

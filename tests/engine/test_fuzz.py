@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.control.survey import iso
 from reconciler.core.errors import PullFailed, Unreadable
+from reconciler.core.units import iso
 from reconciler.engine.docker import chown as owners
 from reconciler.engine.docker import decode as codec
 from reconciler.engine.docker.bounded_json import decode

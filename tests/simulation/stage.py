@@ -10,6 +10,7 @@ import yaml
 from structlog.contextvars import get_contextvars
 
 from reconciler.control.queries import Queries
+from reconciler.control.requests import Requests
 from reconciler.core import naming
 from reconciler.core.model import Container, Phase
 from reconciler.manifest.sync import SyncResult
@@ -100,6 +101,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         self.progress = Progress(asyncio.get_running_loop().time)
         self.manager: Manager
         self.queries: Queries
+        self.requests: Requests
         self.store: Store
 
     @property
@@ -139,6 +141,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
             measure=self.disks,
         )
         self.queries = Queries(self.manager)
+        self.requests = Requests(self.manager)
         await self.manager.read_manifest()
         roots = {name: run for name, run in self.manager.tasks().items() if name not in absent}
         self._tasks = [asyncio.create_task(run(), name=name) for name, run in roots.items()]
@@ -261,8 +264,8 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         return {seen.name.removeprefix(PREFIX): str(seen.phase) for seen in boxes}
 
     def row(self, name: str) -> dict[str, Any]:
-        (row,) = self.queries.survey.sandboxes(name, secrets=True)
+        (row,) = self.queries.sandboxes(name, secrets=True)
         return row
 
     def statuses(self) -> dict[str, str]:
-        return {row["name"]: row["status"] for row in self.queries.survey.sandboxes()}
+        return {row["name"]: row["status"] for row in self.queries.sandboxes()}

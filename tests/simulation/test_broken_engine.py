@@ -54,7 +54,7 @@ async def test_one_unreadable_container_leaves_the_others(tmp_path: Path):
         await stage.after(120)
         assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
         assert stage.row("alice")["reason"].startswith("last known")
-        assert stage.queries.survey.convergence()["pending"] == ["alice"]
+        assert stage.queries.convergence()["pending"] == ["alice"]
         assert "makes no sense" in stage.row("alice")["reason"]
         assert len(stage.notes.said(Event.ENGINE_UNREADABLE)) == 1
         assert stage.manager.informer.synced.is_set()

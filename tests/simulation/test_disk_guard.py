@@ -39,7 +39,7 @@ async def test_nothing_new_is_made_while_a_disk_is_full(stage: Stage):
     changes = {one["sandbox"]: one for one in stage.queries.plan()["changes"]}
     assert changes["bob"]["actions"] == []
     assert changes["bob"]["waiting_for"] == stage.row("bob")["reason"]
-    assert stage.queries.survey.convergence()["pending"] == ["bob", "carol"]
+    assert stage.queries.convergence()["pending"] == ["bob", "carol"]
 
 
 async def test_what_exists_goes_on_while_a_disk_is_full(stage: Stage):
@@ -274,7 +274,7 @@ async def test_what_could_go_is_listed_with_its_time(stage: Stage):
         rows[0]["since"]
     ) == timedelta(days=1)
     # To collect is to look at sandboxes: no image goes by it.
-    assert not [row for row in await stage.queries.collect() if row["kind"] == "image"]
+    assert not [row for row in await stage.requests.collect() if row["kind"] == "image"]
     stage.manager.informer.complete = False
     assert not [row for row in stage.queries.garbage() if row["kind"] == "image"]
 

@@ -164,7 +164,7 @@ async def test_a_fault_is_reported_once_when_it_begins_and_once_when_it_is_over(
     if trouble.runs:
         assert row["status"] == "RUNNING"
     assert not told(stage, Event.SANDBOX_RECOVERED)
-    assert stage.queries.survey.convergence()["pending"] == ["alice"]
+    assert stage.queries.convergence()["pending"] == ["alice"]
     plan = stage.queries.plan()
     assert not plan["in_sync"]
     (change,) = plan["changes"]

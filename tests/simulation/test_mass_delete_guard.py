@@ -15,7 +15,7 @@ def orphans(stage: Stage, names: list[str]) -> None:
 
 
 def held(stage: Stage) -> list[str]:
-    return [row["name"] for row in stage.queries.survey.garbage() if row["held"]]
+    return [row["name"] for row in stage.queries.orphans() if row["held"]]
 
 
 async def test_a_lost_database_and_one_record_remove_nothing(stage: Stage):
@@ -40,7 +40,7 @@ async def test_a_held_collection_stays_held_over_restarts_and_plain_gc(stage: St
     orphans(stage, NAMES[:4])
     await stage.after(400)
     await stage.restart()
-    await stage.queries.collect()
+    await stage.requests.collect()
     await stage.after(400)
     assert set(NAMES[:4]) < set(stage.phases())
 
@@ -49,7 +49,7 @@ async def test_a_confirmed_collection_goes_and_is_reported(stage: Stage):
     await stage.converge({"alice": "running"})
     orphans(stage, NAMES[:4])
     await stage.after(400)
-    await stage.queries.collect(allow_mass_delete=True)
+    await stage.requests.collect(allow_mass_delete=True)
     await stage.after(60)
     assert stage.phases() == {"alice": "running"}
     assert stage.notes.said(Event.GC_RELEASED)
@@ -63,7 +63,7 @@ async def test_a_confirmation_does_not_shorten_the_grace(stage: Stage):
     await stage.converge({"alice": "running"})
     orphans(stage, NAMES[:4])
     await stage.after(100)
-    await stage.queries.collect(allow_mass_delete=True)
+    await stage.requests.collect(allow_mass_delete=True)
     await stage.after(100)
     assert set(NAMES[:4]) < set(stage.phases())
     await stage.after(200)

@@ -13,7 +13,7 @@ VOLUME = f"openhands-workspace-{PREFIX}alice"
 
 
 def garbage(stage: Stage) -> dict[str, dict]:
-    return {row["name"]: row for row in stage.queries.survey.garbage()}
+    return {row["name"]: row for row in stage.queries.orphans()}
 
 
 async def test_what_belongs_to_no_record_is_noted_once(stage: Stage):

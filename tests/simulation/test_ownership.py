@@ -248,7 +248,7 @@ async def test_one_orphan_of_a_lost_database_waits_for_confirmation(stage: Stage
     assert "alice" in stage.phases()
     assert VOLUME in stage.host.volumes
     assert stage.notes.said(Event.GC_HELD)
-    await stage.queries.collect(allow_mass_delete=True)
+    await stage.requests.collect(allow_mass_delete=True)
     await long(stage)
     assert "alice" not in stage.phases()
 
@@ -320,7 +320,7 @@ async def test_a_workspace_restored_without_labels_is_used_where_it_is_known(sta
 async def test_an_adopted_volume_becomes_the_workspace_and_is_never_removed(stage: Stage):
     stage.host.add_volume(VOLUME)
     await stage.converge({"alice": "running", "bob": "running"})
-    answer = await stage.queries.adopt("alice", None)
+    answer = await stage.requests.adopt("alice", None)
     assert answer == {"sandbox": "alice", "adopted": [VOLUME]}
     await stage.quiet()
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
@@ -339,9 +339,9 @@ async def test_a_volume_of_another_name_is_adopted_by_its_name(stage: Stage):
     stage.host.add_volume("from-backup")
     await stage.converge({"alice": "stopped"})
     with pytest.raises(Refused, match="has the workspace"):
-        await stage.queries.adopt("alice", "from-backup")
+        await stage.requests.adopt("alice", "from-backup")
     await stage.converge({"alice": "stopped", "bob": {"workspace": None}})
-    await stage.queries.adopt("bob", "from-backup")
+    await stage.requests.adopt("bob", "from-backup")
     await stage.converge({"alice": "stopped", "bob": "running"})
     assert stage.seen("bob").volumes == {"from-backup"}
     with pytest.raises(Refused, match="is the workspace of bob"):
@@ -355,7 +355,7 @@ async def test_what_does_not_exist_cannot_be_adopted(stage: Stage):
         ("alice", "no-such", "does not exist"),
     ]:
         with pytest.raises(NotFound, match=words):
-            await stage.queries.adopt(name, volume)
+            await stage.requests.adopt(name, volume)
     await stage.stop()
     stage.host.remove(NAME)
     await stage.start()
@@ -380,7 +380,7 @@ async def test_a_changed_instance_is_an_error_and_no_empty_workspace(stage: Stag
     assert ids(stage).keys() == {NAME, "agents-bob"}
     # The way on: the old container goes, the workspace is adopted.
     stage.host.remove(NAME)
-    await stage.queries.adopt("alice", VOLUME)
+    await stage.requests.adopt("alice", VOLUME)
     await stage.quiet()
     assert stage.host.box("agents-alice").seen.volumes == {VOLUME}
     # And the way back.
@@ -532,7 +532,7 @@ async def test_the_container_of_a_stopped_rival_is_adopted_on_request(stage: Sta
     await other.stop()
     await stage.converge({"mine": "running", "alice": "running"})
     assert stage.statuses() == {"mine": "RUNNING", "alice": "ERROR"}
-    answer = await stage.queries.adopt("alice", None)
+    answer = await stage.requests.adopt("alice", None)
     assert set(answer["adopted"]) == {NAME, VOLUME}
     await stage.quiet()
     assert ids(stage)[NAME] == theirs

@@ -19,14 +19,14 @@ async def test_a_log_that_is_not_there_says_why(stage: Stage):
     stage.engine.fail_next("create", Refused("bad mount"), times=99)
     await stage.edit_or_start({"alice": "running"})
     await stage.after(3)
-    with pytest.raises(NotFound, match="no sandbox is called nobody"):
+    with pytest.raises(NotFound, match="no sandbox is named nobody"):
         await logs(stage, "nobody")
-    with pytest.raises(NotFound, match=r"alice: its container is not made yet: .*bad mount"):
+    with pytest.raises(NotFound, match=r"alice: it has no container yet: .*bad mount"):
         await logs(stage, "alice")
     stage.host.down = True
     stage.host.end_streams()
     await stage.after(3)
-    with pytest.raises(EngineUnavailable, match="alice: the engine cannot be asked"):
+    with pytest.raises(EngineUnavailable, match="alice: the engine is unreachable"):
         await logs(stage, "alice")
 
 
@@ -102,7 +102,7 @@ async def test_a_collection_waits_for_the_removals(littered: Stage):
     stage.engine.hang("remove")
     stage.add_orphan("stray")
     await stage.after(61)
-    collecting = asyncio.create_task(stage.queries.collect())
+    collecting = asyncio.create_task(stage.requests.collect())
     await stage.after(1)
     assert not collecting.done()
     stage.engine.release("remove")
@@ -118,7 +118,7 @@ async def test_a_collection_says_what_could_not_be_removed(littered: Stage):
     stage.engine.fail_next("remove", EngineError("device or resource busy"), times=999)
     stage.add_orphan("stray")
     await stage.after(61)
-    (row,) = await stage.queries.collect()
+    (row,) = await stage.requests.collect()
     assert (row["due"], row["removed"]) == (True, False)
     assert "busy" in row["error"]
     (row,) = stage.queries.garbage()

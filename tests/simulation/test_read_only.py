@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from reconciler.daemon import _state_line
 from reconciler.store.table import DirtyTable
 from tests.simulation.stage import Stage
 
@@ -30,7 +29,7 @@ async def look(stage: Stage) -> None:
     queries.convergence()
     queries.garbage()
     queries.export()
-    _state_line(stage.manager)
+    queries.summary()
 
 
 async def test_nothing_is_written_by_those_who_look(stage: Stage):
@@ -63,6 +62,6 @@ async def test_a_plan_before_the_lease_names_every_step(stage: Stage):
     stage.write({"alice": "running"})
     await stage.start(absent=("dispatcher", "manifest-watch"))
     await stage.after(6)
-    (change,) = stage.queries.survey.plan()["changes"]
+    (change,) = stage.queries.plan()["changes"]
     assert [action["verb"] for action in change["actions"]] == ["create-volume", "create", "start"]
     assert stage.store.identity("alice") is None

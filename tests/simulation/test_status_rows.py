@@ -1,7 +1,7 @@
 import json
 
-from reconciler.control.survey import iso
 from reconciler.core.errors import EngineError
+from reconciler.core.units import iso
 from tests.simulation.stage import PREFIX, Stage
 
 ROW = {
@@ -12,7 +12,7 @@ ROW = {
 
 async def test_a_row_holds_what_is_promised(stage: Stage):
     await stage.converge({"alice": "running"})
-    (row,) = stage.queries.survey.sandboxes()
+    (row,) = stage.queries.sandboxes()
     assert row.keys() >= ROW
     seen = stage.seen("alice")
     (port,) = seen.ports.values()
@@ -30,8 +30,8 @@ async def test_a_row_holds_what_is_promised(stage: Stage):
 async def test_a_sandbox_is_found_by_its_name_and_by_its_containers(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     for name in ("alice", f"{PREFIX}alice"):
-        assert [row["name"] for row in stage.queries.survey.sandboxes(name)] == ["alice"]
-    assert stage.queries.survey.sandboxes("nobody") == []
+        assert [row["name"] for row in stage.queries.sandboxes(name)] == ["alice"]
+    assert stage.queries.sandboxes("nobody") == []
 
 
 async def test_keys_are_shown_to_who_asks_for_them_alone(stage: Stage):
@@ -45,7 +45,7 @@ async def test_keys_are_shown_to_who_asks_for_them_alone(stage: Stage):
         answers.garbage(),
         answers.export(),
         await answers.events(),
-        stage.queries.survey.convergence(),
+        stage.queries.convergence(),
         repr(stage.manager.snapshots.snapshot("alice")),
         repr(stage.store.records["alice"]),
     ]
@@ -65,7 +65,7 @@ async def test_a_plan_says_what_would_be_done_and_does_nothing(stage: Stage):
     stage.write({"alice": "running"})
     await stage.start(absent=("dispatcher", "manifest-watch"))
     await stage.after(1)
-    plan = stage.queries.survey.plan()
+    plan = stage.queries.plan()
     assert not plan["in_sync"]
     (change,) = plan["changes"]
     assert [action["verb"] for action in change["actions"]] == ["create-volume", "create", "start"]
@@ -75,19 +75,26 @@ async def test_a_plan_says_what_would_be_done_and_does_nothing(stage: Stage):
 
 async def test_a_converged_host_has_an_empty_plan(stage: Stage):
     await stage.converge({"alice": "running", "bob": "paused", "carol": "stopped"})
-    assert stage.queries.survey.plan() == {"in_sync": True, "changes": []}
-    converged = stage.queries.survey.convergence()
-    assert converged == {"converged": True, "total": 3, "pending": [], "hopeless": False}
+    plan = stage.queries.plan()
+    assert (plan["in_sync"], plan["changes"]) == (True, [])
+    converged = stage.queries.convergence()
+    assert converged == {
+        "converged": True,
+        "total": 3,
+        "pending": [],
+        "hopeless": False,
+        "engine_error": None,
+    }
 
 
 async def test_what_is_left_is_pending_and_hopeless_once_it_keeps_failing(stage: Stage):
     stage.engine.fail_next("create", EngineError("no"), times=100)
     await stage.edit_or_start({"alice": "running"})
     await stage.after(1)
-    assert stage.queries.survey.convergence()["pending"] == ["alice"]
-    assert not stage.queries.survey.convergence()["hopeless"]
+    assert stage.queries.convergence()["pending"] == ["alice"]
+    assert not stage.queries.convergence()["hopeless"]
     await stage.after(30)
-    assert stage.queries.survey.convergence()["hopeless"]
+    assert stage.queries.convergence()["hopeless"]
 
 
 async def test_what_is_being_deleted_is_still_shown(stage: Stage):
@@ -96,7 +103,7 @@ async def test_what_is_being_deleted_is_still_shown(stage: Stage):
     await stage.edit({"bob": "running"})
     await stage.after(1)
     assert stage.row("alice")["desired"] == "deleted"
-    assert stage.queries.survey.convergence()["pending"] == ["alice"]
+    assert stage.queries.convergence()["pending"] == ["alice"]
     stage.engine.release("stop")
     await stage.quiet()
     assert stage.statuses() == {"bob": "RUNNING"}
