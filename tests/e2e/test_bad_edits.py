@@ -22,7 +22,7 @@ def awaiting(world: World) -> list[str]:
     return list(answer["desired"]["awaiting_confirmation"]) if answer else []
 
 
-def test_a_file_that_cannot_be_parsed_changes_nothing(world: World) -> None:
+def test_an_unparsable_file_changes_nothing(world: World) -> None:
     world.start(alice=box(), bob=box("stopped"))
     ids = world.ids()
     good = world.daemon.desired.read_text()
@@ -56,11 +56,11 @@ def test_a_bad_record_holds_back_only_itself(world: World) -> None:
     assert "no-such-spec" in world.daemon.wait_event("manifest.held")["error"]
 
 
-def test_a_mass_deletion_waits_to_be_confirmed(six: World) -> None:
+def test_a_mass_deletion_waits_for_confirmation(six: World) -> None:
     ids = six.ids()
     six.declare(s0=box("stopped"), s1=box("stopped"))
-    brake = six.daemon.wait_event("manifest.brake")
-    assert (brake["deletions"], brake["of"]) == (4, 6)
+    guard = six.daemon.wait_event("manifest.brake")
+    assert (guard["deletions"], guard["of"]) == (4, 6)
     assert awaiting(six) == ["s2", "s3", "s4", "s5"]
     assert "--allow-mass-delete" in six.daemon.cli("status").stdout
     assert six.daemon.cli("apply").returncode == 1
@@ -70,7 +70,7 @@ def test_a_mass_deletion_waits_to_be_confirmed(six: World) -> None:
     assert six.names() == ["s0", "s1"]
 
 
-def test_edits_are_taken_in_while_deletions_wait(six: World) -> None:
+def test_edits_apply_while_deletions_wait(six: World) -> None:
     kept = six.id("s5")
     six.declare(s0=box("running"), new=box("stopped"))
     six.daemon.wait_event("manifest.brake")
@@ -78,7 +78,7 @@ def test_edits_are_taken_in_while_deletions_wait(six: World) -> None:
     assert six.id("s5") == kept
 
 
-def test_a_brake_outlives_the_daemon(six: World) -> None:
+def test_held_deletions_survive_a_restart(six: World) -> None:
     ids = six.ids()
     six.declare(s0=box("stopped"))
     six.daemon.wait_event("manifest.brake")
@@ -95,7 +95,7 @@ def test_a_brake_outlives_the_daemon(six: World) -> None:
     [Path.unlink, lambda path: path.write_text(""), lambda path: path.write_text("# nothing\n")],
     ids=["gone", "empty", "only a comment"],
 )
-def test_a_file_that_is_gone_or_empty_deletes_nothing(
+def test_a_missing_or_empty_file_deletes_nothing(
     world: World, spoil: Callable[[Path], object]
 ) -> None:
     world.start(alice=box("stopped"))

@@ -10,10 +10,10 @@ from typing import Literal
 
 import pytest
 
-from tests.e2e.course import (
+from tests.e2e.scenario import (
     PATIENT,
-    Course,
     Leg,
+    Scenario,
     alice,
     crash,
     garbage,
@@ -63,7 +63,7 @@ SCENARIOS: dict[str, tuple[int, list[Leg]]] = {
 class AtRequest:
     """The daemon dies at that change from now, on that side of it."""
 
-    course: Course = field(repr=False)
+    scenario: Scenario = field(repr=False)
     number: int
     side: Side
     certain = True
@@ -74,7 +74,7 @@ class AtRequest:
 
     def arm(self) -> None:
         fault = faults.drop() if self.side == "before" else faults.cut()
-        proxy = self.course.proxy
+        proxy = self.scenario.proxy
         proxy.on_request(self._count)
         proxy.on_response(lambda request: self._look("after", request))
         proxy.fault(self._is_it, fault)
@@ -83,7 +83,7 @@ class AtRequest:
         return self._died.is_set()
 
     def disarm(self) -> None:
-        self.course.proxy.clear()
+        self.scenario.proxy.clear()
 
     def _count(self, request: Request) -> None:
         if request.changes:
@@ -92,31 +92,31 @@ class AtRequest:
 
     def _look(self, side: Side, request: Request) -> None:
         if side == self.side and self._is_it(request):
-            self.course.world.daemon.kill9()
+            self.scenario.world.daemon.kill9()
             self._died.set()
 
     def _is_it(self, request: Request) -> bool:
         return self._seen[self.number :] == [request.number]
 
 
-def run(course: Course, leg: Leg) -> int:
+def run(scenario: Scenario, leg: Leg) -> int:
     """Run the leg undisturbed, then from every point; return how many there were."""
-    course.begin(leg)
-    changes = len(course.attempt(leg))
+    scenario.begin(leg)
+    changes = len(scenario.attempt(leg))
     sides: tuple[Side, Side] = ("before", "after")
     for number in range(changes):
         for side in sides:
-            course.attempt(leg, AtRequest(course, number, side))
+            scenario.attempt(leg, AtRequest(scenario, number, side))
     return 2 * changes
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_daemon_that_dies_at_any_request(
+def test_a_kill_at_any_request_is_repaired(
     proxied: World, proxy: FaultProxy, foreign: list[str], name: str
 ) -> None:
     least, legs = SCENARIOS[name]
-    course = Course(proxied, proxy, foreign)
-    points = sum(run(course, leg) for leg in legs)
+    scenario = Scenario(proxied, proxy, foreign)
+    points = sum(run(scenario, leg) for leg in legs)
     print(f"{name}: {points} crash points")
     assert points >= least

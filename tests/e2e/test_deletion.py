@@ -19,7 +19,7 @@ def empty(world: World) -> bool:
     return not world.ids() and not world.docker.volumes(world.instance.name)
 
 
-def test_from_every_state(world: World) -> None:
+def test_deletion_from_every_state(world: World) -> None:
     names = ("running", "paused", "created", "exited", "crashing")
     world.start(
         running=box(**BRIEF),
@@ -42,7 +42,7 @@ def test_from_every_state(world: World) -> None:
     world.wait(lambda: empty(world))
 
 
-def test_when_what_it_was_made_from_is_gone(world: World, tmp_path: Path) -> None:
+def test_deletion_without_image_and_mounts(world: World, tmp_path: Path) -> None:
     image, network = "reconciler-test-gone:latest", world.instance.container("net")
     world.docker.tag(TEST_IMAGE, *image.split(":"))
     world.docker.create_network(network)
@@ -68,7 +68,9 @@ def test_when_what_it_was_made_from_is_gone(world: World, tmp_path: Path) -> Non
     ("state", "call"),
     [("running", "/containers/[^/]+/start"), ("stopped", "/containers/[^/]+/stop")],
 )
-def test_while_a_step_hangs(proxied: World, proxy: FaultProxy, state: str, call: str) -> None:
+def test_deletion_while_a_step_hangs(
+    proxied: World, proxy: FaultProxy, state: str, call: str
+) -> None:
     proxied.daemon.env["RECONCILER_ENGINE_TIMEOUT"] = "3s"
     before = {"alice": box(**BRIEF)} if state == "stopped" else {}
     proxied.start(bob=box(), **before)
@@ -81,7 +83,7 @@ def test_while_a_step_hangs(proxied: World, proxy: FaultProxy, state: str, call:
     assert proxied.names() == ["bob"]
 
 
-def test_while_a_pull_hangs(proxied: World, proxy: FaultProxy) -> None:
+def test_deletion_while_a_pull_hangs(proxied: World, proxy: FaultProxy) -> None:
     proxied.start(bob=box())
     proxy.fault(matching("POST", "/images/create"), faults.hang(), times=None)
     proxied.declare(bob=box(), alice=box(image="localhost:1/slow:latest"))
@@ -92,19 +94,19 @@ def test_while_a_pull_hangs(proxied: World, proxy: FaultProxy) -> None:
     assert proxied.names() == ["bob"]
 
 
-def test_how_it_ended_is_told_after_it_was_deleted(world: World) -> None:
+def test_the_last_exit_is_shown_after_the_deletion(world: World) -> None:
     world.start(bob=box())
     world.declare(bob=box(), alice=box(**CRASHING))
     world.daemon.wait_event("sandbox.died", sandbox="alice")
     world.declare(bob=box())
     world.converge("bob")
-    told = world.daemon.cli("status", "alice")
-    assert told.returncode == 1
+    answer = world.daemon.cli("status", "alice")
+    assert answer.returncode == 1
     for words in ("taken out", "exit code 7", "out of luck", "reconciler events alice"):
-        assert words in told.stderr
+        assert words in answer.stderr
     assert (
         world.daemon.cli("status", "nobody").stderr == "reconciler: no sandbox is called nobody\n"
     )
-    story = [line.split()[2] for line in world.daemon.cli("events", "alice").stdout.splitlines()]
-    assert story[:4] == ["record.added", "volume.created", "sandbox.created", "sandbox.started"]
-    assert {"sandbox.died", "record.deleted", "sandbox.removed"} <= set(story)
+    history = [line.split()[2] for line in world.daemon.cli("events", "alice").stdout.splitlines()]
+    assert history[:4] == ["record.added", "volume.created", "sandbox.created", "sandbox.started"]
+    assert {"sandbox.died", "record.deleted", "sandbox.removed"} <= set(history)

@@ -52,7 +52,7 @@ def fill(folder: Path, free: int) -> Path:
     return filler
 
 
-def test_a_full_disk_of_the_state_holds_what_is_new_and_nothing_else(
+def test_a_full_state_disk_blocks_only_new_sandboxes(
     on_small_disk: World,
 ) -> None:
     world, daemon = on_small_disk, on_small_disk.daemon
@@ -67,11 +67,11 @@ def test_a_full_disk_of_the_state_holds_what_is_new_and_nothing_else(
     world.wait_status(alice="RUNNING", carol="RUNNING", bob="MISSING")
     # Replaced it is only once there is room for the new one.
     assert world.id("alice") == before
-    told = f"state disk {daemon.state_dir}"
-    assert world.row("bob")["reason"].startswith(f"{told} has ")
+    notice = f"state disk {daemon.state_dir}"
+    assert world.row("bob")["reason"].startswith(f"{notice} has ")
     # The numbers may be others from one measurement to the next.
     world.wait(lambda: world.row("bob")["reason"] in daemon.cli("status").stdout)
-    assert f"\n{told}" in daemon.cli("status").stdout
+    assert f"\n{notice}" in daemon.cli("status").stdout
     planned = daemon.cli("plan")
     assert planned.returncode == 2
     assert "bob: waits: state disk" in planned.stdout
@@ -121,7 +121,7 @@ async def _publish(engine: Docker, names: list[str]) -> None:
         await client.close()
 
 
-def test_an_image_that_was_pulled_and_nobody_uses_goes(
+def test_an_unused_pulled_image_is_collected(
     world: World, images: list[str], engine: Docker, tmp_path: Path
 ) -> None:
     unused, stopped, foreign = images
@@ -144,9 +144,9 @@ def test_an_image_that_was_pulled_and_nobody_uses_goes(
         world.daemon.env["RECONCILER_DISK_MIN_FREE_PERCENT"] = "100"
         world.declare(bob=box("stopped", image=stopped), dave=box())
         world.daemon.start()
-        told = world.daemon.wait_event("image.collected", timeout=90)
-        assert (told["image"], told["image_id"]) == (unused, gone)
-        assert told["bytes"] > 0
+        logged = world.daemon.wait_event("image.collected", timeout=90)
+        assert (logged["image"], logged["image_id"]) == (unused, gone)
+        assert logged["bytes"] > 0
         world.daemon.wait_event("disk.pressure", timeout=60)
         world.wait_status(bob="STOPPED", dave="MISSING")
         assert len(world.daemon.events("image.collected")) == 1
@@ -170,7 +170,7 @@ def crowded(tmp_path: Path) -> Iterator[World]:
             yield world
 
 
-def test_the_oldest_image_makes_room_before_anybody_is_told(
+def test_the_oldest_image_makes_room_before_pressure_is_reported(
     crowded: World, images: list[str], tmp_path: Path
 ) -> None:
     older, newer, _ = images
@@ -185,9 +185,9 @@ def test_the_oldest_image_makes_room_before_anybody_is_told(
     free = shutil.disk_usage(data).free
     with (data / "filler").open("wb") as file:
         file.write(b"\0" * (free - 12 * MIB))
-    told = crowded.daemon.wait_event("image.collected", timeout=60)
-    assert told["image"] == older
-    assert told["bytes"] > 20 * MIB
+    logged = crowded.daemon.wait_event("image.collected", timeout=60)
+    assert logged["image"] == older
+    assert logged["bytes"] > 20 * MIB
     assert shutil.disk_usage(data).free > 30 * MIB
     crowded.declare(keep=box("stopped"), carol=box("stopped"), dave=box())
     crowded.converge("keep", "carol", "dave")

@@ -25,15 +25,15 @@ def test_a_paused_container_is_resumed_after_the_grace(world: World) -> None:
     world.wait(lambda: world.state("alice") == "running")
 
 
-def test_a_container_is_not_resumed_under_a_commit(world: World) -> None:
+def test_a_container_is_not_resumed_during_a_commit(world: World) -> None:
     world.start(alice=box())
     repository = f"{world.instance.prefix}snapshot"
     world.run_in("alice", "dd if=/dev/zero of=/tmp/big bs=1M count=100")
     since = time.time()
     world.docker.call("POST", "/commit", container=world.name("alice"), repo=repository, pause=True)
     world.docker.rm_image(f"{repository}:latest")
-    told = world.docker.events(since, time.time(), container=[str(world.id("alice"))])
-    order = [event["Action"] for event in told if event["Action"] in {"unpause", "commit"}]
+    seen = world.docker.events(since, time.time(), container=[str(world.id("alice"))])
+    order = [event["Action"] for event in seen if event["Action"] in {"unpause", "commit"}]
     assert order == ["commit", "unpause"]
     world.wait(lambda: world.state("alice") == "running")
     assert world.ask("/v1/convergence")["converged"]
@@ -49,7 +49,7 @@ def test_a_restart_by_others_is_counted(world: World) -> None:
     assert world.row("alice")["restarts"] == 1
 
 
-def test_a_workspace_that_was_pruned_is_an_error(world: World) -> None:
+def test_a_pruned_workspace_is_an_error(world: World) -> None:
     world.start(alice=box())
     world.declare(alice=box("stopped"))
     world.wait_status(alice="STOPPED")
@@ -81,13 +81,13 @@ def test_a_started_container_is_stopped_again(world: World) -> None:
 
 def pauses_of(world: World, container: str) -> list[float]:
     """The seconds from each end of a container to the start that followed."""
-    told = world.docker.events(0, time.time(), container=[container], event=list(ENDS))
-    times = {what: [e["timeNano"] / 1e9 for e in told if e["Action"] == what] for what in ENDS}
+    seen = world.docker.events(0, time.time(), container=[container], event=list(ENDS))
+    times = {what: [e["timeNano"] / 1e9 for e in seen if e["Action"] == what] for what in ENDS}
     return [start - end for end, start in zip(times["die"], times["start"][1:], strict=False)]
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-def test_a_container_that_was_ended_is_started_again(world: World, end: str) -> None:
+def test_a_killed_container_is_started_again(world: World, end: str) -> None:
     world.start(alice=web())
     former = world.id("alice")
     getattr(world.docker, end)(world.name("alice"))
@@ -98,7 +98,7 @@ def test_a_container_that_was_ended_is_started_again(world: World, end: str) -> 
     assert world.row("alice")["restarts"] == 1
 
 
-def test_a_removed_container_is_made_again_with_what_it_had(world: World) -> None:
+def test_a_removed_container_is_recreated_with_key_ports_and_workspace(world: World) -> None:
     world.start(alice=web())
     former, key, ports = str(world.id("alice")), world.key("alice"), world.ports("alice")
     world.run_in("alice", "echo data > /workspace/file")
@@ -115,7 +115,7 @@ def test_a_renamed_container_gets_its_name_back(world: World) -> None:
     world.wait(lambda: world.ids() == ids)
 
 
-def test_names_that_were_swapped_are_swapped_back(world: World) -> None:
+def test_swapped_names_are_swapped_back(world: World) -> None:
     world.start(alice=box(), bob=box())
     ids = world.ids()
     names = [world.name("alice"), f"{world.instance.prefix}aside", world.name("bob")]
@@ -128,7 +128,7 @@ def test_names_that_were_swapped_are_swapped_back(world: World) -> None:
     world.converge()
 
 
-def test_a_crash_loop_is_told_with_its_last_words_and_slows_down(world: World) -> None:
+def test_a_crash_loop_is_reported_with_its_log_and_backs_off(world: World) -> None:
     slow = {"backoff": "300ms", "max_backoff": "1m"}
     world.start(bob=box())
     world.declare(alice=box(command=CRASH, restart=slow), bob=box())
@@ -144,7 +144,7 @@ def test_a_crash_loop_is_told_with_its_last_words_and_slows_down(world: World) -
     world.converge("alice", "bob")
 
 
-def test_a_crash_inside_is_told_and_mended(world: World) -> None:
+def test_a_crash_is_reported_and_restarted(world: World) -> None:
     script = "echo about to fail; while ! test -e /tmp/crash; do sleep 0.1; done; exit 3"
     world.start(alice=box(command=["sh", "-c", script]))
     world.run_in("alice", "touch /tmp/crash")
@@ -152,7 +152,7 @@ def test_a_crash_inside_is_told_and_mended(world: World) -> None:
     assert row["last_exit"]["log_tail"][-1] == "about to fail"
 
 
-def test_a_container_and_its_volume_that_were_removed_are_made_again(world: World) -> None:
+def test_a_removed_container_and_volume_are_recreated(world: World) -> None:
     world.start(alice=box(user="agent"))
     former = str(world.id("alice"))
     # Else the daemon may make the container again before the volume is gone, which then is in use.
@@ -164,7 +164,7 @@ def test_a_container_and_its_volume_that_were_removed_are_made_again(world: Worl
     assert world.run_in("alice", "touch /workspace/file; stat -c %U /workspace") == "agent"
 
 
-def test_a_volume_removed_while_the_daemon_was_down_is_made_again(world: World) -> None:
+def test_a_volume_removed_during_downtime_is_recreated(world: World) -> None:
     world.start(alice=box())
     world.daemon.kill9()
     world.docker.rm(world.name("alice"))
@@ -187,7 +187,7 @@ def test_a_second_container_with_our_labels_is_left_alone(world: World, foreign:
     assert world.docker.inspect(second)["Name"] == f"/{name}"
 
 
-def test_what_changes_while_the_daemon_is_down_is_put_right(world: World) -> None:
+def test_changes_during_downtime_are_undone(world: World) -> None:
     world.start(alice=box(), bob=box("paused"), carol=box("stopped"))
     ids = world.ids()
     world.daemon.terminate()
@@ -221,7 +221,7 @@ def docker_update(world: World, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("state", ["running", "stopped"])
-def test_limits_that_others_changed_are_set_back(world: World, state: str) -> None:
+def test_limits_changed_by_others_are_restored(world: World, state: str) -> None:
     world.start(alice=box(**LIMITED))
     world.declare(alice=box(state, **LIMITED))
     world.converge("alice")
@@ -230,13 +230,13 @@ def test_limits_that_others_changed_are_set_back(world: World, state: str) -> No
     world.wait(lambda: limits_of(world) == made)
     world.converge("alice")
     assert world.inspect("alice")["State"]["StartedAt"] == started
-    told = {event["field"] for event in world.daemon.events("sandbox.drifted", "alice")}
-    assert told == {"restart_policy", "memory", "memory_swap", "nano_cpus", "pids"}
+    fields = {event["field"] for event in world.daemon.events("sandbox.drifted", "alice")}
+    assert fields == {"restart_policy", "memory", "memory_swap", "nano_cpus", "pids"}
     assert len(world.daemon.events("sandbox.updated", "alice")) == 1
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
-def test_a_kill_at_an_update_leaves_the_limits_as_wanted(
+def test_a_kill_during_an_update_keeps_the_desired_limits(
     proxied: World, proxy: FaultProxy, side: Literal["before", "after"]
 ) -> None:
     world = proxied
@@ -260,7 +260,7 @@ def test_a_kill_at_an_update_leaves_the_limits_as_wanted(
     world.converge("alice")
 
 
-def test_a_restart_policy_that_others_set_restarts_nothing_for_long(world: World) -> None:
+def test_a_restart_policy_set_by_others_is_removed(world: World) -> None:
     slow = {"backoff": "500ms", "max_backoff": "2s"}
     world.start(bob=box())
     world.declare(alice=box(command=CRASH, restart=slow), bob=box())

@@ -63,7 +63,7 @@ def test_a_replacement_keeps_workspace_key_and_ports(world: World, tmp_path: Pat
         assert world.names() == ["alice"]
 
 
-def test_an_edit_of_the_ports_keeps_those_that_stay(world: World) -> None:
+def test_an_edit_of_ports_keeps_the_unchanged_leases(world: World) -> None:
     world.start(alice=web())
     key, ports = identity(world, "alice")
     former = str(world.id("alice"))
@@ -88,7 +88,7 @@ def test_an_edit_of_health_or_restart_replaces_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("start", STATUS)
-def test_every_state_is_reached_from_every_state(world: World, start: str) -> None:
+def test_every_state_transition(world: World, start: str) -> None:
     names = {f"to-{end}": end for end in STATUS}
     world.start(**{name: web(start) for name in names})
     ids = world.ids()
@@ -99,7 +99,7 @@ def test_every_state_is_reached_from_every_state(world: World, start: str) -> No
     assert world.ids() == ids
 
 
-def test_sandboxes_come_and_go(world: World) -> None:
+def test_records_are_added_and_removed(world: World) -> None:
     world.start(alice=box())
     alice = world.id("alice")
     world.declare(alice=box(), bob=box())
@@ -110,7 +110,7 @@ def test_sandboxes_come_and_go(world: World) -> None:
     assert alice not in world.ids().values()
 
 
-def test_a_record_that_comes_back_finds_its_workspace_and_key(world: World) -> None:
+def test_a_returning_record_gets_its_workspace_and_key_back(world: World) -> None:
     world.start(alice=web(), bob=box())
     kept = world.key("alice")
     world.run_in("alice", "echo data > /workspace/file")
@@ -124,7 +124,7 @@ def test_a_record_that_comes_back_finds_its_workspace_and_key(world: World) -> N
     world.daemon.wait_event("volume.claimed", sandbox="alice")
 
 
-def test_a_workspace_that_is_retained_for_no_time_goes_with_its_record(world: World) -> None:
+def test_a_workspace_without_retention_goes_with_its_record(world: World) -> None:
     brief = {"path": "/workspace", "retain": 0}
     world.start(alice=box(workspace=brief), bob=box())
     world.declare(bob=box())
@@ -132,7 +132,7 @@ def test_a_workspace_that_is_retained_for_no_time_goes_with_its_record(world: Wo
     assert world.names() == ["bob"]
 
 
-def test_replicas_follow_their_number(world: World) -> None:
+def test_replicas_scale_up_and_down(world: World) -> None:
     world.declare(pool=box(replicas=2))
     world.daemon.start()
     world.converge("pool-1", "pool-2")
@@ -162,7 +162,7 @@ def test_on_change_next_start_waits_for_the_next_start(world: World) -> None:
     assert world.env("alice")["COLOUR"] == "red"
 
 
-def test_on_change_ignore_replaces_nothing_ever(world: World) -> None:
+def test_on_change_ignore_never_replaces(world: World) -> None:
     world.start(alice=box(on_change="ignore"))
     former = world.id("alice")
     edited = {"on_change": "ignore", "env": {"COLOUR": "red"}}
@@ -172,7 +172,7 @@ def test_on_change_ignore_replaces_nothing_ever(world: World) -> None:
     assert world.id("alice") == former
 
 
-def test_an_edit_of_the_env_file_is_an_edit(world: World, tmp_path: Path) -> None:
+def test_an_edited_env_file_replaces_the_sandbox(world: World, tmp_path: Path) -> None:
     secrets = tmp_path / "secrets.env"
     secrets.write_text("COLOUR=blue\n")
     world.start(alice=box(env_file=str(secrets)), bob=box())
@@ -184,9 +184,7 @@ def test_an_edit_of_the_env_file_is_an_edit(world: World, tmp_path: Path) -> Non
     assert world.id("bob") == bob
 
 
-def test_the_newest_edit_wins_while_an_older_create_is_under_way(
-    proxied: World, proxy: FaultProxy
-) -> None:
+def test_the_newest_edit_wins_during_a_create(proxied: World, proxy: FaultProxy) -> None:
     proxied.start(alice=box(env={"COLOUR": "blue"}))
     former = str(proxied.id("alice"))
     creates = matching("POST", "/containers/create")
@@ -234,7 +232,7 @@ def in_halves(desired: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("save", [by_rename, in_place, by_deleting_and_creating, in_halves])
-def test_every_way_of_saving_is_seen(world: World, save: Callable[[Path, str], None]) -> None:
+def test_every_way_of_saving_is_noticed(world: World, save: Callable[[Path, str], None]) -> None:
     # A rescan would see it, too, and much later.
     world.daemon.env["RECONCILER_RESCAN_INTERVAL"] = "1h"
     world.start(alice=box("stopped"))
@@ -243,7 +241,7 @@ def test_every_way_of_saving_is_seen(world: World, save: Callable[[Path, str], N
         world.wait_status(alice=STATUS[state])
 
 
-def test_a_swapped_link_is_seen(world: World, tmp_path: Path) -> None:
+def test_a_swapped_link_is_noticed(world: World, tmp_path: Path) -> None:
     world.daemon.env["RECONCILER_RESCAN_INTERVAL"] = "1h"
     mount = tmp_path / "mount"
     world.daemon.env["RECONCILER_DESIRED"] = str(mount / "desired.yaml")
@@ -264,7 +262,7 @@ def swap(mount: Path, version: str, **sandboxes: Any) -> None:
     (mount / "..new").replace(mount / "..data")
 
 
-def test_a_folder_of_files(world: World, tmp_path: Path) -> None:
+def test_a_folder_of_desired_files(world: World, tmp_path: Path) -> None:
     folder = tmp_path / "desired.d"
     folder.mkdir()
     world.daemon.env["RECONCILER_DESIRED"] = str(folder)

@@ -98,8 +98,8 @@ class Fleet:
     def explain(self, name: str) -> str:
         """What the engine, the daemon and the ledger say of one that is stuck."""
         events = self.world.ask(f"/v1/events?sandbox={name}&limit=20")
-        told = [self.world.inspect(name)["State"], self.world.rows().get(name), events]
-        return "\n".join([name, *(json.dumps(it) for it in told)])
+        facts = [self.world.inspect(name)["State"], self.world.rows().get(name), events]
+        return "\n".join([name, *(json.dumps(it) for it in facts)])
 
     def look(self, name: str) -> Seen:
         """Look at one; while it is made anew, wait until something bears its name."""
@@ -160,7 +160,7 @@ def fleet(own: PrivateEngine, tmp_path: Path) -> Iterator[Fleet]:
 
 
 @pytest.mark.timeout(2400 if LONG else 400)
-def test_an_engine_that_restarts_again_and_again(fleet: Fleet, own: PrivateEngine) -> None:
+def test_repeated_engine_restarts(fleet: Fleet, own: PrivateEngine) -> None:
     fleet.launch()
     first = fleet.look_at_all()
     for number in range(RESTARTS):
@@ -181,7 +181,7 @@ def test_an_engine_that_restarts_again_and_again(fleet: Fleet, own: PrivateEngin
     assert "Traceback" not in "\n".join(fleet.world.daemon.raw)
 
 
-def test_one_that_the_engine_cannot_start_any_more_is_made_anew(
+def test_an_unstartable_container_is_recreated(
     start_engine: Callable[..., PrivateEngine], tmp_path: Path
 ) -> None:
     own = start_engine()

@@ -9,7 +9,7 @@ from tests.e2e.world import World, box, get, web
 ABSENT = "localhost:1/no-such-image:latest"
 
 
-def test_an_image_that_is_nowhere(world: World) -> None:
+def test_an_image_that_does_not_exist(world: World) -> None:
     world.start(old=box())
     former = world.id("old")
     world.declare(
@@ -29,7 +29,7 @@ def test_an_image_that_is_nowhere(world: World) -> None:
     assert world.id("old") == former
 
 
-def test_a_mount_whose_source_is_missing(world: World) -> None:
+def test_a_mount_with_a_missing_source(world: World) -> None:
     world.start(old=box())
     former = world.id("old")
     mounts = [{"host_path": "/no/such/folder", "container_path": "/data"}]
@@ -41,9 +41,7 @@ def test_a_mount_whose_source_is_missing(world: World) -> None:
 
 
 @pytest.mark.parametrize("state", ["running", "paused"])
-def test_a_replacement_that_cannot_be_started_brings_the_old_one_back(
-    world: World, state: str
-) -> None:
+def test_an_unstartable_replacement_restores_the_old_container(world: World, state: str) -> None:
     world.start(alice=web(state))
     former, key = world.id("alice"), world.key("alice")
     world.declare(alice=web(state, init=False, command=["no-such-program"]))
@@ -59,7 +57,7 @@ def test_a_replacement_that_cannot_be_started_brings_the_old_one_back(
     assert world.id("alice") == former
 
 
-def test_a_foreign_container_that_has_the_name(world: World, foreign: list[str]) -> None:
+def test_a_foreign_container_with_the_sandbox_name(world: World, foreign: list[str]) -> None:
     foreign.append(world.name("alice"))
     theirs = world.add_container(world.name("alice"))
     world.declare(alice=box(), bob=box())
@@ -85,7 +83,7 @@ def test_a_foreign_container_with_our_prefix_is_left_alone(
     assert world.docker.inspect(theirs)["State"]["Status"] == "created"
 
 
-def test_a_host_port_that_was_taken_meanwhile_is_replaced(world: World) -> None:
+def test_a_host_port_in_use_is_replaced(world: World) -> None:
     world.start(alice=web("stopped"))
     former, key, port = str(world.id("alice")), world.key("alice"), world.ports("alice")[8000]
     with socket.create_server(("127.0.0.1", port)):
@@ -106,7 +104,7 @@ def listener_on(port: int) -> socket.socket | None:
         return None
 
 
-def test_a_port_taken_while_the_sandbox_was_down_is_replaced(world: World) -> None:
+def test_a_port_taken_during_downtime_is_replaced(world: World) -> None:
     world.start(alice=web())
     port = world.ports("alice")[8000]
     world.daemon.kill9()
@@ -132,7 +130,7 @@ def test_an_unhealthy_sandbox_is_restarted(world: World) -> None:
     assert world.inspect("alice")["State"]["StartedAt"] != started
 
 
-def test_a_sandbox_that_hangs_delays_no_other(world: World) -> None:
+def test_a_hanging_sandbox_delays_no_other(world: World) -> None:
     hung = ["sh", "-c", "trap '' TERM; while true; do sleep 1; done"]
     world.start(hung=box(command=hung, init=False, stop_timeout="1m"), bob=box("stopped"))
     world.declare(
@@ -147,7 +145,7 @@ def test_a_sandbox_that_hangs_delays_no_other(world: World) -> None:
     world.converge("hung", "bob", "carol")
 
 
-def test_a_probe_that_hangs_delays_no_other(world: World) -> None:
+def test_a_hanging_probe_delays_no_other(world: World) -> None:
     mute = ["sh", "-c", "nc -ll -p 8000 -e sleep 1000"]
     slow = {"path": "/", "timeout": "30s", "interval": "100ms"}
     records = {f"mute-{number}": web(command=mute, health=slow) for number in range(3)}

@@ -70,14 +70,14 @@ def times(count: int) -> Callable[[Event], list[Event]]:
     return lambda event: [event] * count
 
 
-def told_anew() -> Callable[[Event], list[Event]]:
+def repeated_events() -> Callable[[Event], list[Event]]:
     """Let each event be followed by the last ones again, the newest first."""
     past: deque[Event] = deque(maxlen=8)
 
     def follow(event: Event) -> list[Event]:
-        told = [event, *past]
+        repeated = [event, *past]
         past.appendleft(event)
-        return told
+        return repeated
 
     return follow
 
@@ -86,7 +86,7 @@ EVENTS: dict[str, Callable[[], EditEvent]] = {
     "lost": lambda: times(0),
     "doubled": lambda: times(2),
     "tripled": lambda: times(3),
-    "told anew": told_anew,
+    "repeated": repeated_events,
 }
 
 
@@ -96,7 +96,7 @@ class Round:
     def __init__(self, world: World, proxy: FaultProxy, seed: int) -> None:
         self.world, self.proxy = world, proxy
         self.random = random.Random(seed)
-        self.story = [f"RECONCILER_TORTURE_SEED={seed}"]
+        self.history = [f"RECONCILER_TORTURE_SEED={seed}"]
         self.records: dict[str, dict[str, Any]] = {}
         self.met: Counter[str] = Counter()
 
@@ -110,8 +110,8 @@ class Round:
                     colour = self.random.choice(["red", "green", "blue"])
                     state = self.random.choice(list(STATES))
                     self.records[name] = kind(state, env={"COLOUR": colour})
-        told = {n: f"{r['state']} {r['env']['COLOUR']}" for n, r in self.records.items()}
-        self.story.append(f"declare {told}")
+        declared = {n: f"{r['state']} {r['env']['COLOUR']}" for n, r in self.records.items()}
+        self.history.append(f"declare {declared}")
         self.world.declare(**self.records)
 
     def harm(self) -> None:
@@ -123,7 +123,7 @@ class Round:
         which = self.random.randrange(len(REQUESTS))
         name = self.random.choice(list(FAULTS))
         times = self.random.choice([1, 1, 2, 5])
-        self.story.append(f"{times} of requests {which}: {name}")
+        self.history.append(f"{times} of requests {which}: {name}")
         self.break_some(name, REQUESTS[which], FAULTS[name](), times)
 
     def break_some(self, name: str, which: Predicate, fault: Fault, times: int) -> None:
@@ -132,11 +132,11 @@ class Round:
         self.met[name] += rule.times != times
 
     def hang_lists(self) -> None:
-        self.story.append("hang every list, while all else answers")
+        self.history.append("hang every list, while all else answers")
         self.hang_all("hung lists", LIST, faults.hang())
 
     def wedge(self) -> None:
-        self.story.append("hang every change, done or not, while all else answers")
+        self.history.append("hang every change, done or not, while all else answers")
         fault = self.random.choice([faults.hang, faults.hang_after])()
         self.hang_all("wedged", lambda request: request.changes, fault)
 
@@ -149,11 +149,11 @@ class Round:
         self.proxy.release()
 
     def come_late(self) -> None:
-        self.story.append("let changes be done after the daemon gave them up")
+        self.history.append("let changes be done after the daemon gave them up")
         self.break_some("done late", AFTERTHOUGHTS, faults.delay(LATE), 2)
 
     def refuse(self) -> None:
-        self.story.append("refuse connections")
+        self.history.append("refuse connections")
         first, mark = len(self.proxy.requests), self.world.daemon.mark()
         self.proxy.refuse()
         wait_for(lambda: bool(self.world.daemon.events("engine.lost", since=mark)), LONGEST_STEP)
@@ -163,13 +163,13 @@ class Round:
 
     def cut(self) -> None:
         name, edit = self.random.choice(list(EVENTS.items()))
-        self.story.append(f"cut the streams; from now on events are {name}")
+        self.history.append(f"cut the streams; from now on events are {name}")
         self.met[f"events {name}"] += 1
         self.proxy.edit_events(edit())
         self.proxy.cut_streams()
 
     def crash(self) -> None:
-        self.story.append("kill -9 the daemon")
+        self.history.append("kill -9 the daemon")
         self.met["kill -9"] += 1
         self.world.daemon.kill9()
         self.world.daemon.start()
@@ -196,7 +196,7 @@ class Round:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + ROUNDS))
-def test_after_all_faults_it_is_as_declared(
+def test_random_faults_converge_to_the_declaration(
     proxied: World, proxy: FaultProxy, foreign: list[str], seed: int
 ) -> None:
     proxied.daemon.env.update(SHORT)
@@ -216,8 +216,8 @@ def test_after_all_faults_it_is_as_declared(
         proxied.wait(one.settled)
         proxied.converge(*one.records)
     except AssertionError as error:
-        story = "\n".join(one.story)
-        raise AssertionError(f"{story}\n{error}\n{proxy.transcript()}") from error
+        history = "\n".join(one.history)
+        raise AssertionError(f"{history}\n{error}\n{proxy.transcript()}") from error
     assert {name: proxied.key(name) for name in one.records}.items() <= keys.items()
     assert proxied.ports("alice") == ports
     assert proxied.volumes() == set(KINDS)

@@ -63,9 +63,7 @@ def as_user(
     )
 
 
-def test_an_env_file_that_hangs_holds_back_its_record_alone(
-    world: World, mount: HangingMount
-) -> None:
+def test_a_hanging_env_file_blocks_only_its_record(world: World, mount: HangingMount) -> None:
     env = str(mount.path / "llm.env")
     world.start(alice=box(env_file=env), bob=box())
     before = world.ids()
@@ -92,9 +90,7 @@ def test_an_env_file_that_hangs_holds_back_its_record_alone(
     assert not world.daemon.events("task.failed")
 
 
-def test_a_mount_that_dies_holds_back_its_record_until_it_is_back(
-    world: World, mount: HangingMount
-) -> None:
+def test_a_dead_mount_blocks_only_its_record(world: World, mount: HangingMount) -> None:
     env = str(mount.path / "llm.env")
     world.start(alice=box(env_file=env))
     before = world.ids()
@@ -109,7 +105,7 @@ def test_a_mount_that_dies_holds_back_its_record_until_it_is_back(
     assert before.items() <= world.ids().items()
 
 
-def test_the_daemon_ends_in_time_while_files_hang(world: World, mount: HangingMount) -> None:
+def test_the_daemon_stops_in_time_while_files_hang(world: World, mount: HangingMount) -> None:
     world.start(alice=box(env_file=str(mount.path / "llm.env")))
     mount.hang()
     world.declare(alice=box(env_file=str(mount.path / "llm.env")), bob=box())
@@ -118,9 +114,7 @@ def test_the_daemon_ends_in_time_while_files_hang(world: World, mount: HangingMo
     assert world.daemon.logs[-1]["event"] == "daemon.stopped"
 
 
-def test_it_starts_beside_a_desired_file_that_hangs_and_reads_it_in_the_end(
-    world: World, tmp_path: Path
-) -> None:
+def test_the_daemon_starts_with_a_hanging_desired_file(world: World, tmp_path: Path) -> None:
     with HangingMount(tmp_path / "etc", desired_yaml=document(alice=box())) as mount:
         world.daemon.env["RECONCILER_DESIRED"] = str(mount.path / "desired.yaml")
         mount.hang()
@@ -134,9 +128,7 @@ def test_it_starts_beside_a_desired_file_that_hangs_and_reads_it_in_the_end(
         assert world.daemon.terminate() == 0
 
 
-def test_check_says_of_a_file_that_hangs_what_the_daemon_says(
-    world: World, mount: HangingMount
-) -> None:
+def test_check_reports_a_hanging_file_like_the_daemon(world: World, mount: HangingMount) -> None:
     env = mount.path / "llm.env"
     world.declare(alice=box(env_file=str(env)), bob=box())
     assert world.daemon.cli("check").returncode == 0
@@ -150,7 +142,7 @@ def test_check_says_of_a_file_that_hangs_what_the_daemon_says(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-def test_a_folder_of_root_is_an_error_of_its_record(world: World, open_folder: Path) -> None:
+def test_a_root_only_folder_is_an_error_of_its_record(world: World, open_folder: Path) -> None:
     secret, desired = open_folder / "secret", open_folder / "desired.yaml"
     secret.mkdir(mode=0o700)
     (secret / "llm.env").write_text("A=1\n")
@@ -168,7 +160,7 @@ def test_a_folder_of_root_is_an_error_of_its_record(world: World, open_folder: P
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_it_at_once(world: World, number: signal.Signals) -> None:
+def test_a_second_signal_ends_the_daemon_at_once(world: World, number: signal.Signals) -> None:
     world.start(alice=box())
     world.daemon.module = "tests.harness.slow_end"
     assert world.daemon.terminate() == 0
@@ -192,9 +184,7 @@ def test_sighup_reloads(world: World) -> None:
     assert world.statuses() == {"alice": "RUNNING"}
 
 
-def test_every_failed_start_is_logged_and_nothing_else_is_said(
-    world: World, tmp_path: Path
-) -> None:
+def test_every_failed_start_is_logged_once(world: World, tmp_path: Path) -> None:
     world.start(alice=box())
     for change in (
         {},  # the lock is taken

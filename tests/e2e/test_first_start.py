@@ -58,7 +58,7 @@ def test_every_sandbox_is_as_desired(started: World) -> None:
     }
 
 
-def test_nothing_else_was_made(started: World) -> None:
+def test_nothing_else_is_created(started: World) -> None:
     assert started.names() == sorted(STATES)
     assert started.volumes() == set(STATES)
 
@@ -70,7 +70,7 @@ def answers(port: int) -> bool:
         return False
 
 
-def test_urls_answer_on_the_loopback_alone(started: World) -> None:
+def test_urls_answer_on_loopback_only(started: World) -> None:
     row = started.row("alice")
     assert [url["name"] for url in row["exposed_urls"]] == ["WEB", "DOCS"]
     for url in row["exposed_urls"]:
@@ -81,7 +81,7 @@ def test_urls_answer_on_the_loopback_alone(started: World) -> None:
     assert {b["HostIp"] for bound in bindings.values() for b in bound} == {"127.0.0.1"}
 
 
-def test_every_sandbox_has_ports_of_its_own(started: World) -> None:
+def test_no_two_sandboxes_share_a_port(started: World) -> None:
     ports = [port for name in STATES for port in started.ports(name).values()]
     assert len(set(ports)) == 2 * len(STATES)
 
@@ -95,7 +95,7 @@ def test_the_environment(started: World) -> None:
     assert started.run_in("alice", f"echo ${KEY}") == env[KEY]
 
 
-def test_labels_say_whose_it_is(started: World) -> None:
+def test_labels_name_the_owner(started: World) -> None:
     label = "io.sandbox-reconciler."
     marks = started.inspect("pool-2")["Config"]["Labels"]
     assert marks[f"{label}instance"] == started.instance.name
@@ -113,7 +113,7 @@ def test_the_user_can_write_from_the_workspace_down_to_the_working_dir(started: 
         assert started.run_in("alice", f"stat -c %U {folder}") == "agent"
 
 
-def test_limits_are_the_engines(started: World) -> None:
+def test_limits_reach_the_engine(started: World) -> None:
     host = started.inspect("alice")["HostConfig"]
     assert (host["NanoCpus"], host["Memory"], host["PidsLimit"]) == (500_000_000, 64 << 20, 50)
     assert (host["CapDrop"], host["SecurityOpt"]) == (["ALL"], ["no-new-privileges"])
@@ -121,7 +121,7 @@ def test_limits_are_the_engines(started: World) -> None:
     assert host["RestartPolicy"]["Name"] in {"", "no"}
 
 
-def test_status_and_plan_agree_that_all_is_done(started: World) -> None:
+def test_status_and_plan_agree(started: World) -> None:
     status = started.daemon.status()
     assert {row["status"] for row in status["sandboxes"]} == {"RUNNING", "PAUSED", "STOPPED"}
     assert status["engine"]["reachable"] is True
@@ -132,7 +132,7 @@ def test_status_and_plan_agree_that_all_is_done(started: World) -> None:
     assert started.daemon.cli("apply").returncode == 0
 
 
-def test_session_keys_are_told_only_on_request(started: World) -> None:
+def test_session_keys_are_shown_only_on_request(started: World) -> None:
     keys = [started.key(name) for name in STATES]
     commands = (
         ["status"],
@@ -153,7 +153,7 @@ def test_session_keys_are_told_only_on_request(started: World) -> None:
     assert {row["session_api_key"] for row in shown["sandboxes"]} == set(keys)
 
 
-def test_a_workspace_belongs_to_its_user_however_that_is_said(world: World) -> None:
+def test_a_workspace_belongs_to_its_user_in_every_notation(world: World) -> None:
     records = {
         "name": box(user="agent"),
         "number": box(user="10001"),
@@ -166,7 +166,7 @@ def test_a_workspace_belongs_to_its_user_however_that_is_said(world: World) -> N
     assert owners == dict.fromkeys(records, "10001\n10001")
 
 
-def test_a_file_that_is_there_later_is_picked_up(world: World) -> None:
+def test_a_desired_file_that_appears_later_is_read(world: World) -> None:
     world.daemon.start()
     world.daemon.wait_event("daemon.ready")
     world.declare(alice={"spec": "bare"})

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.story import is_written
+from tests.e2e.ledger_check import is_written
 from tests.e2e.world import World, box, world_of, world_on
 from tests.harness.docker import Docker, labels
 from tests.harness.faults import answer, matching
@@ -33,7 +33,7 @@ def confirmed(world: World) -> bool:
     return world.ask("/v1/gc?allow_mass_delete=true", "POST") is not None
 
 
-def test_orphans_in_every_state_go_after_the_grace(collecting: World) -> None:
+def test_orphans_in_every_state_are_removed_after_the_grace(collecting: World) -> None:
     made = {
         state: orphan(collecting, state) for state in ("created", "running", "paused", "exited")
     }
@@ -56,17 +56,17 @@ def test_orphans_in_every_state_go_after_the_grace(collecting: World) -> None:
     collecting.wait(lambda: len(collecting.daemon.events("garbage.removed")) == 4)
 
 
-def test_a_dry_run_says_what_would_go_and_why(world: World) -> None:
+def test_a_dry_run_lists_removals_with_reasons(world: World) -> None:
     world.daemon.env["RECONCILER_GC_GRACE"] = "1h"
     world.start(alice=box("stopped"))
     ours = orphan(world, "stray")
     world.daemon.wait_event("garbage.found")
     world.docker.create_volume("unlabelled-" + world.instance.name)
     try:
-        told = world.daemon.cli("gc", "--dry-run", "--json")
+        answer = world.daemon.cli("gc", "--dry-run", "--json")
     finally:
         world.docker.rm_volume("unlabelled-" + world.instance.name)
-    (row,) = json.loads(told.stdout)
+    (row,) = json.loads(answer.stdout)
     assert (row["kind"], row["name"], row["due"]) == ("container", world.name("stray"), False)
     assert row["why"].startswith("it belongs to no record")
     assert row["held"]
@@ -75,7 +75,7 @@ def test_a_dry_run_says_what_would_go_and_why(world: World) -> None:
     assert world.name("stray") in world.daemon.cli("gc", "--dry-run").stdout
 
 
-def test_workspaces_are_kept_as_long_as_their_label_says(collecting: World) -> None:
+def test_workspaces_are_kept_for_their_retention(collecting: World) -> None:
     prefix = collecting.instance.volume("")
     for name, retain in (("brief", "1s"), ("long", "1h"), ("ever", "forever")):
         marks = labels(collecting.instance.name, name, retain=retain)
@@ -85,16 +85,16 @@ def test_workspaces_are_kept_as_long_as_their_label_says(collecting: World) -> N
         lambda: confirmed(collecting) and collecting.volumes() == {"alice", "long", "ever"}
     )
 
-    def told() -> dict[str, Any]:
+    def kept() -> dict[str, Any]:
         rows = json.loads(collecting.daemon.cli("gc", "--json").stdout)
         return {row["sandbox"]: row["remove_at"] for row in rows}
 
     # The engine is done with a removal before the daemon hears of it.
-    collecting.wait(lambda: told().keys() == {"long", "ever"})
-    assert told()["ever"] is None
+    collecting.wait(lambda: kept().keys() == {"long", "ever"})
+    assert kept()["ever"] is None
 
 
-def test_the_time_of_a_workspace_is_counted_over_restarts(world: World) -> None:
+def test_retention_counts_over_restarts(world: World) -> None:
     brief = {"path": "/workspace", "retain": "3s"}
     world.start(alice=box("stopped", workspace=brief), bob=box("stopped"))
     world.declare(bob=box("stopped"))
@@ -112,7 +112,7 @@ def test_the_time_of_a_workspace_is_counted_over_restarts(world: World) -> None:
     world.wait(lambda: world.volumes() == {"bob"})
 
 
-def test_what_is_not_ours_is_never_touched(
+def test_foreign_objects_are_never_changed(
     collecting: World, engine: Docker, foreign: list[str], tmp_path
 ) -> None:
     unlabelled = collecting.name("unlabelled")
@@ -133,7 +133,7 @@ def test_what_is_not_ours_is_never_touched(
         engine.rm_volume(plain)
 
 
-def test_nothing_is_collected_before_a_file_was_ever_accepted(collecting: World) -> None:
+def test_nothing_is_collected_before_the_first_accepted_file(collecting: World) -> None:
     collecting.daemon.env["RECONCILER_RESYNC_INTERVAL"] = "1s"
     ours = orphan(collecting, "ours")
     collecting.daemon.write("version: 1\nsandboxes: {alice: {spec: no-such}, : }\n")
@@ -147,7 +147,7 @@ def test_nothing_is_collected_before_a_file_was_ever_accepted(collecting: World)
     collecting.wait(lambda: confirmed(collecting) and collecting.names() == ["alice"])
 
 
-def test_a_list_that_fails_collects_nothing(proxied: World, proxy: FaultProxy) -> None:
+def test_a_failed_list_collects_nothing(proxied: World, proxy: FaultProxy) -> None:
     proxied.daemon.env.update(GRACE)
     orphans = {orphan(proxied, f"orphan-{number}") for number in range(2)}
     proxied.declare(alice=box("stopped"))
@@ -162,9 +162,7 @@ def test_a_list_that_fails_collects_nothing(proxied: World, proxy: FaultProxy) -
     proxied.wait(lambda: confirmed(proxied) and proxied.names() == ["alice"])
 
 
-def test_a_record_that_comes_back_within_the_grace_keeps_its_container(
-    world: World, tmp_path
-) -> None:
+def test_a_record_that_returns_within_the_grace_keeps_its_container(world: World, tmp_path) -> None:
     world.daemon.env["RECONCILER_GC_GRACE"] = "1h"
     world.start(alice=box(), bob=box())
     ids = world.ids()

@@ -105,9 +105,9 @@ def test_honest_sandboxes_beside_hostile_ones(world: World) -> None:
     world.wait(lambda: world.row(HONEST[0])["restarts"] == 1)
     world.wait(lambda: world.row(HONEST[0])["status"] == "RUNNING")
 
-    told = "\n".join([*world.daemon.raw, str(world.rows()), str(world.ask("/v1/events"))])
+    output = "\n".join([*world.daemon.raw, str(world.rows()), str(world.ask("/v1/events"))])
     keys = [str(world.key(name)) for name in hostile()]
-    assert not [word for word in (*CANARIES, *keys, "\x1b", "\x9b") if word in told]
+    assert not [word for word in (*CANARIES, *keys, "\x1b", "\x9b") if word in output]
     if LONG:
         assert share < 0.15
         assert use_of(world).memory < 120

@@ -80,18 +80,18 @@ def hostile(world: World) -> World:
         ("gc", "--dry-run"),
     ],
 )
-def test_no_command_lets_a_sandbox_drive_the_terminal(hostile: World, command: tuple[str, ...]):
+def test_sandbox_output_never_drives_the_terminal(hostile: World, command: tuple[str, ...]):
     shown = on_terminal(hostile, *command)
     assert not [control for control in CONTROLS if control in shown]
     if command[0] != "logs":
         assert not [canary for canary in (*CANARIES, hostile.key("mallory")) if canary in shown]
 
 
-def test_the_log_holds_no_secret_and_no_control(hostile: World) -> None:
+def test_the_log_has_no_secret_and_no_control_character(hostile: World) -> None:
     text = "\n".join(hostile.daemon.raw)
     assert "sandbox.died" in text
     assert not [c for c in (*CONTROLS, *CANARIES, str(hostile.key("mallory"))) if c in text]
 
 
-def test_raw_logs_are_the_bytes_that_the_sandbox_wrote(hostile: World) -> None:
+def test_raw_logs_are_the_original_bytes(hostile: World) -> None:
     assert ATTACK in on_terminal(hostile, "logs", "mallory", "--raw")

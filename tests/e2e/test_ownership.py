@@ -45,7 +45,7 @@ def some_passes(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["my-debug", "alice.next"])
-def test_a_snapshot_that_somebody_runs_is_left_alone(
+def test_a_container_from_a_snapshot_is_left_alone(
     quick: World, snapshots: list[str], name: str
 ) -> None:
     quick.start(alice=box())
@@ -88,9 +88,7 @@ def test_a_snapshot_does_not_become_the_sandbox(quick: World, snapshots: list[st
     assert quick.id("alice") == theirs
 
 
-def test_with_the_database_lost_a_snapshot_is_not_adopted(
-    quick: World, snapshots: list[str]
-) -> None:
+def test_a_lost_database_adopts_no_snapshot(quick: World, snapshots: list[str]) -> None:
     quick.start(alice=box())
     image = commit(quick, snapshots)
     quick.daemon.terminate()
@@ -172,9 +170,7 @@ def test_a_lost_database_and_few_records_remove_nothing(quick: World) -> None:
     quick.wait(lambda: quick.names() == ["s0"])
 
 
-def test_a_second_daemon_on_one_engine_and_instance_does_not_start(
-    quick: World, tmp_path: Path
-) -> None:
+def test_a_second_daemon_of_one_instance_does_not_start(quick: World, tmp_path: Path) -> None:
     quick.start(alice=box())
     ids = quick.ids()
     with world_of(quick.instance, tmp_path / "second", **QUICK) as second:
@@ -188,7 +184,7 @@ def test_a_second_daemon_on_one_engine_and_instance_does_not_start(
     assert quick.ids() == ids
 
 
-def test_two_daemons_that_cannot_know_leave_each_other_alone(
+def test_two_unaware_daemons_leave_each_other_alone(
     quick: World, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     quick.start(alice=web(), mine=box())

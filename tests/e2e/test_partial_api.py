@@ -51,7 +51,7 @@ def forbidden(world: World) -> set[str]:
     [("EVENTS",), ("EXEC",), ("IMAGES",), ("INFO",), ("VERSION", "PING"), ("EVENTS", "INFO")],
     ids="+".join,
 )
-def test_without_a_part_that_is_not_vital_sandboxes_run(
+def test_sandboxes_run_without_optional_parts_of_the_api(
     instance: Instance, tmp_path: Path, parts: tuple[str, ...]
 ) -> None:
     with behind(instance, tmp_path, *parts) as (world, _):
@@ -60,10 +60,10 @@ def test_without_a_part_that_is_not_vital_sandboxes_run(
         world.docker.kill(f"{world.instance.prefix}bob")
         world.wait(lambda: world.row("bob")["restarts"] == 1)
         world.converge("alice", "bob")
-        told = " ".join(world.ask("/v1/status")["engine"]["forbidden"])
+        forbidden = " ".join(world.ask("/v1/status")["engine"]["forbidden"])
         findings = doctor(world)
         for name in set(parts) - {"EXEC", "IMAGES", "PING"}:
-            assert f"{name}=1" in told
+            assert f"{name}=1" in forbidden
             world.wait(lambda name=name: name in forbidden(world))
         for name in set(parts) - {"PING"}:
             found = findings[f"engine API {name}"]
@@ -71,7 +71,7 @@ def test_without_a_part_that_is_not_vital_sandboxes_run(
             assert f"{name}=1" in found["mend"]
 
 
-def test_without_volumes_only_workspaces_are_missing(instance: Instance, tmp_path: Path) -> None:
+def test_without_volumes_only_workspaces_fail(instance: Instance, tmp_path: Path) -> None:
     with behind(instance, tmp_path, "VOLUMES") as (world, proxy):
         world.declare(alice=BOX, bob=BARE)
         world.daemon.start()
@@ -84,7 +84,7 @@ def test_without_volumes_only_workspaces_are_missing(instance: Instance, tmp_pat
         world.daemon.wait_event("engine.allowed")
 
 
-def test_read_only_everything_waits_with_one_error(instance: Instance, tmp_path: Path) -> None:
+def test_a_read_only_api_is_one_error_per_sandbox(instance: Instance, tmp_path: Path) -> None:
     with behind(instance, tmp_path, "POST") as (world, proxy):
         world.declare(alice=BOX, bob=BARE, carol=BARE)
         world.daemon.start()
@@ -99,7 +99,7 @@ def test_read_only_everything_waits_with_one_error(instance: Instance, tmp_path:
         world.converge("alice", "bob", "carol")
 
 
-def test_without_containers_the_cause_is_named(instance: Instance, tmp_path: Path) -> None:
+def test_without_containers_the_cause_is_reported(instance: Instance, tmp_path: Path) -> None:
     with behind(instance, tmp_path, "CONTAINERS") as (world, proxy):
         world.declare(bob=BARE)
         world.daemon.start()

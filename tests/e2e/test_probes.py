@@ -46,11 +46,11 @@ def findings(world: World) -> dict[str, dict[str, str]]:
     ],
     ids=["nothing listens", "only inside", "another port"],
 )
-def test_tcp_is_never_good_where_nothing_listens(world: World, command: list[str]) -> None:
+def test_tcp_fails_where_nothing_listens(world: World, command: list[str]) -> None:
     world.declare(deaf=web(command=command, health=TCP, restart=CALM))
     world.daemon.start()
-    told = world.daemon.wait_event("sandbox.unhealthy", "deaf")
-    assert told["cause"].startswith("the connection is closed at once")
+    logged = world.daemon.wait_event("sandbox.unhealthy", "deaf")
+    assert logged["cause"].startswith("the connection is closed at once")
     assert not world.daemon.events("sandbox.healthy")
 
 
@@ -63,7 +63,7 @@ def test_tcp_is_never_good_where_nothing_listens(world: World, command: list[str
     ],
     ids=["silent", "speaks first", "http"],
 )
-def test_tcp_is_good_where_something_listens(world: World, command: list[str]) -> None:
+def test_tcp_passes_where_a_server_listens(world: World, command: list[str]) -> None:
     world.start(alice=web(command=command, health=TCP))
     world.daemon.wait_event("sandbox.healthy", "alice")
     seconds = world.daemon.mark()
@@ -117,7 +117,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 @pytest.mark.parametrize(
     ("loopback", "words"), [("up", "--network host"), ("down", "this host has no route to")]
 )
-def test_in_another_network_than_the_engines_health_is_unknown(
+def test_health_is_unknown_in_another_network_namespace(
     world: World, kind: str, loopback: str, words: str
 ) -> None:
     root = str(Path(__file__).parent.parent.parent)
@@ -147,7 +147,7 @@ done
 """
 
 
-def test_a_probe_sends_the_host_and_the_headers_of_its_spec(world: World) -> None:
+def test_a_probe_sends_host_and_headers(world: World) -> None:
     choosy = ["nc", "-ll", "-p", "8000", "-e", "sh", "-c", _CHOOSY]
     named = {**BRISK, "host": "localhost", "headers": {"X-Probe": "yes"}}
     world.declare(
@@ -159,7 +159,7 @@ def test_a_probe_sends_the_host_and_the_headers_of_its_spec(world: World) -> Non
     world.wait(lambda: world.row("named")["status"] == "RUNNING")
 
 
-def test_a_host_name_stays_over_replacements(world: World) -> None:
+def test_the_host_name_survives_a_replacement(world: World) -> None:
     world.start(alice=box(), bob=box(hostname="licensed.example"))
     former = str(world.id("alice"))
     for edit in ({}, {"env": {"A": "b"}}):
@@ -181,7 +181,7 @@ def checked_image(world: World) -> Iterator[str]:
     world.docker.rm_image(f"{repository}:latest")
 
 
-def test_the_check_of_the_image_is_a_probe(world: World, checked_image: str) -> None:
+def test_the_image_healthcheck_is_a_probe(world: World, checked_image: str) -> None:
     probe = {**BRISK, "kind": "docker"}
     command = ["sh", "-c", f"touch {CHECKED_FILE}; sleep 1000000"]
     record = box(image=checked_image, command=command, health=probe)
@@ -200,7 +200,7 @@ def test_the_check_of_the_image_is_a_probe(world: World, checked_image: str) -> 
     world.wait(lambda: world.row("alice")["restarts"] >= 1)
 
 
-def test_a_check_that_no_probe_uses_is_reported(world: World, checked_image: str) -> None:
+def test_an_unused_healthcheck_is_reported(world: World, checked_image: str) -> None:
     world.start(alice=box(image=checked_image), off=box(image=checked_image, healthcheck="none"))
     world.daemon.wait_event("sandbox.check_unheeded", "alice")
     row = world.row("alice")

@@ -29,13 +29,13 @@ def commands():
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
-def test_every_file_it_shows_is_valid(text, tmp_path):
+def test_every_yaml_example_is_valid(text, tmp_path):
     path = tmp_path / "desired.yaml"
     path.write_text(text)
     assert load(path).diagnostics == ()
 
 
-def test_every_command_it_shows_works(daemon):
+def test_every_command_example_works(daemon):
     daemon.write(blocks("yaml")[0].replace("reconciler-demo:latest", TEST_IMAGE))
     daemon.start().wait_statuses(ALL_WELL)
     results = {" ".join(words): daemon.cli(*words) for words in commands()}
@@ -43,12 +43,12 @@ def test_every_command_it_shows_works(daemon):
     assert {words: result.stderr for words, result in results.items() if result.returncode} == {}
 
 
-def test_every_path_it_links_to_exists():
+def test_every_link_exists():
     links = re.findall(r"\]\(([^)#]+)\)", README.read_text())
     assert [link for link in links if not (README.parent / link).exists()] == []
 
 
-def test_every_promise_names_a_test_that_exists():
+def test_every_promise_names_an_existing_test():
     text = README.read_text()
     rows = re.findall(r"^\| (?!promise|---)(.+?) \| (`tests/.+) \|$", text, re.MULTILINE)
     assert len(rows) >= 15
@@ -62,7 +62,7 @@ def test_every_promise_names_a_test_that_exists():
     assert missing == []
 
 
-def test_the_make_targets_it_names_exist():
+def test_every_make_target_exists():
     named = set(re.findall(r"make ([a-z-]+)", README.read_text()))
     targets = set(
         re.findall(r"^([a-z-]+):", (README.parent / "Makefile").read_text(), re.MULTILINE)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.story import is_written
+from tests.e2e.ledger_check import is_written
 from tests.e2e.world import World, box, web
 from tests.harness.descriptors import at_most, highest
 from tests.store.conftest_store import fill, small_disk
@@ -41,7 +41,7 @@ def started_at(world: World, *sandboxes: str) -> dict[str, str]:
     return {name: world.inspect(name)["State"]["StartedAt"] for name in sandboxes}
 
 
-def story(world: World, sandbox: str) -> list[str]:
+def history(world: World, sandbox: str) -> list[str]:
     return [entry["event"] for entry in world.ask(f"/v1/events?sandbox={sandbox}")]
 
 
@@ -55,7 +55,7 @@ def full_but(folder: Path, pages: int) -> Iterator[None]:
     filler.unlink()
 
 
-def test_a_full_disk_stops_nothing_and_is_got_over(world: World, disk: Path) -> None:
+def test_a_full_disk_blocks_no_sandbox_and_recovers(world: World, disk: Path) -> None:
     alice = web(health=BRITTLE)
     world.start(alice=alice, bob=box(), carol=box("paused"), dave=box())
     before, ports = started_at(world, "bob", "carol"), world.ports("alice")
@@ -95,8 +95,8 @@ def test_a_full_disk_stops_nothing_and_is_got_over(world: World, disk: Path) -> 
     assert {name: world.key(name) for name in keys} == keys
     assert world.ports("alice") == ports
     assert "dave" in world.volumes()
-    assert {"sandbox.removed", "record.deleted"} <= set(story(world, "dave"))
-    assert {"sandbox.died", "sandbox.unhealthy"} <= set(story(world, "alice"))
+    assert {"sandbox.removed", "record.deleted"} <= set(history(world, "dave"))
+    assert {"sandbox.died", "sandbox.unhealthy"} <= set(history(world, "alice"))
     assert "Traceback" not in "\n".join(world.daemon.raw)
 
 
@@ -109,7 +109,7 @@ EDITS: list[dict[str, Any]] = [
 
 
 @pytest.mark.timeout(300)
-def test_a_disk_that_is_full_at_some_write_loses_nothing(world: World, disk: Path) -> None:
+def test_a_full_disk_at_any_write_loses_nothing(world: World, disk: Path) -> None:
     world.start(alice=web())
     key, ports = world.key("alice"), world.ports("alice")
     failed = []
@@ -153,7 +153,7 @@ def as_far_as_there_was_room(world: World, wanted: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("orderly", [True, False])
-def test_a_start_on_a_full_disk_takes_care_of_what_is_there(
+def test_a_start_on_a_full_disk_manages_existing_sandboxes(
     world: World, disk: Path, *, orderly: bool
 ) -> None:
     world.start(alice=box(), bob=box(), carol=box())
@@ -176,11 +176,11 @@ def test_a_start_on_a_full_disk_takes_care_of_what_is_there(
     world.converge("alice", "bob", "carol", "dave")
     assert started_at(world, "alice", "bob") == before
     assert {name: world.key(name) for name in keys} == keys
-    assert "sandbox.died" in story(world, "carol")
+    assert "sandbox.died" in history(world, "carol")
     assert "Traceback" not in "\n".join(world.daemon.raw)
 
 
-def test_a_first_start_on_a_full_disk_succeeds_once_there_is_room(world: World, disk: Path) -> None:
+def test_a_first_start_on_a_full_disk_waits_for_room(world: World, disk: Path) -> None:
     world.declare(alice=box())
     with full_but(disk, 0):
         for _ in range(2):
@@ -196,9 +196,7 @@ def test_a_first_start_on_a_full_disk_succeeds_once_there_is_room(world: World, 
 
 
 @pytest.mark.parametrize("few", [False, True], ids=["none", "few"])
-def test_without_descriptors_nothing_is_taken_for_dead_and_all_is_made_up_for(
-    world: World, *, few: bool
-) -> None:
+def test_without_descriptors_nothing_counts_as_dead(world: World, *, few: bool) -> None:
     world.start(alice=box(), bob=web(health=BRITTLE), carol=box())
     before, mark = started_at(world, "bob", "carol"), world.daemon.mark()
     # The lowest five are in use for good; with a limit of 0 not even poll(2) works.
@@ -207,8 +205,8 @@ def test_without_descriptors_nothing_is_taken_for_dead_and_all_is_made_up_for(
         for _ in range(20):
             client = held.enter_context(socket.socket(socket.AF_UNIX))
             client.connect(f"{world.daemon.runtime_dir}/control.sock")
-        told = world.daemon.wait_event("daemon.out_of_files", since=mark)
-        assert "LimitNOFILE" in told["error"]
+        logged = world.daemon.wait_event("daemon.out_of_files", since=mark)
+        assert "LimitNOFILE" in logged["error"]
         world.declare(alice=box(), bob=web(health=BRITTLE), carol=box("paused"), dave=web())
         world.docker.kill(world.name("alice"))
         if not few:
@@ -220,7 +218,7 @@ def test_without_descriptors_nothing_is_taken_for_dead_and_all_is_made_up_for(
     world.converge("alice", "bob", "carol", "dave")
     assert started_at(world, "bob", "carol") == before
     assert not world.daemon.events("sandbox.unhealthy")
-    assert len(complaints(world, mark)) < 10, world.daemon.tail()
+    assert len(warnings(world, mark)) < 10, world.daemon.tail()
     assert "Traceback" not in "\n".join(world.daemon.raw)
 
 
@@ -229,7 +227,7 @@ def pid_of(world: World) -> int:
     return world.daemon.process.pid
 
 
-def complaints(world: World, since: int) -> list[dict[str, Any]]:
+def warnings(world: World, since: int) -> list[dict[str, Any]]:
     return [line for line in world.daemon.logs[since:] if line.get("level") != "info"]
 
 
@@ -242,7 +240,7 @@ SHOWN = 4096  # bytes of one line of a log
 GROWTH = 64 << 20  # bytes; the two streams together are over three times as large
 
 
-def test_what_a_sandbox_says_is_cut_and_kept_nowhere(world: World) -> None:
+def test_long_sandbox_output_is_cut_and_not_stored(world: World) -> None:
     calm, slow = box(), {"backoff": "1h", "max_backoff": "1h"}
     world.start(calm=calm)
     at_first = peak_memory(world)

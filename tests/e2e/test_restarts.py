@@ -19,7 +19,7 @@ TEN = {f"s{number}": box() for number in range(10)}
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["create", "start"])
-def test_a_daemon_that_ends_while_it_converges_begins_again(
+def test_a_stop_while_converging_is_resumed(
     proxied: World, proxy: FaultProxy, number: signal.Signals, moment: str
 ) -> None:
     proxied.declare(**TEN)
@@ -36,7 +36,7 @@ def test_a_daemon_that_ends_while_it_converges_begins_again(
     assert {proxied.state(name) for name in TEN} == {"running"}
 
 
-def test_a_daemon_that_is_told_to_end_leaves_its_sandboxes_running(world: World) -> None:
+def test_a_stopped_daemon_leaves_sandboxes_running(world: World) -> None:
     world.start(alice=web(), bob=box("paused"))
     ids, url = world.ids(), world.row("alice")["exposed_urls"][0]
     assert world.daemon.terminate() == 0
@@ -50,7 +50,7 @@ def test_a_daemon_that_is_told_to_end_leaves_its_sandboxes_running(world: World)
     assert not world.daemon.events("sandbox.started", since=mark)
 
 
-def test_a_second_daemon_on_one_state_directory_says_so(world: World, tmp_path: Path) -> None:
+def test_a_second_daemon_on_one_state_directory_is_refused(world: World, tmp_path: Path) -> None:
     world.start(alice=box("stopped"))
     with world_of(world.instance, tmp_path) as second:
         assert second.daemon.start().wait_exit() != 0
@@ -60,7 +60,7 @@ def test_a_second_daemon_on_one_state_directory_says_so(world: World, tmp_path: 
     assert world.statuses() == {"alice": "STOPPED"}
 
 
-def test_with_the_database_lost_everything_declared_is_adopted(world: World) -> None:
+def test_a_lost_database_adopts_everything_declared(world: World) -> None:
     records = {"alice": web(), "bob": web("paused"), "carol": web("stopped")}
     world.start(**records)
     ids, kept = world.ids(), {name: (world.key(name), world.ports(name)) for name in records}
@@ -70,8 +70,8 @@ def test_with_the_database_lost_everything_declared_is_adopted(world: World) -> 
     world.daemon.start()
     world.converge(*records)
     assert world.ids() == ids
-    told = json.loads(world.daemon.cli("status", "--json", "--show-secrets").stdout)
-    for row in told["sandboxes"]:
+    answer = json.loads(world.daemon.cli("status", "--json", "--show-secrets").stdout)
+    for row in answer["sandboxes"]:
         key, ports = kept[row["name"]]
         assert row["session_api_key"] == key
         # A sandbox that is down shows no URL.
@@ -80,7 +80,7 @@ def test_with_the_database_lost_everything_declared_is_adopted(world: World) -> 
         assert world.ports(row["name"]) == ports
 
 
-def test_a_corrupt_database_is_told_and_nothing_is_touched(world: World) -> None:
+def test_a_corrupt_database_is_reported_and_changes_nothing(world: World) -> None:
     world.start(alice=box(), bob=box())
     ids = world.ids()
     assert world.daemon.terminate() == 0
@@ -96,7 +96,7 @@ def test_a_corrupt_database_is_told_and_nothing_is_touched(world: World) -> None
     assert world.state("alice") == "running"
 
 
-def test_the_database_is_whole_after_a_kill(world: World) -> None:
+def test_the_database_is_intact_after_a_kill(world: World) -> None:
     world.declare(**TEN)
     world.daemon.start()
     world.daemon.wait_event("sandbox.created")
@@ -123,9 +123,7 @@ def on_own(own: PrivateEngine, tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("end", ["kill", "terminate"])
-def test_an_engine_that_restarts_under_the_daemon(
-    on_own: World, own: PrivateEngine, end: str
-) -> None:
+def test_an_engine_restart_under_the_daemon(on_own: World, own: PrivateEngine, end: str) -> None:
     on_own.start(alice=web(), bob=web("paused"), carol=web("stopped"))
     ids = on_own.ids()
     getattr(own, end)()
@@ -138,7 +136,7 @@ def test_an_engine_that_restarts_under_the_daemon(
     assert (on_own.state("alice"), on_own.state("bob")) == ("running", "paused")
 
 
-def test_a_daemon_that_starts_before_its_engine(on_own: World, own: PrivateEngine) -> None:
+def test_a_daemon_starts_before_its_engine(on_own: World, own: PrivateEngine) -> None:
     own.terminate()
     on_own.declare(alice=box())
     on_own.daemon.start()

@@ -10,7 +10,7 @@ FIFTY = {f"s{number:02}": web() for number in range(50)}
 
 
 @pytest.mark.timeout(400)
-def test_fifty_sandboxes_come_and_go(world: World) -> None:
+def test_fifty_sandboxes_are_created_and_deleted(world: World) -> None:
     began = time.monotonic()
     world.declare(**FIFTY)
     world.daemon.start()

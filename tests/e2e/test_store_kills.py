@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.course import Course, Leg, alice, crash, repaint, to
-from tests.e2e.story import is_written
+from tests.e2e.ledger_check import is_written
+from tests.e2e.scenario import Leg, Scenario, alice, crash, repaint, to
 from tests.e2e.world import World, box, web
 from tests.harness import dying
 from tests.harness.dying import Order
@@ -65,34 +65,34 @@ class AtWrite:
         self.file.unlink()
 
 
-def write_each_step(course: Course) -> None:
+def write_each_step(scenario: Scenario) -> None:
     """Hold each change back until what came before it is on disk, however slow that is.
 
     Else some steps would share a commit, and there would be fewer points.
     """
-    world = course.world
+    world = scenario.world
 
     def hold(request: Request) -> None:
         if request.changes:
             world.daemon.wait_until(lambda: not world.daemon.running or is_written(world))
 
-    course.proxy.on_request(hold)
+    scenario.proxy.on_request(hold)
 
 
-def run(course: Course, leg: Leg) -> int:
+def run(scenario: Scenario, leg: Leg) -> int:
     """Run the leg undisturbed, then from every point; return how many there were."""
-    write_each_step(course)
-    course.begin(leg)
-    course.attempt(leg)
-    return sum(run_way(course, leg, *way) for way in WAYS)
+    write_each_step(scenario)
+    scenario.begin(leg)
+    scenario.attempt(leg)
+    return sum(run_way(scenario, leg, *way) for way in WAYS)
 
 
-def run_way(course: Course, leg: Leg, statements: str, side: str) -> int:
+def run_way(scenario: Scenario, leg: Leg, statements: str, side: str) -> int:
     """Die at the first such write, at the second, and so on, until there are no more."""
     for number in count():
-        deaths = course.deaths
-        course.attempt(leg, AtWrite(course.world, statements, side, number))
-        if course.deaths == deaths:
+        deaths = scenario.deaths
+        scenario.attempt(leg, AtWrite(scenario.world, statements, side, number))
+        if scenario.deaths == deaths:
             return number
     raise AssertionError
 
@@ -107,20 +107,20 @@ def mortal(proxied: World, tmp_path: Path) -> World:
 
 @pytest.mark.timeout(1200 if LONG else 400)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_daemon_that_dies_between_two_writes(
+def test_a_kill_between_any_two_writes_is_repaired(
     mortal: World, proxy: FaultProxy, foreign: list[str], name: str
 ) -> None:
     least, leg = SCENARIOS[name]
-    points = run(Course(mortal, proxy, foreign), leg)
+    points = run(Scenario(mortal, proxy, foreign), leg)
     print(f"{name}: {points} points between two writes")
     assert points >= least
 
 
 @pytest.mark.timeout(400)
-def test_a_daemon_that_dies_while_it_makes_its_database_anew(mortal: World) -> None:
+def test_a_kill_while_recreating_the_database_is_repaired(mortal: World) -> None:
     daemon, records = mortal.daemon, {"alice": web("paused"), "bob": box("stopped")}
     mortal.start(**records)
-    ids, known = mortal.ids(), told(mortal)
+    ids, known = mortal.ids(), identities(mortal)
     daemon.kill9()
     points = 0
     for number in count():
@@ -139,7 +139,7 @@ def test_a_daemon_that_dies_while_it_makes_its_database_anew(mortal: World) -> N
         mortal.converge(*records)
         points += 1
         assert mortal.ids() == ids, death
-        assert told(mortal) == known, death
+        assert identities(mortal) == known, death
         daemon.kill9()
     print(f"database lost: {points} points between two writes")
     assert points >= 2
@@ -152,7 +152,7 @@ def is_converged(world: World) -> bool:
     return done and is_written(world)
 
 
-def told(world: World) -> dict[str, tuple[str, list[int]]]:
+def identities(world: World) -> dict[str, tuple[str, list[int]]]:
     """The session key and the ports of each sandbox, as a user is told them."""
     rows = json.loads(world.daemon.cli("status", "--json", "--show-secrets").stdout)["sandboxes"]
     return {

@@ -47,7 +47,7 @@ def has_work(world: World) -> bool:
     return world.run_in("alice", "cat /workspace/file") == "work"
 
 
-def test_a_network_that_was_pruned_and_made_again(world: World, network: str) -> None:
+def test_a_recreated_network(world: World, network: str) -> None:
     world.docker.create_network(network)
     record = {"network": {"mode": network}}
     former, key = work_in(world, **record)
@@ -62,7 +62,7 @@ def test_a_network_that_was_pruned_and_made_again(world: World, network: str) ->
     assert world.names() == ["alice"]
 
 
-def test_a_network_that_is_away_is_named_and_waited_for(world: World, network: str) -> None:
+def test_a_missing_network_is_reported_and_awaited(world: World, network: str) -> None:
     world.docker.create_network(network)
     record = {"network": {"mode": network}}
     former, key = work_in(world, **record)
@@ -76,7 +76,7 @@ def test_a_network_that_is_away_is_named_and_waited_for(world: World, network: s
     assert has_work(world)
 
 
-def test_a_sidecar_that_was_made_again(world: World, foreign: list[str]) -> None:
+def test_a_recreated_sidecar(world: World, foreign: list[str]) -> None:
     sidecar = f"{world.instance.prefix}sidecar"
     foreign.append(sidecar)
     init = {"Init": True}
@@ -91,7 +91,7 @@ def test_a_sidecar_that_was_made_again(world: World, foreign: list[str]) -> None
     assert has_work(world)
 
 
-def test_a_folder_of_the_host_that_was_away(world: World, tmp_path: Path) -> None:
+def test_a_host_folder_that_was_missing(world: World, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
     mounts = [{"host_path": str(folder), "container_path": "/models"}]
@@ -104,7 +104,7 @@ def test_a_folder_of_the_host_that_was_away(world: World, tmp_path: Path) -> Non
     assert world.id("alice") == former
 
 
-def test_a_device_that_was_away(world: World, tmp_path: Path) -> None:
+def test_a_device_that_was_missing(world: World, tmp_path: Path) -> None:
     device = Path("/dev") / f"rcl-{secrets.token_hex(4)}"
 
     def plug() -> None:
@@ -139,7 +139,7 @@ def tag_image(world: World, name: str) -> None:
     world.docker.tag(TEST_IMAGE, name.partition(":")[0])
 
 
-def test_an_image_that_was_removed_under_a_stopped_container(world: World, image: str) -> None:
+def test_an_image_removed_under_a_stopped_container(world: World, image: str) -> None:
     record = {"image": image, "pull": "never"}
     former, _ = work_in(world, **record)
     world.declare(alice=box("stopped", **record))
@@ -155,7 +155,7 @@ def test_an_image_that_was_removed_under_a_stopped_container(world: World, image
     assert has_work(world)
 
 
-def test_firewall_rules_that_were_flushed(proxied: World, proxy: FaultProxy) -> None:
+def test_flushed_firewall_rules(proxied: World, proxy: FaultProxy) -> None:
     world = proxied
     world.start(alice=box(), bob=box())
     former = world.ids()

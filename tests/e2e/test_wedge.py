@@ -60,8 +60,8 @@ def test_a_wedged_engine(proxied: World, proxy: FaultProxy, manager: ServiceMana
     proxy.fault(ends_something, faults.hang(), times=None)
     since = len(daemon.logs)
     proxied.declare(**{name: box("stopped") for name in NAMES}, alice=box())
-    told = daemon.wait_event("engine.wedged", since=since, timeout=90)["error"]
-    assert "hangs at stop" in told
+    message = daemon.wait_event("engine.wedged", since=since, timeout=90)["error"]
+    assert "hangs at stop" in message
 
     # What the engine still does goes on.
     proxied.declare(
@@ -71,12 +71,12 @@ def test_a_wedged_engine(proxied: World, proxy: FaultProxy, manager: ServiceMana
     proxied.wait(lambda: proxied.statuses().get("late") == "STOPPED")
 
     # It is told wherever a user looks.
-    assert daemon.status()["engine"]["wedged"] == told
-    assert told in daemon.cli("status").stdout
+    assert daemon.status()["engine"]["wedged"] == message
+    assert message in daemon.cli("status").stdout
     doctor = daemon.cli("doctor")
     assert doctor.returncode == 1
     assert "restart it" in doctor.stdout
-    proxied.wait(lambda: manager.status == told)
+    proxied.wait(lambda: manager.status == message)
     asked = proxy.seen(lambda request: ends_something(request) and request.status is None)
     assert len(asked) <= len(NAMES) + 4
     assert len(daemon.events("engine.wedged", since=since)) == 1

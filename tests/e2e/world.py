@@ -100,23 +100,23 @@ class World:
     def wait_error(self, sandbox: str, *words: str) -> dict[str, Any]:
         """Wait for the status ERROR with these words in its reason."""
 
-        def told() -> dict[str, Any] | None:
+        def found_row() -> dict[str, Any] | None:
             row = self.rows().get(sandbox, {"status": "", "reason": ""})
             known = row["status"] == "ERROR" and all(word in row["reason"] for word in words)
             return row if known else None
 
-        found = self.wait(told)
+        found = self.wait(found_row)
         assert found is not None
         return found
 
     def wait_reason(self, sandbox: str, *words: str) -> None:
         """Wait for these words in the reason of a sandbox that runs."""
 
-        def told() -> bool:
+        def holds() -> bool:
             row = self.rows().get(sandbox, {"status": "", "reason": ""})
             return row["status"] == "RUNNING" and all(word in row["reason"] for word in words)
 
-        self.wait(told)
+        self.wait(holds)
 
     def converge(self, *sandboxes: str, timeout: float = PATIENCE) -> None:
         """Wait until these, and no others, exist and are as desired."""

@@ -80,11 +80,11 @@ class Service:
     def wait_text(self, words: str) -> str:
         """Wait until the status line has these words; return the line."""
 
-        def told() -> str:
+        def logged() -> str:
             text = self.show("StatusText")
             return text if words in text else ""
 
-        return self.wait_until(told, PATIENCE)
+        return self.wait_until(logged, PATIENCE)
 
     def wait_restarts(self, number: int) -> None:
         """Wait until systemd has started it again, and it is ready."""

@@ -71,7 +71,7 @@ def published(instance: Instance) -> int:
     return port
 
 
-def test_it_has_no_rights(service: Service) -> None:
+def test_it_has_no_capabilities(service: Service) -> None:
     status = status_of(service)
     capabilities = [value for name, value in status.items() if name.startswith("Cap")]
     assert capabilities == ["0" * 16] * 5
@@ -88,7 +88,7 @@ def test_its_exposure_is_low(service: Service) -> None:
     assert measured <= EXPOSURE
 
 
-def test_what_is_forbidden_fails_and_what_is_needed_works(
+def test_the_sandboxed_unit_can_do_only_what_it_needs(
     tried: tuple[dict[str, str], dict[str, str]],
 ) -> None:
     freely, hardened = tried

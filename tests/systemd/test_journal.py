@@ -23,29 +23,29 @@ TROUBLES = f"""
 """
 
 
-def test_a_sandbox_has_its_story(world: World, service: Service) -> None:
+def test_a_sandbox_has_its_history_in_the_journal(world: World, service: Service) -> None:
     cursor = service.machine.cursor()
     service.write(service.desired.replace("\nsandboxes:\n", "\nsandboxes:\n  erin: {spec: web}\n"))
     world.converge("erin", *STATUSES)
-    story = service.machine.journal("SANDBOX=erin", since=cursor)
-    assert [entry["EVENT"] for entry in story] == [
+    history = service.machine.journal("SANDBOX=erin", since=cursor)
+    assert [entry["EVENT"] for entry in history] == [
         "record.added",
         "volume.created",
         "sandbox.created",
         "sandbox.started",
         "sandbox.healthy",
     ]
-    assert {entry["PRIORITY"] for entry in story} == {INFO}
-    assert {entry["_SYSTEMD_UNIT"] for entry in story} == {UNIT}
-    assert {entry["SYSLOG_IDENTIFIER"] for entry in story} == {"reconciler"}
-    made = story[2]
+    assert {entry["PRIORITY"] for entry in history} == {INFO}
+    assert {entry["_SYSTEMD_UNIT"] for entry in history} == {UNIT}
+    assert {entry["SYSLOG_IDENTIFIER"] for entry in history} == {"reconciler"}
+    made = history[2]
     assert made["CAUSE"] == "it does not exist"
     assert made["CONTAINER"] == world.name("erin")
-    assert made["RECONCILE_ID"] == story[3]["RECONCILE_ID"]
+    assert made["RECONCILE_ID"] == history[3]["RECONCILE_ID"]
     assert made["MESSAGE"].startswith("sandbox.created sandbox=erin ")
 
 
-def test_troubles_are_found_by_their_weight(world: World, service: Service) -> None:
+def test_priorities_select_problems(world: World, service: Service) -> None:
     cursor = service.machine.cursor()
     service.write(service.desired.rstrip("\n") + TROUBLES)
     died = service.wait_until(lambda: _died(service, cursor, "crashing", "leaky"), 60)
@@ -81,7 +81,7 @@ def _first_of_each(entries: list[Any], names: tuple[str, ...]) -> dict[str, Any]
     return found if found.keys() >= set(names) else {}
 
 
-def test_what_needs_nobody_is_no_error(world: World, service: Service) -> None:
+def test_normal_operation_logs_no_error(world: World, service: Service) -> None:
     cursor = service.machine.cursor()
     service.machine.sh(f"systemctl restart {UNIT}")
     world.converge(*STATUSES)

@@ -38,7 +38,7 @@ def without(text: str, name: str) -> str:
 # Installed, upgraded, removed
 
 
-def test_the_steps_of_the_readme_install_it(world: World, service: Service) -> None:
+def test_the_documented_install(world: World, service: Service) -> None:
     shown = service.machine.sh(f"systemctl is-active {UNIT}; systemctl is-enabled {UNIT}")
     assert shown.split() == ["active", "enabled"]
     assert service.machine.sh("systemctl --failed --quiet --plain") == ""
@@ -54,7 +54,7 @@ def test_the_steps_of_the_readme_install_it(world: World, service: Service) -> N
     ]
 
 
-def test_the_commands_find_it_as_the_readme_says(world: World, service: Service) -> None:
+def test_the_documented_commands_find_the_daemon(world: World, service: Service) -> None:
     for user in ("root", "reconciler"):
         shown = service.follow_readme("Use", 1, user=user)
         assert re.search(r"^alice +running +RUNNING ", shown, re.MULTILINE), shown
@@ -62,7 +62,7 @@ def test_the_commands_find_it_as_the_readme_says(world: World, service: Service)
         service.follow_readme("Use", 1, user="nobody")
 
 
-def test_an_upgrade_touches_no_sandbox(world: World, service: Service) -> None:
+def test_an_upgrade_changes_no_sandbox(world: World, service: Service) -> None:
     before, cursor, pid = runs(world), service.machine.cursor(), service.pid
     service.follow_readme("Install", 1)
     assert service.pid != pid
@@ -71,7 +71,7 @@ def test_an_upgrade_touches_no_sandbox(world: World, service: Service) -> None:
     assert touched(service.events(cursor)) == set()
 
 
-def test_its_removal_leaves_the_sandboxes(world: World, service: Service) -> None:
+def test_an_uninstall_leaves_the_sandboxes(world: World, service: Service) -> None:
     before = runs(world)
     service.machine.sh("mkdir /kept; cp -a /opt/reconciler /kept")
     try:
@@ -113,9 +113,7 @@ def test_it_is_ready_after_the_first_full_observation(world: World, service: Ser
     assert runs(world) == before
 
 
-def test_it_is_ready_without_an_engine_and_says_what_it_waits_for(
-    world: World, service: Service
-) -> None:
+def test_it_is_ready_without_an_engine_and_reports_the_wait(world: World, service: Service) -> None:
     before, cursor = world.ids(), service.machine.cursor()
     service.engine.terminate()
     service.machine.sh(f"systemctl restart {UNIT}")
@@ -133,7 +131,7 @@ def test_it_is_ready_without_an_engine_and_says_what_it_waits_for(
 # Reload
 
 
-def test_a_reload_fails_on_a_bad_file_and_says_where(world: World, service: Service) -> None:
+def test_a_reload_of_a_bad_file_fails_with_its_position(world: World, service: Service) -> None:
     before, cursor = runs(world), service.machine.cursor()
     service.write(f"{without(service.desired, 'dave')}\nsandboxes: [\n")
     code, said = service.machine.run(f"systemctl reload {UNIT}")
@@ -149,7 +147,7 @@ def test_a_reload_fails_on_a_bad_file_and_says_where(world: World, service: Serv
     assert runs(world) == before
 
 
-def test_a_reload_takes_a_good_file(world: World, service: Service) -> None:
+def test_a_reload_applies_a_good_file(world: World, service: Service) -> None:
     pid = service.pid
     service.write(without(service.desired, "dave"))
     assert service.machine.run(f"systemctl reload {UNIT}") == (0, "")
@@ -177,7 +175,7 @@ def test_a_stop_leaves_the_sandboxes_and_a_start_adopts_them(
     assert touched(service.events(cursor)) == set()
 
 
-def test_it_comes_back_from_kill_9(world: World, service: Service) -> None:
+def test_it_restarts_after_kill_9(world: World, service: Service) -> None:
     before, restarts = runs(world), int(service.show("NRestarts"))
     service.machine.sh(f"systemctl kill --signal=SIGKILL {UNIT}")
     service.write(without(service.desired, "dave"))
@@ -186,9 +184,7 @@ def test_it_comes_back_from_kill_9(world: World, service: Service) -> None:
     assert runs(world).items() <= before.items()
 
 
-def test_one_that_hangs_is_ended_by_the_watchdog_and_comes_back(
-    world: World, service: Service
-) -> None:
+def test_the_watchdog_restarts_a_hung_daemon(world: World, service: Service) -> None:
     service.reconfigure(WatchdogSec="8s")
     before, cursor = runs(world), service.machine.cursor()
     service.machine.sh(f"kill -STOP {service.pid}")
@@ -200,7 +196,7 @@ def test_one_that_hangs_is_ended_by_the_watchdog_and_comes_back(
     assert runs(world).items() <= before.items()
 
 
-def test_it_comes_back_from_the_oom_killer(world: World, service: Service) -> None:
+def test_it_restarts_after_the_oom_killer(world: World, service: Service) -> None:
     before = runs(world)
     service.reconfigure(MemoryMax=str(int(service.show("MemoryCurrent")) + ROOM))
     world.converge(*STATUSES)
@@ -218,7 +214,7 @@ def test_it_comes_back_from_the_oom_killer(world: World, service: Service) -> No
 
 
 @pytest.mark.parametrize("end", ["kill", "terminate"])
-def test_it_outlives_its_engine(world: World, service: Service, end: str) -> None:
+def test_it_survives_an_engine_stop(world: World, service: Service, end: str) -> None:
     ids, pid = world.ids(), service.pid
     getattr(service.engine, end)()
     assert service.wait_text("see that the engine runs").startswith(WAITING)
@@ -230,7 +226,7 @@ def test_it_outlives_its_engine(world: World, service: Service, end: str) -> Non
     assert (service.pid, service.show("ActiveState")) == (pid, "active")
 
 
-def test_sandboxes_that_outlive_the_engine_are_left_alone(world: World, service: Service) -> None:
+def test_live_restore_sandboxes_are_left_alone(world: World, service: Service) -> None:
     service.engine.restart(live_restore=True)
     world.converge(*STATUSES)
     before, cursor = runs(world), service.machine.cursor()
@@ -247,7 +243,7 @@ def test_sandboxes_that_outlive_the_engine_are_left_alone(world: World, service:
 
 
 @pytest.mark.parametrize("engine_first", [True, False])
-def test_everything_comes_back_after_a_reboot(
+def test_everything_runs_after_a_reboot(
     world: World, service: Service, *, engine_first: bool
 ) -> None:
     ids, volumes = world.ids(), world.volumes()
@@ -260,7 +256,7 @@ def test_everything_comes_back_after_a_reboot(
     assert (world.ids(), world.volumes()) == (ids, volumes)
 
 
-def test_everything_comes_back_after_a_power_cut(world: World, service: Service) -> None:
+def test_everything_runs_after_a_power_cut(world: World, service: Service) -> None:
     world.run_in("alice", "echo precious > /workspace/file")
     ids, key = world.ids(), world.key("alice")
     service.machine.power_off()

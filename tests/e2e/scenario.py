@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tests.e2e.story import ONCE, Story, is_written
+from tests.e2e.ledger_check import ONCE, LedgerCheck, is_written
 from tests.e2e.world import KEY, World, box, web
 from tests.harness.docker import DockerError, labels
 from tests.harness.faults import Request, matching
@@ -34,31 +34,31 @@ def alice(state: str = "running", **more: Any) -> Record:
 
 
 @contextmanager
-def no_trouble(_course: "Course") -> Iterator[Over]:
+def no_trouble(_course: "Scenario") -> Iterator[Over]:
     yield lambda: True
 
 
 @contextmanager
-def crash(course: "Course") -> Iterator[Over]:
-    world = course.world
+def crash(scenario: "Scenario") -> Iterator[Over]:
+    world = scenario.world
     started = world.inspect("alice")["State"]["StartedAt"]
     world.docker.kill(world.name("alice"))
     yield lambda: world.inspect("alice")["State"]["StartedAt"] > started
 
 
 @contextmanager
-def removal(course: "Course") -> Iterator[Over]:
-    world = course.world
+def removal(scenario: "Scenario") -> Iterator[Over]:
+    world = scenario.world
     former = world.id("alice")
-    course.story.let_go(world.name("alice"))
+    scenario.history.let_go(world.name("alice"))
     world.docker.rm(world.name("alice"))
     yield lambda: world.id("alice") != former
 
 
 @contextmanager
-def garbage(course: "Course") -> Iterator[Over]:
+def garbage(scenario: "Scenario") -> Iterator[Over]:
     # A name of its own: what the daemon removed is not looked for again for a while.
-    world, name = course.world, f"orphan-{secrets.token_hex(4)}"
+    world, name = scenario.world, f"orphan-{secrets.token_hex(4)}"
     marks = labels(world.instance.name, name, retain="1s")
     volume = world.instance.volume(name)
     world.docker.create_volume(volume, marks)
@@ -75,12 +75,12 @@ def garbage(course: "Course") -> Iterator[Over]:
 
 
 @contextmanager
-def taken_port(course: "Course") -> Iterator[Over]:
-    port = course.world.ports("alice")[8000]
+def taken_port(scenario: "Scenario") -> Iterator[Over]:
+    port = scenario.world.ports("alice")[8000]
 
     def over() -> bool:
         try:
-            return course.world.ports("alice")[8000] != port
+            return scenario.world.ports("alice")[8000] != port
         except DockerError:
             return False  # between two names
 
@@ -97,7 +97,7 @@ class Leg:
 
     before: Record | None
     after: Callable[[int], Record | None]
-    trouble: Callable[["Course"], AbstractContextManager[Over]] = no_trouble
+    trouble: Callable[["Scenario"], AbstractContextManager[Over]] = no_trouble
     fails: bool = False
     chained: bool = False
 
@@ -138,7 +138,7 @@ class Death(Protocol):
         """Let no daemon be killed any more."""
 
 
-class Course:
+class Scenario:
     """One world, in which the legs are run over and over."""
 
     def __init__(self, world: World, proxy: FaultProxy, foreign: list[str]) -> None:
@@ -153,7 +153,7 @@ class Course:
         world.converge("bob")
         world.docker.run(self.stranger, "sleep", "1000000")
         self.untouched = self.bystanders()
-        self.story = Story(world, "alice")
+        self.history = LedgerCheck(world, "alice")
 
     def begin(self, leg: Leg) -> None:
         if leg.before is not None:
@@ -173,7 +173,7 @@ class Course:
         before, after = leg.before, leg.after(self.number)
         if not leg.chained:
             self.declare(before)
-        self.story.begin()
+        self.history.begin()
         kept = self.identity() if before and after else None
         first = len(self.proxy.requests)
         if death:
@@ -209,20 +209,20 @@ class Course:
         if died:
             self.deaths += 1
             self.world.daemon.wait_exit()
-            self.story.break_off()
+            self.history.break_off()
             self.world.daemon.start()
 
     def declare(self, record: Record | None) -> None:
         self.write(record)
         self.world.wait(lambda: self.settled(record))
-        self.story.rest()
+        self.history.rest()
 
     def write(self, record: Record | None) -> None:
         self.world.declare(bob=box("stopped"), **({"alice": record} if record else {}))
 
     def explain(self) -> str:
-        told = "\n".join(map(str, self.story.durable()[-30:]))
-        return f"{self.world.names()}\n{told}\n{self.proxy.transcript()}"
+        logged = "\n".join(map(str, self.history.durable()[-30:]))
+        return f"{self.world.names()}\n{logged}\n{self.proxy.transcript()}"
 
     def settled(self, record: Record | None, leg: Leg | None = None) -> bool:
         """Whether the engine has what the record says, and nothing more, and the daemon agrees."""
@@ -274,9 +274,9 @@ class Course:
 
     def check_story(self, once: list[str]) -> None:
         """The ledger tells how all came to be as it is, and nothing twice."""
-        self.story.rest()
-        told = [event for event in ONCE for _ in range(self.story.count(event))]
-        assert told == once
+        self.history.rest()
+        logged = [event for event in ONCE for _ in range(self.history.count(event))]
+        assert logged == once
 
     def identity(self) -> tuple[str, dict[int, int]]:
         return self.world.key("alice"), self.world.ports("alice")

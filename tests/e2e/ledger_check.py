@@ -37,7 +37,7 @@ class Entry:
     data: dict[str, Any]
 
 
-class Story:
+class LedgerCheck:
     """What the ledger has told of one sandbox so far, held against the engine.
 
     An entry that was durable is never lost or altered. What a kill -9 loses are the last entries
