@@ -26,8 +26,7 @@ from reconciler.progress import IDLE, Progress
 from reconciler.store.engine_lock import EngineLock
 from reconciler.store.lock import StateLock
 from reconciler.store.store import Store
-from reconciler.telemetry import logging
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events, logging
 from reconciler.telemetry.recorder import Recorder
 from reconciler.telemetry.redact import describe_error, redactor
 from reconciler.telemetry.supervision import log_failure, supervise
@@ -78,18 +77,15 @@ def _format_of(environ: Mapping[str, str]) -> logging.Format:
 
 def _log_end(recorder: Recorder, error: BaseException) -> None:
     if isinstance(error, ReconcilerError):
-        recorder.log(Event.DAEMON_FAILED, error=str(error))
+        recorder.log(events.DaemonFailed(error=str(error)))
         return
     trace = "".join(traceback.format_exception(error, limit=-_FRAMES))
-    recorder.log(Event.DAEMON_FAILED, error=describe_error(error), traceback=trace)
+    recorder.log(events.DaemonFailed(error=describe_error(error), traceback=trace))
 
 
 async def _run(settings: Settings, recorder: Recorder) -> None:
     recorder.log(
-        Event.DAEMON_STARTED,
-        version=__version__,
-        instance=settings.instance,
-        pid=os.getpid(),
+        events.DaemonStarted(version=__version__, instance=settings.instance, pid=os.getpid())
     )
     # A name that does not resolve, or a file that hangs, must not keep the process from ending.
     asyncio.get_running_loop().set_default_executor(DaemonThreads())
@@ -126,7 +122,7 @@ class Daemon:
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
-        self._recorder.log(Event.DAEMON_STOPPED)
+        self._recorder.log(events.DaemonStopped())
 
     async def _work(self) -> None:
         settings = self._settings
@@ -153,7 +149,7 @@ class Daemon:
         else:
             trouble = stack.enter_context(EngineLock(engine, self._settings.instance)).trouble
         if trouble:
-            self._recorder.log(Event.OWNER_UNLOCKED, error=trouble)
+            self._recorder.log(events.OwnerUnlocked(error=trouble))
 
     async def _open_store(self) -> Store:
         store = await Store.open(
@@ -165,10 +161,10 @@ class Daemon:
         store.supervised_by(self._supervise)
         self._recorder.ledger = store.append
         path = str(self._settings.state_dir)
-        self._recorder.log(Event.STORE_OPENED, path=path)
+        self._recorder.log(events.StoreOpened(path=path))
         if store.unreadable:
             rows = [f"{row}: {why}" for row, why in store.unreadable.items()]
-            self._recorder.log(Event.STORE_UNREADABLE, path=path, rows=rows)
+            self._recorder.log(events.StoreUnreadable(path=path, rows=rows))
         return store
 
     async def _serve(self, manager: Manager) -> None:
@@ -209,11 +205,11 @@ class Daemon:
             async with asyncio.timeout(_FIRST_SYNC):
                 await manager.informer.synced.wait()
         except TimeoutError:
-            self._recorder.log(Event.DAEMON_WAITING)
+            self._recorder.log(events.DaemonWaiting())
         self._recorder.log(
-            Event.DAEMON_READY,
-            seconds=round(time.monotonic() - began, 3),
-            records=len(manager.store.records),
+            events.DaemonReady(
+                seconds=round(time.monotonic() - began, 3), records=len(manager.store.records)
+            )
         )
         self._notifier.ready(redactor.clean(Queries(manager).summary()))
 
@@ -231,10 +227,10 @@ class Daemon:
             # After a stop of the whole process, each activity needs a moment to move on.
             stopped = time.monotonic() - checked > pause + IDLE
             if hung and not stopped:
-                self._recorder.complain(Event.DAEMON_STALLED, tasks=hung)
+                self._recorder.complain(events.DaemonStalled(tasks=hung))
             else:
                 self._notifier.watchdog()
-                self._recorder.resolve(Event.DAEMON_STALLED)
+                self._recorder.resolve(events.DaemonStalled)
             checked = time.monotonic()
             await asyncio.sleep(pause)
 
@@ -258,7 +254,7 @@ class Daemon:
             loop.remove_signal_handler(each)
             # Not by the loop: a second signal ends the process also where the loop is blocked.
             signal.signal(each, _end_at_once)
-        self._recorder.log(Event.DAEMON_STOPPING, signal=signal.Signals(number).name)
+        self._recorder.log(events.DaemonStopping(signal=signal.Signals(number).name))
         self._notifier.stopping()
         self._stopping = True
         loop.call_later(_LONGEST_END, self._give_up)
@@ -266,20 +262,20 @@ class Daemon:
 
     def _give_up(self) -> None:
         error = f"shutdown did not finish within {_LONGEST_END:g} s; the process ends as it is"
-        self._recorder.log(Event.DAEMON_FAILED, error=error)
+        self._recorder.log(events.DaemonFailed(error=error))
         os._exit(1)
 
     def _loop_trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if is_out_of_files(context.get("exception")):
-            self._recorder.complain(Event.DAEMON_OUT_OF_FILES, error=OUT_OF_FILES)
+            self._recorder.complain(events.DaemonOutOfFiles(error=OUT_OF_FILES))
         else:
             loop.default_exception_handler(context)
 
     def _store_trouble(self, error: StoreError) -> None:
-        self._recorder.log(Event.STORE_WRITE_FAILED, error=str(error))
+        self._recorder.log(events.StoreWriteFailed(error=str(error)))
 
     def _store_recovered(self) -> None:
-        self._recorder.log(Event.STORE_RECOVERED)
+        self._recorder.log(events.StoreRecovered())
 
 
 def make_engine(settings: Settings) -> DockerEngine:

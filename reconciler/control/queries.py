@@ -18,7 +18,7 @@ from reconciler.core.units import iso
 from reconciler.manifest.export import export
 from reconciler.manifest.records import DeclaredRecord
 from reconciler.manifest.sync import defaults_of
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from reconciler.telemetry.redact import MASK, is_secret_variable
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class Queries:
         latest = {entry.event: entry for entry in entries}
         if not latest:
             return None
-        deleted, died = latest.get(Event.RECORD_DELETED), latest.get(Event.SANDBOX_DIED)
+        deleted = latest.get(events.RecordDeleted.event_name)
+        died = latest.get(events.SandboxDied.event_name)
         return {
             "deleted_at": iso(deleted.at if deleted else None),
             "last_exit": {"at": iso(died.at), "reason": died.cause, **died.data} if died else None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from reconciler.control.queries import Queries
 from reconciler.core.errors import NotFound, Refused
 from reconciler.core.priority import Priority
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 
 if TYPE_CHECKING:
     from reconciler.wiring import Manager
@@ -32,22 +32,25 @@ class Requests:
     ) -> dict[str, Any]:
         """Read the desired file now, log the outcome and return it."""
         recorder = self._manager.recorder
-        recorder.log(Event.RELOAD_REQUESTED, source=source)
+        recorder.log(events.ReloadRequested(source=source))
         result = await self._manager.manifest_sync.read(allow_mass_delete=allow_mass_delete)
-        changes = {
-            "added": sorted(result.added),
-            "changed": sorted(result.changed),
-            "removed": sorted(result.removed),
+        errors = [str(diagnostic) for diagnostic in result.diagnostics]
+        waiting = list(result.held_deletions)
+        added, changed = sorted(result.added), sorted(result.changed)
+        removed = sorted(result.removed)
+        event: events.Event = events.ReloadDone(
+            source=source, added=added, changed=changed, removed=removed
+        )
+        if errors or waiting:
+            event = events.ReloadFailed(source=source, errors=errors, awaiting_confirmation=waiting)
+        recorder.log(event)
+        return {
+            "errors": errors,
+            "awaiting_confirmation": waiting,
+            "added": added,
+            "changed": changed,
+            "removed": removed,
         }
-        rejected = {
-            "errors": [str(diagnostic) for diagnostic in result.diagnostics],
-            "awaiting_confirmation": list(result.held_deletions),
-        }
-        if any(rejected.values()):
-            recorder.log(Event.RELOAD_FAILED, source=source, **rejected)
-        else:
-            recorder.log(Event.RELOAD_DONE, source=source, **changes)
-        return {**rejected, **changes}
 
     async def collect(self, *, allow_mass_delete: bool = False) -> list[dict[str, Any]]:
         """Remove all garbage that is due, and return each row with its outcome.
@@ -101,7 +104,9 @@ class Requests:
         # What failed for want of the workspace is tried again at once.
         manager.store.put_memory(name, replace(manager.store.memory(name), failures=()))
         cause = "requested with `reconciler adopt`"
-        manager.recorder.tell(Event.SANDBOX_CLAIMED, name, cause, objects=list(adopted))
+        manager.recorder.tell(
+            events.SandboxClaimed(sandbox=name, cause=cause, objects=list(adopted))
+        )
         await manager.store.flush()
         manager.queue.add(name, Priority.USER)
         return {"sandbox": name, "adopted": list(adopted)}

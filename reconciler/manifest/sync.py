@@ -24,7 +24,7 @@ from reconciler.manifest.text_file import unreadable
 from reconciler.manifest.watch import Watch
 from reconciler.progress import activity, waiting
 from reconciler.store.tables import Record
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from reconciler.threads import BoundedCalls, in_thread
 
 if TYPE_CHECKING:
@@ -172,10 +172,10 @@ class ManifestSync:
 
     def _report_watch(self, problem: str) -> None:
         if problem:
-            event = Event.MANIFEST_WATCH_FAILED
-            self._recorder.complain(event, path=str(self.path), error=problem)
+            event = events.ManifestWatchFailed(path=str(self.path), error=problem)
+            self._recorder.complain(event)
         else:
-            self._recorder.resolve(Event.MANIFEST_WATCH_FAILED)
+            self._recorder.resolve(events.ManifestWatchFailed)
 
     async def _read_in_the_end(self) -> None:
         pause = _READ_AGAIN
@@ -257,7 +257,7 @@ class ManifestSync:
                 self._enqueue(record.name, Priority.USER)
                 if changed[record.spec.env_file]:
                     self._report_record(
-                        Event.RECORD_CHANGED,
+                        events.RecordChanged,
                         record.name,
                         f"its env_file {record.spec.env_file} changed",
                     )
@@ -278,19 +278,22 @@ class ManifestSync:
             "the deletions were confirmed" if confirmed and self._last.held_deletions else why
         )
         for names, event in (
-            (reading.added, Event.RECORD_ADDED),
-            (reading.changed, Event.RECORD_CHANGED),
+            (reading.added, events.RecordAdded),
+            (reading.changed, events.RecordChanged),
         ):
             for name in sorted(names):
                 self._report_record(event, name, why)
         for name in sorted(reading.removed):
-            self._recorder.tell(Event.RECORD_DELETED, name, why_deleted)
+            self._recorder.tell(events.RecordDeleted(sandbox=name, cause=why_deleted))
         if reading.changes or (not self._was_read and in_force):
             self._say_loaded()
 
-    def _report_record(self, event: Event, name: str, cause: str) -> None:
+    def _report_record(
+        self, event: type[events.RecordAdded | events.RecordChanged], name: str, cause: str
+    ) -> None:
         record = self._store.records[name]
-        self._recorder.tell(event, name, cause, spec=record.spec_name, desired=str(record.state))
+        spec, state = record.spec_name, str(record.state)
+        self._recorder.tell(event(sandbox=name, cause=cause, spec=spec, desired=state))
 
     def _enqueue_held(self, former: Loaded, now: Loaded) -> None:
         """Have every sandbox looked at that is held back now and was not before, or no longer."""
@@ -300,31 +303,33 @@ class ManifestSync:
                 self._enqueue(name, Priority.USER)
 
     def _say_diagnostics(self, reading: SyncResult, *, fatal: bool) -> None:
-        event = Event.MANIFEST_REJECTED if fatal else Event.MANIFEST_HELD
+        event = events.ManifestRejected if fatal else events.ManifestHeld
         for diagnostic in reading.diagnostics:
             self._recorder.log(
-                event,
-                path=diagnostic.file,
-                location=f"{diagnostic.file}:{diagnostic.line}:{diagnostic.column}",
-                error=str(diagnostic),
+                event(
+                    path=diagnostic.file,
+                    location=f"{diagnostic.file}:{diagnostic.line}:{diagnostic.column}",
+                    error=str(diagnostic),
+                )
             )
 
     def _say_loaded(self) -> None:
         sandboxes = len(self._store.records)
-        self._recorder.log(Event.MANIFEST_LOADED, path=str(self.path), sandboxes=sandboxes)
+        self._recorder.log(events.ManifestLoaded(path=str(self.path), sandboxes=sandboxes))
 
     def _say_brake(self, reading: SyncResult, former: tuple[str, ...]) -> None:
         if not reading.held_deletions:
             why = "confirmed" if reading.removed.issuperset(former) else "taken back"
-            self._recorder.log(Event.MANIFEST_BRAKE_RELEASED, deletions=len(former), why=why)
+            self._recorder.log(events.ManifestBrakeReleased(deletions=len(former), why=why))
             return
         self._recorder.log(
-            Event.MANIFEST_BRAKE,
-            path=str(self.path),
-            deletions=len(reading.held_deletions),
-            of=len(self._store.records),
-            names=list(reading.held_deletions[:20]),
-            hint="confirm with: reconciler apply --allow-mass-delete",
+            events.ManifestBrake(
+                path=str(self.path),
+                deletions=len(reading.held_deletions),
+                of=len(self._store.records),
+                names=list(reading.held_deletions[:20]),
+                hint="confirm with: reconciler apply --allow-mass-delete",
+            )
         )
 
 

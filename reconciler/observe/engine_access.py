@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 
 if TYPE_CHECKING:
     from reconciler.engine.protocol import Engine
@@ -36,11 +36,11 @@ class EngineAccess:
         """Log what has changed."""
         forbidden = {error.part: str(error) for error in self._engine.forbidden()}
         for part in sorted(forbidden.keys() - self._logged):
-            self._recorder.log(Event.ENGINE_FORBIDDEN, part=part, error=forbidden[part])
+            self._recorder.log(events.EngineForbidden(part=part, error=forbidden[part]))
         for part in sorted(self._logged - forbidden.keys()):
-            self._recorder.log(Event.ENGINE_ALLOWED, part=part)
+            self._recorder.log(events.EngineAllowed(part=part))
         self._logged = set(forbidden)
         warnings = self._engine.warnings()
         for warning in warnings[self._warned :]:
-            self._recorder.log(Event.ENGINE_WARNING, warning=warning)
+            self._recorder.log(events.EngineWarning(warning=warning))
         self._warned = len(warnings)

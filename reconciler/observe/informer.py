@@ -18,7 +18,7 @@ from reconciler.core.errors import (
 from reconciler.core.priority import Priority
 from reconciler.engine.protocol import EventKind
 from reconciler.progress import activity, waiting
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from reconciler.telemetry.supervision import supervise
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Informer:
         self.error = "not asked yet"
         self.connections = 0
         self.info: EngineInfo | None = None
-        self._reported: Event | None = None
+        self._reported: type[events.Event] | None = None
         self._relist_asked = asyncio.Event()
         self._broken: set[str] = set()
 
@@ -106,11 +106,11 @@ class Informer:
         rows = (*listing.broken_containers, *listing.broken_volumes)
         for row in rows[:_MOST_BROKEN]:
             if row.id not in self._broken:
-                self._recorder.log(Event.ENGINE_UNREADABLE, object=row.id, error=row.error)
+                self._recorder.log(events.EngineUnreadable(object=row.id, error=row.error))
         self._broken = {row.id for row in rows}
 
     async def _sync(self) -> None:
-        info = None if self._reported is Event.ENGINE_CONNECTED else await self._info()
+        info = None if self._reported is events.EngineConnected else await self._info()
         self.info = info or self.info
         await self._list(everything=True)
         if not self.ever_synced:
@@ -118,7 +118,7 @@ class Informer:
             for error in await self._cache.inspect_all():
                 if not _is_about_one(error):
                     raise error
-        if self._reported is not Event.ENGINE_CONNECTED:
+        if self._reported is not events.EngineConnected:
             self._report_connected(info)
         self._become_synced()
 
@@ -134,14 +134,14 @@ class Informer:
             try:
                 await self._stay_connected()
             except EngineError as error:
-                self._lose(Event.ENGINE_LOST, str(error))
-                self._reported = Event.ENGINE_LOST
+                self._lose(events.EngineLost(error=str(error)))
+                self._reported = events.EngineLost
             finally:
                 held = self.synced.is_set() and self._clock() - began >= _STABLE
                 self.complete = False
                 self.synced.clear()
-            if held and self._reported is Event.ENGINE_CONNECTED:
-                self._recorder.resolve(Event.ENGINE_STREAM_LOST)
+            if held and self._reported is events.EngineConnected:
+                self._recorder.resolve(events.EngineStreamLost)
             delay = _RECONNECT_FIRST if held else min(delay * 2, _RECONNECT_LONGEST)
             await asyncio.sleep(delay)
 
@@ -149,13 +149,13 @@ class Informer:
         # Subscribe first, list after: what changes in between is told by an event.
         async with AsyncExitStack() as stack:
             try:
-                events = await stack.enter_async_context(self._engine.events())
+                stream = await stack.enter_async_context(self._engine.events())
             except Forbidden:
                 await self._sync()
                 await self._poll()
                 return
             # Events are heard during the first list too: another daemon may ask for our marker.
-            hearing = asyncio.create_task(self._hear_all(events), name="events")
+            hearing = asyncio.create_task(self._hear_all(stream), name="events")
             tasks = {hearing}
             try:
                 await self._sync()
@@ -172,7 +172,8 @@ class Informer:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
-        self._lose(Event.ENGINE_STREAM_LOST, "it ended the event stream, and is asked again")
+        why = "it ended the event stream, and is asked again"
+        self._lose(events.EngineStreamLost(error=why))
 
     async def _poll(self) -> None:
         """Do without events: list every few seconds, until it is time to subscribe again.
@@ -189,9 +190,9 @@ class Informer:
             for key in self._cache.changed():
                 self._enqueue(key, Priority.EVENT)
 
-    def _lose(self, event: Event, why: str) -> None:
-        self.error = why
-        self._recorder.complain(event, error=why)
+    def _lose(self, event: events.EngineLost | events.EngineStreamLost) -> None:
+        self.error = event.error
+        self._recorder.complain(event)
 
     async def _info(self) -> EngineInfo | None:
         """Ask which engine it is; None where it does not answer soon."""
@@ -202,17 +203,18 @@ class Informer:
             return None
 
     def _report_connected(self, info: EngineInfo | None) -> None:
-        self._reported = Event.ENGINE_CONNECTED
-        self._recorder.resolve(Event.ENGINE_LOST)
+        self._reported = events.EngineConnected
+        self._recorder.resolve(events.EngineLost)
         self._recorder.log(
-            Event.ENGINE_CONNECTED,
-            engine=info.name if info else None,
-            version=info.version if info else None,
-            api_version=info.api_version if info else None,
+            events.EngineConnected(
+                engine=info.name if info else None,
+                version=info.version if info else None,
+                api_version=info.api_version if info else None,
+            )
         )
 
-    async def _hear_all(self, events: AsyncIterator[EngineEvent]) -> None:
-        async for event in events:
+    async def _hear_all(self, stream: AsyncIterator[EngineEvent]) -> None:
+        async for event in stream:
             self._hear(event)
 
     def _hear(self, event: EngineEvent) -> None:
@@ -262,20 +264,19 @@ class Informer:
                 self.complete = False
                 raise
             else:
-                self._recorder.resolve(Event.ENGINE_SLOW, about="list")
-                self._recorder.resolve(Event.ENGINE_LIST_FAILED)
+                self._recorder.resolve(events.EngineSlow, about="list")
+                self._recorder.resolve(events.EngineListFailed)
 
     def _report_no_list(self, error: EngineError, seconds: float) -> None:
         if isinstance(error, EngineTimeout):
             self._recorder.complain(
-                Event.ENGINE_SLOW,
+                events.EngineSlow(
+                    call="list containers and volumes", seconds=round(seconds, 1), error=str(error)
+                ),
                 about="list",
-                call="list containers and volumes",
-                seconds=round(seconds, 1),
-                error=str(error),
             )
         else:
-            self._recorder.complain(Event.ENGINE_LIST_FAILED, error=str(error))
+            self._recorder.complain(events.EngineListFailed(error=str(error)))
 
     async def _until_relist(self, due: float) -> None:
         """Wait until a list is due, or an event asked for one a moment after the last."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.core import naming
 from reconciler.core.errors import EngineError, EngineUnavailable
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -117,7 +117,7 @@ class Owners:
         except EngineUnavailable:
             raise
         except EngineError as error:
-            self._recorder.complain(Event.OWNER_UNMARKED, error=str(error))
+            self._recorder.complain(events.OwnerUnmarked(error=str(error)))
             return False
         return True
 
@@ -128,7 +128,7 @@ class Owners:
         except EngineUnavailable:
             raise
         except EngineError as error:
-            self._recorder.complain(Event.OWNER_UNMARKED, error=str(error))
+            self._recorder.complain(events.OwnerUnmarked(error=str(error)))
             return False
         return True
 
@@ -173,10 +173,8 @@ class Owners:
         self._settled.add(owner)
         self._ownership.note_rival(owner)
         self._recorder.log(
-            Event.OWNER_CONFLICT,
-            instance=self._instance,
-            owner=self._store.owner,
-            other=owner,
-            hint=HINT,
+            events.OwnerConflict(
+                instance=self._instance, owner=self._store.owner, other=owner, hint=HINT
+            )
         )
         self._on_rival()

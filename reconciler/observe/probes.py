@@ -26,7 +26,7 @@ from reconciler.core.policy import fold
 from reconciler.core.spec import HealthSpec, ProbeKind
 from reconciler.engine.reachability import LOOPBACK, why_unreachable
 from reconciler.observe.probe_client import Peer, Question, Unasked, ask_http, ask_tcp
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from reconciler.telemetry.redact import redactor
 from reconciler.telemetry.supervision import supervise
 
@@ -299,21 +299,21 @@ class _Obstacles:
         first = not self._keys[cause]
         self._causes[key] = cause
         self._keys[cause].add(key)
-        self._recorder.note(Event.PROBE_UNKNOWN, key, cause)
+        self._recorder.note(events.ProbeUnknown(sandbox=key, cause=cause))
         if first:
-            self._recorder.complain(Event.PROBE_UNKNOWN, about=cause, sandbox=key, cause=cause)
+            self._recorder.complain(events.ProbeUnknown(sandbox=key, cause=cause), about=cause)
 
     def clear(self, key: str) -> None:
         """The key is probed again, or needs no probe any more."""
         cause = self._causes.pop(key, None)
         if cause is None:
             return
-        self._recorder.note(Event.PROBE_KNOWN, key, cause)
+        self._recorder.note(events.ProbeKnown(sandbox=key, cause=cause))
         self._keys[cause].discard(key)
         if not self._keys[cause]:
             del self._keys[cause]
-            self._recorder.resolve(Event.PROBE_UNKNOWN, about=cause)
-            self._recorder.log(Event.PROBE_KNOWN, sandbox=key, cause=cause)
+            self._recorder.resolve(events.ProbeUnknown, about=cause)
+            self._recorder.log(events.ProbeKnown(sandbox=key, cause=cause))
 
 
 def target_of(

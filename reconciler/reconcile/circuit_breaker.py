@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable, Throttled
 from reconciler.core.model import Verb
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -186,7 +186,7 @@ class CircuitBreakers:
         problem = self.wedged
         if problem and not self._said:
             self._said = True
-            self._recorder.log(Event.ENGINE_WEDGED, error=problem, verbs=sorted(self.hung()))
+            self._recorder.log(events.EngineWedged(error=problem, verbs=sorted(self.hung())))
         elif self._said and not self.hung():
             self._said = False
-            self._recorder.log(Event.ENGINE_UNWEDGED)
+            self._recorder.log(events.EngineUnwedged())

@@ -40,7 +40,7 @@ from reconciler.core.spec import PullPolicy
 from reconciler.core.status import unheeded_check
 from reconciler.observe.probes import target_of
 from reconciler.reconcile.action_events import announce
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,7 +133,7 @@ class Controller:
             except EngineUnavailable as error:
                 # Nothing is known, so nothing is concluded. The informer reports a lost engine.
                 if is_out_of_files(error):
-                    self._recorder.complain(Event.DAEMON_OUT_OF_FILES, error=str(error))
+                    self._recorder.complain(events.DaemonOutOfFiles(error=str(error)))
                 if self._is_enough(self._blind[key]):
                     self._cache.mark_unseen(key, str(error))
                     self._failures.review(self._snapshots.snapshot(key))
@@ -206,10 +206,11 @@ class Controller:
             self._removed.discard(container.id)
             if not ours and key in self._store.records:
                 self._recorder.tell(
-                    Event.SANDBOX_REMOVED,
-                    key,
-                    "it was removed, and not by this daemon",
-                    container=container.name,
+                    events.SandboxRemoved(
+                        sandbox=key,
+                        cause="it was removed, and not by this daemon",
+                        container=container.name,
+                    )
                 )
 
     def _is_enough(self, unanswered: int) -> bool:
@@ -222,14 +223,13 @@ class Controller:
             await self._cache.refresh(key)
         except EngineTimeout as error:
             self._recorder.complain(
-                Event.ENGINE_SLOW,
+                events.EngineSlow(
+                    call=f"inspect containers of {key}", seconds=_since(began), error=str(error)
+                ),
                 about=key,
-                call=f"inspect containers of {key}",
-                seconds=_since(began),
-                error=str(error),
             )
             raise
-        self._recorder.resolve(Event.ENGINE_SLOW, about=key)
+        self._recorder.resolve(events.EngineSlow, about=key)
 
     def _watch_health(self, snapshot: Snapshot) -> None:
         current, desired = roles_of(snapshot).current, snapshot.desired
@@ -242,7 +242,7 @@ class Controller:
             self._unheeded.discard(snapshot.key)
         elif snapshot.key not in self._unheeded:
             self._unheeded.add(snapshot.key)
-            self._recorder.tell(Event.SANDBOX_CHECK_UNHEEDED, snapshot.key, why)
+            self._recorder.tell(events.SandboxCheckUnheeded(sandbox=snapshot.key, cause=why))
         seen_at = policy.first_seen(snapshot.memory, current, snapshot.now)
         self._prober.watch(snapshot.key, target_of(desired, current, self._address, seen_at))
         self._prober.report(snapshot.key, current.check)
@@ -250,9 +250,11 @@ class Controller:
     def on_verdict(self, key: str, health: Health) -> None:
         """The prober's verdict on a key changed."""
         if health.verdict is Verdict.GOOD:
-            self._recorder.tell(Event.SANDBOX_HEALTHY, key, "its probe is good")
+            self._recorder.tell(events.SandboxHealthy(sandbox=key, cause="its probe is good"))
         elif health.verdict is Verdict.UNHEALTHY:
-            self._recorder.tell(Event.SANDBOX_UNHEALTHY, key, health.reason, failures=health.bad)
+            self._recorder.tell(
+                events.SandboxUnhealthy(sandbox=key, cause=health.reason, failures=health.bad)
+            )
             # Perhaps it is dead, and its event is late or lost: an end is not taken for our own.
             self.inspect_again(key)
         self._enqueue(key, Priority.EVENT, 0.0)
@@ -294,12 +296,12 @@ class Controller:
     async def _fail(self, snapshot: Snapshot, action: Action, error: ReconcilerError) -> None:
         match error:
             case EngineTimeout():
-                self._failures.note(snapshot, action, error, Event.ACTION_TIMED_OUT)
+                self._failures.note(snapshot, action, error, events.ActionTimedOut)
             case EngineUnavailable():
                 self._unanswered[snapshot.key] += 1
                 if not self._is_enough(self._unanswered[snapshot.key]):
                     raise error
-                self._failures.note(snapshot, action, error, Event.ACTION_FAILED)
+                self._failures.note(snapshot, action, error, events.ActionFailed)
             case PortTaken():
                 self._move_ports(snapshot, action, error)
             case ImageNotFound():
@@ -307,7 +309,7 @@ class Controller:
             case NotFound() if not await self._is_still_there(snapshot, action):
                 pass
             case _:
-                self._failures.note(snapshot, action, error, Event.ACTION_FAILED)
+                self._failures.note(snapshot, action, error, events.ActionFailed)
 
     async def _is_still_there(self, snapshot: Snapshot, action: Action) -> bool:
         """Whether the engine missed something other than the container that the step is on."""
@@ -323,7 +325,7 @@ class Controller:
             "see its own log"
         )
         with bound_contextvars(sandbox=snapshot.key, cause=action.cause):
-            self._failures.note(snapshot, action, error, Event.ACTION_FAILED)
+            self._failures.note(snapshot, action, error, events.ActionFailed)
 
     async def _succeed(self, snapshot: Snapshot, action: Action, seconds: float) -> None:
         self._unanswered.pop(snapshot.key, None)
@@ -351,7 +353,9 @@ class Controller:
         announce(self._recorder, snapshot, action, seconds)
         if action.restart and policy.is_crash_loop_reported(memory.streak):
             self._recorder.tell(
-                Event.SANDBOX_RESTART_LOOP, snapshot.key, action.cause, in_a_row=memory.streak
+                events.SandboxRestartLoop(
+                    sandbox=snapshot.key, cause=action.cause, in_a_row=memory.streak
+                )
             )
 
     async def _updated(self, snapshot: Snapshot, action: Action) -> Baseline | None:
@@ -370,20 +374,20 @@ class Controller:
         try:
             replaced = self._identities.replace(snapshot.key, error.port)
         except ReconcilerError as exhausted:
-            self._failures.note(snapshot, action, exhausted, Event.ACTION_FAILED)
+            self._failures.note(snapshot, action, exhausted, events.ActionFailed)
             return
         self._moves[snapshot.key] += 1
         # Where it has a port that is not leased, its spec is older than the record's. Where the
         # next port is taken too, the engine may call any port taken.
         if not replaced or self._moves[snapshot.key] > 1:
-            self._failures.note(snapshot, action, error, Event.ACTION_FAILED)
+            self._failures.note(snapshot, action, error, events.ActionFailed)
 
     def _lack_image(self, snapshot: Snapshot, action: Action, error: ImageNotFound) -> None:
         assert snapshot.desired is not None
         spec = snapshot.desired.spec
         never = spec.pull is PullPolicy.NEVER
         if never or snapshot.image is ImageState.FRESH:
-            self._failures.note(snapshot, action, error, Event.ACTION_FAILED)
+            self._failures.note(snapshot, action, error, events.ActionFailed)
         if not never:
             self._puller.mark(snapshot.key, spec.image, ImageState.ABSENT)
 

@@ -10,7 +10,7 @@ from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
 from reconciler.core.model import Death, Phase
 from reconciler.core.replacement import roles_of
 from reconciler.core.spec import DesiredState
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from reconciler.telemetry.redact import redactor
 
 if TYPE_CHECKING:
@@ -74,12 +74,13 @@ class ExitTracker:
         self._store.put_memory(snapshot.key, memory)
         if others:
             self._recorder.tell(
-                Event.SANDBOX_RESTARTED_BY_OTHERS,
-                snapshot.key,
-                "the engine or a person started it",
-                container=container.name,
-                times=others,
-                restarts=memory.restarts,
+                events.SandboxRestartedByOthers(
+                    sandbox=snapshot.key,
+                    cause="the engine or a person started it",
+                    container=container.name,
+                    times=others,
+                    restarts=memory.restarts,
+                )
             )
         return memory is not snapshot.memory
 
@@ -104,14 +105,15 @@ class ExitTracker:
         memory = policy.after_death(memory, container, death, restart, snapshot.key)
         self._store.put_memory(snapshot.key, memory)
         self._recorder.tell(
-            Event.SANDBOX_DIED,
-            snapshot.key,
-            death.reason,
-            exit_code=death.exit_code,
-            oom_killed=death.oom_killed,
-            last_lines=list(death.log_tail[-3:]),
-            restarts=memory.restarts,
-            restart_in=round(max((memory.not_before or 0.0) - snapshot.now, 0.0), 1),
+            events.SandboxDied(
+                sandbox=snapshot.key,
+                cause=death.reason,
+                exit_code=death.exit_code,
+                oom_killed=death.oom_killed,
+                last_lines=list(death.log_tail[-3:]),
+                restarts=memory.restarts,
+                restart_in=round(max((memory.not_before or 0.0) - snapshot.now, 0.0), 1),
+            )
         )
         return True
 

@@ -9,7 +9,7 @@ from reconciler.core.limits import baseline_of
 from reconciler.core.model import Loss, Pause, Phase
 from reconciler.core.replacement import has_volume, roles_of, wanted_volume
 from reconciler.core.spec import DesiredState
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 
 if TYPE_CHECKING:
     from reconciler.core.model import Container, Memory, Snapshot
@@ -44,7 +44,9 @@ class ExternalChanges:
             return memory
         if not known.ours and current is not None and current.id == known.container_id:
             cause = "others paused it, and resumed it"
-            self._recorder.tell(Event.SANDBOX_RESUMED, snapshot.key, cause, container=current.name)
+            self._recorder.tell(
+                events.SandboxResumed(sandbox=snapshot.key, cause=cause, container=current.name)
+            )
         return replace(memory, pause=None)
 
     def _note_paused(self, snapshot: Snapshot, memory: Memory, current: Container) -> Memory:
@@ -54,11 +56,12 @@ class ExternalChanges:
             return memory
         if not wanted:
             self._recorder.tell(
-                Event.SANDBOX_PAUSED_BY_OTHERS,
-                snapshot.key,
-                "running is desired",
-                container=current.name,
-                resume_in=snapshot.pause_grace,
+                events.SandboxPausedByOthers(
+                    sandbox=snapshot.key,
+                    cause="running is desired",
+                    container=current.name,
+                    resume_in=snapshot.pause_grace,
+                )
             )
         return replace(memory, pause=Pause(current.id, ours=wanted, since=snapshot.now))
 
@@ -74,13 +77,14 @@ class ExternalChanges:
         if drifted is not None and drifted != baseline.reported:
             for field, (old, new) in baseline.limits.changed_to(drifted).items():
                 self._recorder.tell(
-                    Event.SANDBOX_DRIFTED,
-                    snapshot.key,
-                    "others changed it, as `docker update` does",
-                    container=current.name,
-                    field=field,
-                    old=old,
-                    new=new,
+                    events.SandboxDrifted(
+                        sandbox=snapshot.key,
+                        cause="others changed it, as `docker update` does",
+                        container=current.name,
+                        field=field,
+                        old=old,
+                        new=new,
+                    )
                 )
         return replace(memory, baseline=replace(baseline, reported=drifted))
 
@@ -98,10 +102,11 @@ class ExternalChanges:
         if not memory.workspace:
             return memory
         self._recorder.tell(
-            Event.VOLUME_LOST,
-            snapshot.key,
-            "somebody removed it: `docker volume prune`, or `docker system prune --volumes`",
-            volume=memory.workspace,
+            events.VolumeLost(
+                sandbox=snapshot.key,
+                cause="someone removed it (`docker volume prune`, `docker system prune --volumes`)",
+                volume=memory.workspace,
+            )
         )
         return replace(memory, workspace="", loss=Loss(memory.workspace, edit))
 

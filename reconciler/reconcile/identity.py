@@ -10,7 +10,7 @@ import base62
 
 from reconciler.core.errors import ReconcilerError, is_out_of_files
 from reconciler.core.model import Identity
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from reconciler.telemetry.redact import redactor
 
 if TYPE_CHECKING:
@@ -73,10 +73,9 @@ class IdentityLeases:
             if container.session_key and self._store.identity(key) is None:
                 self._store.put_identity(key, self._read_back(key, container))
                 self._recorder.tell(
-                    Event.SANDBOX_ADOPTED,
-                    key,
-                    "it was there already",
-                    container=container.name,
+                    events.SandboxAdopted(
+                        sandbox=key, cause="it was there already", container=container.name
+                    )
                 )
 
     def ensure(self, key: str, spec: SandboxSpec) -> Identity:
@@ -132,11 +131,12 @@ class IdentityLeases:
             self._quarantine[host_port] = self._clock() + _QUARANTINE
             ports[container_port] = self._allocate(ports.values())
             self._recorder.tell(
-                Event.PORT_REPLACED,
-                key,
-                f"port {host_port} was taken",
-                old_port=host_port,
-                port=ports[container_port],
+                events.PortReplaced(
+                    sandbox=key,
+                    cause=f"port {host_port} was taken",
+                    old_port=host_port,
+                    port=ports[container_port],
+                )
             )
         self._store.put_identity(key, Identity(identity.session_key, ports))
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import policy
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 
 if TYPE_CHECKING:
     from reconciler.store.store import Store
@@ -60,14 +60,15 @@ class Guard:
             return
         if held:
             self._recorder.log(
-                Event.GC_HELD,
-                deletions=len(held),
-                of=self._total,
-                names=list(held[:_MOST_NAMES]),
-                hint=f"confirm with: {HINT}",
+                events.GcHeld(
+                    deletions=len(held),
+                    of=self._total,
+                    names=list(held[:_MOST_NAMES]),
+                    hint=f"confirm with: {HINT}",
+                )
             )
         else:
-            self._recorder.log(Event.GC_RELEASED, deletions=len(self._reported))
+            self._recorder.log(events.GcReleased(deletions=len(self._reported)))
         self._reported = held
 
     @property

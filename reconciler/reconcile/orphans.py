@@ -13,7 +13,7 @@ from reconciler.core.model import Fate
 from reconciler.core.replacement import surplus_volumes, wanted_volume
 from reconciler.core.units import FOREVER, iso, parse_retain
 from reconciler.reconcile.mass_delete_guard import HINT
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -74,7 +74,9 @@ class OrphanTracker:
         if wanted is not None and claimed:
             self._store.drop_orphan("volume", wanted)
             self._recorder.tell(
-                Event.VOLUME_CLAIMED, snapshot.key, "its record came back in time", volume=wanted
+                events.VolumeClaimed(
+                    sandbox=snapshot.key, cause="its record came back in time", volume=wanted
+                )
             )
         ours = snapshot.desired is not None or snapshot.fate is Fate.DELETED
         for container_id in snapshot.orphans.containers if ours else ():
@@ -89,12 +91,13 @@ class OrphanTracker:
             lost = container.owner != self._store.owner
             self._note("container", container.id, snapshot, None, lost=lost)
             self._recorder.tell(
-                Event.GARBAGE_FOUND,
-                snapshot.key,
-                "it belongs to no record",
-                kind="container",
-                name=container.name,
-                remove_in=self._gc_grace,
+                events.GarbageFound(
+                    sandbox=snapshot.key,
+                    cause="it belongs to no record",
+                    kind="container",
+                    name=container.name,
+                    remove_in=self._gc_grace,
+                )
             )
         return bool(fresh)
 
@@ -120,11 +123,12 @@ class OrphanTracker:
     ) -> None:
         deleted = snapshot.fate is Fate.DELETED
         self._recorder.tell(
-            Event.VOLUME_ORPHANED,
-            snapshot.key,
-            "its record was taken out" if deleted else "no record wants it",
-            volume=volume.name,
-            kept_until=None if retain is None else iso(self._store.clock.date(since + retain)),
+            events.VolumeOrphaned(
+                sandbox=snapshot.key,
+                cause="its record was taken out" if deleted else "no record wants it",
+                volume=volume.name,
+                kept_until=None if retain is None else iso(self._store.clock.date(since + retain)),
+            )
         )
 
     def _note(

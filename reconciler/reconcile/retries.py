@@ -13,7 +13,7 @@ from reconciler.core.replacement import roles_of
 from reconciler.core.spec import RestartSpec
 from reconciler.core.status import is_at_goal, status_of
 from reconciler.core.steps import failure_key_of, still_there
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from reconciler.telemetry.redact import redactor
 
 if TYPE_CHECKING:
@@ -47,7 +47,13 @@ class Retries:
         self._breakers = breakers
         self._recorder = recorder
 
-    def note(self, snapshot: Snapshot, action: Action, error: Exception, event: Event) -> None:
+    def note(
+        self,
+        snapshot: Snapshot,
+        action: Action,
+        error: Exception,
+        event: type[events.ActionFailed | events.ActionTimedOut],
+    ) -> None:
         """Remember that a step failed, and report it unless the engine is only slow at it.
 
         ``event`` is for the step's repetitions.
@@ -70,25 +76,27 @@ class Retries:
             self._begin(snapshot.key, Fault(source, failure.cause, logged), action.cause)
         elif logged:
             self._recorder.complain(
-                event,
+                event(
+                    sandbox=snapshot.key,
+                    cause=action.cause,
+                    action=source,
+                    error=failure.cause,
+                    retry_in=retry_in,
+                ),
                 about=f"{snapshot.key} {source}",
-                sandbox=snapshot.key,
-                cause=action.cause,
-                action=source,
-                error=failure.cause,
-                retry_in=retry_in,
             )
 
     def _report_garbage(self, key: str, action: Action, error: str, retry_in: float) -> None:
         self._recorder.complain(
-            Event.GARBAGE_FAILED,
+            events.GarbageFailed(
+                sandbox=key,
+                cause=action.cause,
+                kind="volume" if action.verb is Verb.REMOVE_VOLUME else "container",
+                name=action.target,
+                error=error,
+                retry_in=retry_in,
+            ),
             about=f"{key} {action.target}",
-            sandbox=key,
-            cause=action.cause,
-            kind="volume" if action.verb is Verb.REMOVE_VOLUME else "container",
-            name=action.target,
-            error=error,
-            retry_in=retry_in,
         )
 
     def note_pull(self, key: str, error: Exception) -> None:
@@ -116,13 +124,15 @@ class Retries:
         memory = self._store.memory(key)
         self._store.put_memory(key, replace(memory, faults=(*memory.faults, fault)))
         report = self._recorder.tell if fault.logged else self._recorder.note
-        report(Event.SANDBOX_ERROR, key, cause, error=fault.error, source=fault.source)
+        report(
+            events.SandboxError(sandbox=key, cause=cause, error=fault.error, source=fault.source)
+        )
 
     def _end(self, snapshot: Snapshot, fault: Fault) -> None:
         memory = self._store.memory(snapshot.key)
         left = tuple(other for other in memory.faults if other.source != fault.source)
         self._store.put_memory(snapshot.key, replace(memory, faults=left))
-        for event in (Event.ACTION_FAILED, Event.ACTION_TIMED_OUT):
+        for event in (events.ActionFailed, events.ActionTimedOut):
             self._recorder.resolve(event, about=f"{snapshot.key} {fault.source}")
         if snapshot.desired is None and snapshot.fate is Fate.DELETED:
             # That its record was taken out is logged, and is no recovery.
@@ -131,7 +141,11 @@ class Retries:
         cause = faults.OVER.get(fault.source, f"it is {status_of(snapshot)[0]}")
         if snapshot.desired is None:
             cause = "it is no longer declared"
-        report(Event.SANDBOX_RECOVERED, snapshot.key, cause, after=fault.error, source=fault.source)
+        report(
+            events.SandboxRecovered(
+                sandbox=snapshot.key, cause=cause, after=fault.error, source=fault.source
+            )
+        )
 
     def _open(self, key: str) -> dict[str, Fault]:
         return {fault.source: fault for fault in self._store.memory(key).faults}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from reconciler.core.disk_pressure import Usage, judge
 from reconciler.core.errors import EngineError
 from reconciler.core.model import UNMEASURED
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from reconciler.threads import BoundedCalls
 
 if TYPE_CHECKING:
@@ -197,13 +197,11 @@ class DiskGuard:
         except OSError as error:
             # What was known of it stays: nothing is concluded.
             self._recorder.complain(
-                Event.DISK_UNMEASURED,
+                events.DiskUnmeasured(path=str(path), error=error.strerror or str(error)),
                 about=role,
-                path=str(path),
-                error=error.strerror or str(error),
             )
         else:
-            self._recorder.resolve(Event.DISK_UNMEASURED, about=role)
+            self._recorder.resolve(events.DiskUnmeasured, about=role)
 
     # --- judge --------------------------------------------------------------------------------
 
@@ -234,13 +232,19 @@ class DiskGuard:
     def _say(self) -> None:
         reasons, said = self._reasons or {}, set[Role]()
         for usage, roles in self._usages():
-            fields = asdict(usage)
+            disk, path, free, total = usage.disk, usage.path, usage.free, usage.total
             if usage.disk in reasons:
                 said |= roles
                 if not roles <= self._said:
-                    self._recorder.log(Event.DISK_PRESSURE, reason=reasons[usage.disk], **fields)
+                    self._recorder.log(
+                        events.DiskPressure(
+                            disk=disk, path=path, free=free, total=total, reason=reasons[disk]
+                        )
+                    )
             elif roles & self._said:
-                self._recorder.log(Event.DISK_RELIEVED, **fields)
+                self._recorder.log(
+                    events.DiskRelieved(disk=disk, path=path, free=free, total=total)
+                )
         self._said = said
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.core.disk_pressure import PulledImage, images_to_collect, renewed
 from reconciler.core.errors import Busy, EngineError, EngineUnavailable
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -190,13 +190,13 @@ class Images:
             self._complain(reference, error)
             return False
         self._store.drop_image(image.id)
-        self._recorder.resolve(Event.IMAGE_COLLECT_FAILED, about=reference)
+        self._recorder.resolve(events.ImageCollectFailed, about=reference)
         self._recorder.log(
-            Event.IMAGE_COLLECTED, image=reference, image_id=image.id, bytes=image.size
+            events.ImageCollected(image=reference, image_id=image.id, bytes=image.size)
         )
         return True
 
     def _complain(self, image: str, error: EngineError) -> None:
         self._recorder.complain(
-            Event.IMAGE_COLLECT_FAILED, about=image, image=image, error=str(error)
+            events.ImageCollectFailed(image=image, error=str(error)), about=image
         )

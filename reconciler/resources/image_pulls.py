@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.core.errors import EngineError, PullFailed, ReconcilerError
 from reconciler.core.model import ImageState
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from reconciler.telemetry.supervision import log_failure
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class ImagePuller:
             self._pulls.pop(former).cancel()
             if former in self._started:
                 self._started.remove(former)
-                self._recorder.log(Event.PULL_CANCELLED, image=former)
+                self._recorder.log(events.PullCancelled(image=former))
 
     async def close(self) -> None:
         """End every pull."""
@@ -99,7 +99,7 @@ class ImagePuller:
         if image not in self._failing:
             # Of a pull that is tried again, the log has the failure, and how often it was repeated.
             self._started.add(image)
-            self._recorder.log(Event.PULL_STARTED, image=image, sandboxes=self._shown(image))
+            self._recorder.log(events.PullStarted(image=image, sandboxes=self._shown(image)))
         try:
             async with self._pulling(image):
                 await self._engine.pull(image, _Progress(image, self._recorder, self._clock))
@@ -113,18 +113,15 @@ class ImagePuller:
         else:
             seconds = round(self._clock() - began, 1)
             self._failing.discard(image)
-            self._recorder.resolve(Event.PULL_FAILED, about=image)
-            self._recorder.log(Event.PULL_DONE, image=image, seconds=seconds)
+            self._recorder.resolve(events.PullFailed, about=image)
+            self._recorder.log(events.PullDone(image=image, seconds=seconds))
             self._finish(image, ImageState.FRESH, None)
 
     def _fail(self, image: str, error: EngineError) -> None:
         self._failing.add(image)
         self._recorder.complain(
-            Event.PULL_FAILED,
+            events.PullFailed(image=image, error=str(error), sandboxes=self._shown(image)),
             about=image,
-            image=image,
-            error=str(error),
-            sandboxes=self._shown(image),
         )
         self._finish(image, ImageState.UNKNOWN, error)
 
@@ -153,9 +150,10 @@ class _Progress:
             return
         self._last = self._clock()
         self._recorder.log(
-            Event.PULL_PROGRESS,
-            image=self._image,
-            layers=f"{progress.layers_done}/{progress.layers}",
-            bytes_done=progress.bytes_done,
-            bytes_total=progress.bytes_total,
+            events.PullProgress(
+                image=self._image,
+                layers=f"{progress.layers_done}/{progress.layers}",
+                bytes_done=progress.bytes_done,
+                bytes_total=progress.bytes_total,
+            )
         )

@@ -1,7 +1,7 @@
 """Sets up logging: structlog's lines as JSON, for people, or as fields of the journal.
 
-Every module logs with ``structlog.get_logger()`` and an ``Event``; what a line carries beyond its
-arguments (sandbox, reconcile_id, cause) is bound with ``structlog.contextvars``.
+The ``Recorder`` logs typed events with ``structlog.get_logger()``. What a line carries beyond the
+fields of its event (``reconcile_id``) is bound with ``structlog.contextvars``.
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from reconciler.telemetry.journald import Journal
 from reconciler.telemetry.output import (
     JournalOutput,
@@ -88,13 +88,9 @@ class LibraryHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Logs the record with its own level."""
         level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
-        structlog.get_logger().log(
-            level,
-            Event.LIBRARY_LOG,
-            logger=record.name,
-            message=_message_of(record),
-            exc_info=record.exc_info,
-        )
+        event = events.LibraryLog(logger=record.name, message=_message_of(record))
+        log = structlog.get_logger()
+        log.log(level, event.event_name, **event.fields(), exc_info=record.exc_info)
 
 
 def _configure_structlog(output: Output, level: int, redact: Redactor) -> None:

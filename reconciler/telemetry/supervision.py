@@ -6,11 +6,13 @@ import asyncio
 import traceback
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from reconciler.telemetry.redact import describe_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from reconciler.telemetry.events import RepeatedEvent
 
     Factory = Callable[[], Coroutine[Any, Any, None]]
 
@@ -24,7 +26,7 @@ _FRAMES: Final = 12
 class Log(Protocol):
     """The part of a reporter that supervision needs."""
 
-    def complain(self, event: Event, *, about: str = "", **fields: Any) -> object:
+    def complain(self, event: RepeatedEvent, *, about: str = "") -> object:
         """Log a line, and count its repetitions."""
 
 
@@ -83,10 +85,11 @@ def log_failure(name: str, error: BaseException, recorder: Log, retry_in: float 
     """Log that a task failed and runs again in ``retry_in`` seconds; None: when it is asked to."""
     text = describe_error(error)
     recorder.complain(
-        Event.TASK_FAILED,
+        events.TaskFailed(
+            task=name,
+            error=text,
+            retry_in=retry_in,
+            traceback="".join(traceback.format_exception(error, limit=-_FRAMES)),
+        ),
         about=name,
-        task=name,
-        error=text,
-        retry_in=retry_in,
-        traceback="".join(traceback.format_exception(error, limit=-_FRAMES)),
     )

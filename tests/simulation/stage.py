@@ -18,7 +18,7 @@ from reconciler.progress import Progress
 from reconciler.resources.disk_guard import Space
 from reconciler.settings import Settings
 from reconciler.store.store import Store
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from reconciler.telemetry.recorder import Recorder
 from reconciler.telemetry.supervision import supervise
 from reconciler.wiring import Manager
@@ -43,13 +43,13 @@ class Notebook(Recorder):
     """Keeps every line of the log, as it is before anything is struck out."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        super().__init__(clock, strict=True)
-        self.lines: list[tuple[Event, dict[str, Any]]] = []
+        super().__init__(clock)
+        self.lines: list[tuple[type[events.Event], dict[str, Any]]] = []
 
-    def _write(self, event: Event, fields: Mapping[str, Any]) -> None:
-        self.lines.append((event, {**get_contextvars(), **fields}))
+    def log(self, event: events.Event) -> None:
+        self.lines.append((type(event), {**get_contextvars(), **event.fields()}))
 
-    def said(self, event: Event, **fields: Any) -> list[dict[str, Any]]:
+    def said(self, event: type[events.Event], **fields: Any) -> list[dict[str, Any]]:
         """The lines of this event that have these fields, in order."""
         lines = [line for said, line in self.lines if said is event]
         return [line for line in lines if fields.items() <= line.items()]
@@ -149,8 +149,8 @@ class Stage(AbstractAsyncContextManager["Stage"]):
     async def _opened_store(self) -> Store:
         return await Store.open(
             self.settings.state_dir,
-            on_trouble=lambda error: self.notes.log(Event.STORE_WRITE_FAILED, error=str(error)),
-            on_recovered=lambda: self.notes.log(Event.STORE_RECOVERED),
+            on_trouble=lambda error: self.notes.log(events.StoreWriteFailed(error=str(error))),
+            on_recovered=lambda: self.notes.log(events.StoreRecovered()),
             wall=self.wall,
             monotonic=self.monotonic,
         )
@@ -186,7 +186,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         assert not failed, failed
         unexpected = [
             line
-            for line in self.notes.said(Event.TASK_FAILED)
+            for line in self.notes.said(events.TaskFailed)
             if line["task"] in {*self.manager.tasks(), "relist", "store-writer"} - self.failing
         ]
         assert not unexpected, unexpected

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from reconciler.engine.protocol import EngineEvent, EventKind
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.simulation.stage import PREFIX, Stage
 
 FLOOD = 5000
@@ -56,7 +56,7 @@ async def test_one_unreadable_container_leaves_the_others(tmp_path: Path):
         assert stage.row("alice")["reason"].startswith("last known")
         assert stage.queries.convergence()["pending"] == ["alice"]
         assert "makes no sense" in stage.row("alice")["reason"]
-        assert len(stage.notes.said(Event.ENGINE_UNREADABLE)) == 1
+        assert len(stage.notes.said(events.EngineUnreadable)) == 1
         assert stage.manager.informer.synced.is_set()
         stage.engine.unreadable.clear()
         await stage.after(120)

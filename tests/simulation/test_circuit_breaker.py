@@ -8,7 +8,7 @@ import pytest
 
 from reconciler.core.errors import EngineTimeout, Removing
 from reconciler.core.model import Phase, Verb
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.simulation.stage import PLAIN, PREFIX, Stage
 
 TIMEOUT = 60.0
@@ -54,12 +54,12 @@ async def test_a_wedge_is_said_once_and_calls_of_its_kind_do_not_pile_up(stage: 
     before = stage.engine.count("stop")
     await stage.edit(crowd("stopped"))
     await stage.after(HALF_AN_HOUR)
-    (said,) = stage.notes.said(Event.ENGINE_WEDGED)
+    (said,) = stage.notes.said(events.EngineWedged)
     assert "stop" in said["error"]
     assert "restart it" in said["error"]
     # The first of each, which nobody could know would hang, then one now and then.
     assert stage.engine.count("stop") - before <= 20 + 10
-    assert len(stage.notes.said(Event.ACTION_TIMED_OUT)) <= 3
+    assert len(stage.notes.said(events.ActionTimedOut)) <= 3
     wedged = (await stage.queries.engine_facts())["wedged"]
     assert wedged == said["error"]
 
@@ -100,7 +100,7 @@ async def test_after_it_does_the_work_again_everything_converges_at_once(stage: 
     unwedge(stage)
     await stage.after(400)
     assert set(stage.statuses().values()) == {"STOPPED"}
-    assert len(stage.notes.said(Event.ENGINE_UNWEDGED)) == 1
+    assert len(stage.notes.said(events.EngineUnwedged)) == 1
     assert (await stage.queries.engine_facts())["wedged"] is None
 
 
@@ -110,7 +110,7 @@ async def test_a_restarted_engine_is_not_held_to_what_the_last_one_did(stage: St
     stage.host.restart_engine()
     await stage.after(70)
     assert set(stage.statuses().values()) == {"STOPPED"}
-    assert len(stage.notes.said(Event.ENGINE_UNWEDGED)) == 1
+    assert len(stage.notes.said(events.EngineUnwedged)) == 1
 
 
 async def test_deletions_try_force_where_a_graceful_stop_hangs(stage: Stage):
@@ -153,7 +153,7 @@ async def test_one_container_that_is_stuck_is_no_wedge(stage: Stage):
     wedge(stage, "stop")
     await stage.edit({"alice": "stopped", "bob": "running"})
     await stage.after(HALF_AN_HOUR)
-    assert not stage.notes.said(Event.ENGINE_WEDGED)
+    assert not stage.notes.said(events.EngineWedged)
     assert stage.row("alice")["status"] == "ERROR"
     # A call that took its whole timeout is backed off from its end.
     assert stage.engine.count("stop") <= 6 + HALF_AN_HOUR / (TIMEOUT + 54)
@@ -167,7 +167,7 @@ async def test_an_engine_that_is_only_slow_is_not_wedged(stage: Stage):
     await stage.edit(crowd("stopped"))
     await stage.after(HALF_AN_HOUR)
     assert set(stage.statuses().values()) == {"STOPPED"}
-    assert not stage.notes.said(Event.ENGINE_WEDGED)
+    assert not stage.notes.said(events.EngineWedged)
 
 
 async def test_an_engine_that_answers_nothing_is_dead_and_not_wedged(stage: Stage):
@@ -177,8 +177,8 @@ async def test_an_engine_that_answers_nothing_is_dead_and_not_wedged(stage: Stag
         await stage.after(HALF_AN_HOUR)
         assert stage.engine.count("inspect") + stage.engine.count("list") < 3000
     await stage.after(400)
-    assert not stage.notes.said(Event.ENGINE_WEDGED)
-    assert stage.notes.said(Event.ENGINE_SLOW)
+    assert not stage.notes.said(events.EngineWedged)
+    assert stage.notes.said(events.EngineSlow)
     assert set(stage.statuses().values()) == {"STOPPED"}
 
 
@@ -211,9 +211,9 @@ async def test_a_removal_that_takes_long_is_no_wedge_and_no_error(stage: Stage):
     # Each removal that is under way takes a turn for as long as the engine is waited for.
     await stage.after(3 * TIMEOUT)
     assert {name for name in stage.phases() if name in good} == set(good)
-    assert not stage.notes.said(Event.ENGINE_WEDGED)
+    assert not stage.notes.said(events.EngineWedged)
     assert stage.manager.breakers.hung() == {}
-    assert not stage.notes.said(Event.SANDBOX_ERROR)
+    assert not stage.notes.said(events.SandboxError)
     assert {stage.row(name)["status"] for name in evil} == {"MISSING"}
     assert "removing" in stage.row("box-1")["reason"]
     for name in evil:
@@ -258,4 +258,4 @@ async def test_the_only_sandbox_is_enough_to_tell(stage: Stage, verb: str):
     green = {**PLAIN, "env": {"COLOUR": "green"}}
     await stage.edit({"alice": {"spec": "green", "state": "paused"}}, green=green)
     await stage.after(HALF_AN_HOUR)
-    assert stage.notes.said(Event.ENGINE_WEDGED)
+    assert stage.notes.said(events.EngineWedged)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import reconciler
 from reconciler.core.errors import EngineError
 from reconciler.core.model import Phase
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.fakes.host import Box
 from tests.simulation.stage import DAY, PREFIX, Stage
 from tests.simulation.test_stateful import OneThreadLoop
@@ -257,7 +257,7 @@ async def test_an_end_without_sane_dates_counts_once_and_backs_off(
     await stage.edit_or_start({"alice": CRASHING})
     await stage.after(600)
     assert starts(stage) == STARTS
-    assert len(stage.notes.said(Event.SANDBOX_DIED)) == STARTS
+    assert len(stage.notes.said(events.SandboxDied)) == STARTS
     assert stage.row("alice")["restarts"] == STARTS - 1
 
 
@@ -265,10 +265,10 @@ async def test_an_end_without_dates_counts_once_over_a_restart(stage: Stage):
     without_dates(stage, lambda _: {"finished_at": None})
     await stage.edit_or_start({"alice": CRASHING})
     await stage.after(300)
-    died = len(stage.notes.said(Event.SANDBOX_DIED))
+    died = len(stage.notes.said(events.SandboxDied))
     await stage.restart()
     await stage.after(5)
-    assert len(stage.notes.said(Event.SANDBOX_DIED)) == died
+    assert len(stage.notes.said(events.SandboxDied)) == died
 
 
 async def test_our_own_stop_without_dates_is_no_crash(stage: Stage):
@@ -278,7 +278,7 @@ async def test_our_own_stop_without_dates_is_no_crash(stage: Stage):
     await stage.restart()
     await stage.converge({"alice": "running"})
     assert stage.row("alice")["restarts"] == 0
-    assert not stage.notes.said(Event.SANDBOX_DIED)
+    assert not stage.notes.said(events.SandboxDied)
 
 
 async def test_a_run_is_stable_by_what_the_daemon_saw(stage: Stage):
@@ -345,7 +345,7 @@ async def test_an_unknown_end_is_called_one(stage: Stage):
     await stage.converge({"alice": "running"})
     await reboot(stage, 255)
     await stage.after(2)
-    (died,) = stage.notes.said(Event.SANDBOX_DIED)
+    (died,) = stage.notes.said(events.SandboxDied)
     assert died["cause"] == "its end was not seen: the engine or the host went down"
 
 
@@ -367,7 +367,7 @@ async def test_a_crash_that_looks_like_an_engines_end_backs_off(stage: Stage, ex
     await stage.edit_or_start({"alice": command})
     await stage.after(600)
     assert starts(stage) == STARTS
-    died = stage.notes.said(Event.SANDBOX_DIED)
+    died = stage.notes.said(events.SandboxDied)
     assert all("not seen" not in line["cause"] for line in died)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.simulation.stage import PREFIX, Stage
 
 VERBS = ("create_volume", "create", "prepare", "start", "stop", "pause", "unpause", "rename")
@@ -56,7 +56,7 @@ async def test_what_was_stopped_before_a_kill_did_not_die(stage: Stage, wanted: 
         await stage.start()
         await stage.quiet()
         await stage.converge({"alice": "running"})
-        assert not stage.notes.said(Event.SANDBOX_DIED), moment
+        assert not stage.notes.said(events.SandboxDied), moment
 
 
 async def test_what_a_container_is_made_with_is_on_disk_before_it_is_made(stage: Stage):

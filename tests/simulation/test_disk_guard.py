@@ -10,7 +10,7 @@ import pytest
 from reconciler.core.errors import EngineError, EngineUnavailable
 from reconciler.resources import disk_guard
 from reconciler.resources.disk_guard import Space, Statvfs
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.fakes.host import IMAGE, id_of
 from tests.simulation.stage import DAY, GIB, Stage
 
@@ -32,7 +32,7 @@ async def test_nothing_new_is_made_while_a_disk_is_full(stage: Stage):
     assert "state disk" in stage.row("bob")["reason"]
     assert "512.0 MiB of 100.0 GiB free" in stage.row("bob")["reason"]
     assert stage.engine.count("pull") == 0
-    (said,) = stage.notes.said(Event.DISK_PRESSURE)
+    (said,) = stage.notes.said(events.DiskPressure)
     assert (said["disk"], said["free"], said["total"]) == ("state disk", GIB // 2, 100 * GIB)
     state = await stage.queries.status()
     assert state["disk"]["pressure"] == [stage.row("bob")["reason"]]
@@ -65,18 +65,18 @@ async def test_it_goes_on_by_itself_above_the_higher_limit(stage: Stage):
         stage.disks.state = free
         await stage.after(11)
         assert stage.statuses()["bob"] == "MISSING"
-    assert len(stage.notes.said(Event.DISK_PRESSURE)) == 1
-    assert not stage.notes.said(Event.DISK_RELIEVED)
+    assert len(stage.notes.said(events.DiskPressure)) == 1
+    assert not stage.notes.said(events.DiskRelieved)
     stage.disks.state = 1.6
     await stage.after(11)
     await stage.quiet()
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
-    assert len(stage.notes.said(Event.DISK_RELIEVED)) == 1
+    assert len(stage.notes.said(events.DiskRelieved)) == 1
     for free in (1.4, 1.1, 1.6, 1.2):
         stage.disks.state = free
         await stage.after(11)
         assert not stage.manager.disk.hold
-    assert len(stage.notes.said(Event.DISK_PRESSURE)) == 1
+    assert len(stage.notes.said(events.DiskPressure)) == 1
 
 
 async def test_a_restart_between_the_limits_does_not_open_the_gate(stage: Stage):
@@ -87,7 +87,7 @@ async def test_a_restart_between_the_limits_does_not_open_the_gate(stage: Stage)
     await stage.edit({"alice": "running", "bob": "running"})
     await stage.after(30)
     assert stage.statuses() == {"alice": "RUNNING", "bob": "MISSING"}
-    assert len(stage.notes.said(Event.DISK_PRESSURE)) == 2
+    assert len(stage.notes.said(events.DiskPressure)) == 2
     stage.disks.state = 2.0
     await stage.after(11)
     await stage.quiet()
@@ -119,7 +119,7 @@ async def test_a_disk_that_does_not_answer_holds_nothing_and_is_said_once_a_minu
     await stage.converge({"alice": "running"})
     await stage.after(31)
     assert stage.statuses() == {"alice": "RUNNING"}
-    assert len(stage.notes.said(Event.DISK_UNMEASURED)) == 2  # one for each disk
+    assert len(stage.notes.said(events.DiskUnmeasured)) == 2  # one for each disk
 
 
 async def test_a_disk_that_stops_to_answer_stays_what_it_was(stage: Stage):
@@ -164,7 +164,7 @@ async def test_two_folders_on_one_disk_are_one_disk(stage: Stage):
     stage.write({"alice": "running"})
     await stage.start()
     await stage.after(30)
-    (said,) = stage.notes.said(Event.DISK_PRESSURE)
+    (said,) = stage.notes.said(events.DiskPressure)
     assert said["disk"] == "disk"
     assert said["path"] == f"{stage.settings.state_dir}, /fake"
 
@@ -185,7 +185,7 @@ async def pulled(stage: Stage, *images: str) -> None:
 
 
 def collected(stage: Stage) -> list[str]:
-    return [line["image"] for line in stage.notes.said(Event.IMAGE_COLLECTED)]
+    return [line["image"] for line in stage.notes.said(events.ImageCollected)]
 
 
 def leave(stage: Stage, free: float) -> None:
@@ -202,10 +202,10 @@ async def test_images_go_the_least_recently_used_first_until_there_is_room(stage
     await stage.after(11)
     assert collected(stage) == [OLDER]
     assert stage.host.images == {IMAGE, OLD, YOUNG}
-    (line,) = stage.notes.said(Event.IMAGE_COLLECTED)
+    (line,) = stage.notes.said(events.ImageCollected)
     assert (line["bytes"], line["image_id"]) == (4 * GIB, id_of(OLDER))
     # It was enough, so nobody was told of a shortage.
-    assert not stage.notes.said(Event.DISK_PRESSURE)
+    assert not stage.notes.said(events.DiskPressure)
     assert not stage.manager.disk.hold
 
 
@@ -235,7 +235,7 @@ async def test_what_is_in_use_wanted_pinned_young_or_not_ours_stays(tmp_path: Pa
         stage.disks.engine = 0
         await stage.after(11)
         assert collected(stage) == [OLD]
-        assert len(stage.notes.said(Event.DISK_PRESSURE)) == 1
+        assert len(stage.notes.said(events.DiskPressure)) == 1
         # The young one has come of age.
         await stage.days(1)
         assert collected(stage) == [OLD, YOUNG]
@@ -301,7 +301,7 @@ async def test_a_removal_that_fails_is_said_and_tried_again(stage: Stage, error:
     stage.disks.engine = 0
     await stage.after(11)
     assert not collected(stage)
-    assert stage.notes.said(Event.IMAGE_COLLECT_FAILED)[0]["error"] == str(error)
+    assert stage.notes.said(events.ImageCollectFailed)[0]["error"] == str(error)
     await stage.after(61)
     assert collected(stage) == [OLD]
 

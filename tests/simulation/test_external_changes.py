@@ -7,7 +7,7 @@ import pytest
 from reconciler.core import naming
 from reconciler.core.errors import Refused
 from reconciler.core.model import Verb
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.simulation.stage import PLAIN, PREFIX, Stage
 
 GRACE = 30.0
@@ -27,11 +27,11 @@ async def test_a_pause_by_others_is_left_for_a_grace_and_then_undone(stage: Stag
     row = stage.row("alice")
     assert (row["status"], row["reason"]) == ("PAUSED", "others paused it")
     assert "foreign_pause_grace" in row["next"]
-    (begun,) = stage.notes.said(Event.SANDBOX_PAUSED_BY_OTHERS, sandbox="alice")
+    (begun,) = stage.notes.said(events.SandboxPausedByOthers, sandbox="alice")
     assert begun["resume_in"] == GRACE
     await stage.after(2)
     assert stage.phases() == {"alice": "running"}
-    assert len(stage.notes.said(Event.SANDBOX_RESUMED, sandbox="alice")) == 1
+    assert len(stage.notes.said(events.SandboxResumed, sandbox="alice")) == 1
     assert stage.row("alice")["reason"] == ""
 
 
@@ -42,7 +42,7 @@ async def test_a_pause_that_others_undo_is_not_touched(stage: Stage):
     stage.host.docker_unpause(ALICE)
     await stage.after(60)
     assert stage.engine.count("unpause") == 0
-    (resumed,) = stage.notes.said(Event.SANDBOX_RESUMED, sandbox="alice")
+    (resumed,) = stage.notes.said(events.SandboxResumed, sandbox="alice")
     assert "others" in resumed["cause"]
     stage.host.docker_pause(ALICE)
     await stage.after(GRACE - 1)
@@ -58,7 +58,7 @@ async def test_the_grace_counts_over_a_restart_of_the_daemon(stage: Stage):
     assert stage.phases() == {"alice": "paused"}
     await stage.after(10)
     assert stage.phases() == {"alice": "running"}
-    assert len(stage.notes.said(Event.SANDBOX_PAUSED_BY_OTHERS)) == 1
+    assert len(stage.notes.said(events.SandboxPausedByOthers)) == 1
 
 
 async def test_our_own_pause_is_undone_at_once(stage: Stage):
@@ -70,7 +70,7 @@ async def test_our_own_pause_is_undone_at_once(stage: Stage):
     await stage.edit({"alice": {"spec": "red", "state": "paused"}}, red=RED)
     await stage.after(2)
     assert stage.phases() == {"alice": "paused"}
-    assert not stage.notes.said(Event.SANDBOX_PAUSED_BY_OTHERS)
+    assert not stage.notes.said(events.SandboxPausedByOthers)
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 0.6, 0.9, 1.1])
@@ -84,7 +84,7 @@ async def test_our_own_pause_is_known_after_a_kill(stage: Stage, moment: float):
     await stage.start()
     await stage.after(3)
     assert stage.phases() == {"alice": "running"}
-    assert not stage.notes.said(Event.SANDBOX_PAUSED_BY_OTHERS)
+    assert not stage.notes.said(events.SandboxPausedByOthers)
 
 
 @pytest.mark.parametrize("edit", [{"alice": "stopped"}, {"alice": {"spec": "red"}}])
@@ -106,10 +106,10 @@ async def test_a_restart_by_others_is_logged_and_counted(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.host.docker_restart(ALICE)
     await stage.after(1)
-    (told,) = stage.notes.said(Event.SANDBOX_RESTARTED_BY_OTHERS, sandbox="alice")
+    (told,) = stage.notes.said(events.SandboxRestartedByOthers, sandbox="alice")
     assert (told["times"], stage.row("alice")["restarts"]) == (1, 1)
     await stage.after(120)
-    assert len(stage.notes.said(Event.SANDBOX_RESTARTED_BY_OTHERS)) == 1
+    assert len(stage.notes.said(events.SandboxRestartedByOthers)) == 1
     assert stage.engine.count("start") == 1
 
 
@@ -120,7 +120,7 @@ async def test_restarts_by_the_engine_are_counted_while_the_daemon_is_down(stage
     await stage.start()
     await stage.after(1)
     assert stage.row("alice")["restarts"] == 7
-    assert stage.notes.said(Event.SANDBOX_RESTARTED_BY_OTHERS, times=7)
+    assert stage.notes.said(events.SandboxRestartedByOthers, times=7)
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 0.6, 0.9, 1.1])
@@ -136,7 +136,7 @@ async def test_our_own_starts_are_not_those_of_others(stage: Stage, moment: floa
     stage.host.kill(ALICE)
     await stage.after(5)
     assert stage.phases() == {"alice": "running"}
-    assert not stage.notes.said(Event.SANDBOX_RESTARTED_BY_OTHERS)
+    assert not stage.notes.said(events.SandboxRestartedByOthers)
     assert stage.row("alice")["restarts"] == 1
 
 
@@ -158,9 +158,9 @@ async def test_a_workspace_that_was_pruned_is_an_error_until_an_edit(stage: Stag
     await stage.converge({"alice": "running"})
     await stage.converge({"alice": "stopped"})
     await prune(stage)
-    (lost,) = stage.notes.said(Event.VOLUME_LOST, sandbox="alice")
+    (lost,) = stage.notes.said(events.VolumeLost, sandbox="alice")
     assert lost["volume"] == VOLUME
-    assert Event.VOLUME_LOST.level == "error"
+    assert events.VolumeLost.level == "error"
     row = stage.row("alice")
     assert row["status"] == "STOPPED"
     assert f"workspace {VOLUME} vanished" in row["reason"]
@@ -173,9 +173,9 @@ async def test_a_workspace_that_was_pruned_is_an_error_until_an_edit(stage: Stag
     assert VOLUME in stage.host.volumes
     await stage.converge({"alice": {"spec": "red"}}, red=RED)
     assert stage.row("alice")["reason"] == ""
-    assert len(stage.notes.said(Event.VOLUME_LOST)) == 1
-    events = [entry.event for entry in await stage.store.events("alice")]
-    assert events.count("volume.lost") == 1
+    assert len(stage.notes.said(events.VolumeLost)) == 1
+    ledger = [entry.event for entry in await stage.store.events("alice")]
+    assert ledger.count("volume.lost") == 1
 
 
 async def test_a_volume_that_goes_before_our_eyes_is_lost_once(stage: Stage):
@@ -186,7 +186,7 @@ async def test_a_volume_that_goes_before_our_eyes_is_lost_once(stage: Stage):
     await stage.after(1)
     stage.engine.release("create")
     await stage.after(5)
-    assert len(stage.notes.said(Event.VOLUME_LOST)) == 1
+    assert len(stage.notes.said(events.VolumeLost)) == 1
     assert VOLUME in stage.host.volumes
 
 
@@ -199,7 +199,7 @@ async def test_what_was_never_there_or_is_not_wanted_is_not_lost(stage: Stage):
     await stage.converge({"bob": "running"})
     stage.host.remove_volume(VOLUME)
     await stage.converge({"alice": "running", "bob": "running"})
-    assert not stage.notes.said(Event.VOLUME_LOST)
+    assert not stage.notes.said(events.VolumeLost)
 
 
 async def test_steps_that_we_ask_for_are_durable_before_they_are_asked_for(stage: Stage):
@@ -230,13 +230,13 @@ async def test_limits_that_others_changed_are_set_back(stage: Stage, state: str)
     stage.host.docker_update(ALICE, restart_policy="always", memory=32 << 20, pids=50)
     await stage.after(1)
     assert (stage.seen("alice").limits, stage.seen("alice").id) == (made, former)
-    told = stage.notes.said(Event.SANDBOX_DRIFTED, sandbox="alice")
+    told = stage.notes.said(events.SandboxDrifted, sandbox="alice")
     assert {(it["field"], it["old"], it["new"]) for it in told} == {
         ("restart_policy", "no", "always"),
         ("memory", 64 << 20, 32 << 20),
         ("pids", 0, 50),
     }
-    assert len(stage.notes.said(Event.SANDBOX_UPDATED)) == 1
+    assert len(stage.notes.said(events.SandboxUpdated)) == 1
     await stage.after(600)
     assert stage.engine.count("update") == 1
     assert stage.engine.count("create") == 1
@@ -262,7 +262,7 @@ async def test_limits_that_the_engine_refuses_are_an_error_beside(stage: Stage):
     row = stage.row("alice")
     assert (row["status"], row["reason"]) == ("RUNNING", "device or resource busy")
     assert stage.seen("alice").id == former
-    assert len(stage.notes.said(Event.SANDBOX_DRIFTED)) == 1
+    assert len(stage.notes.said(events.SandboxDrifted)) == 1
     stage.host.kill(ALICE)
     await stage.after(10)
     assert stage.phases() == {"alice": "running"}
@@ -291,4 +291,4 @@ async def test_an_edit_and_the_answer_to_it_are_no_drift(stage: Stage):
     await stage.restart()
     await stage.after(120)
     assert stage.engine.count("update") == 0
-    assert not stage.notes.said(Event.SANDBOX_DRIFTED)
+    assert not stage.notes.said(events.SandboxDrifted)

@@ -8,7 +8,7 @@ import pytest
 
 from reconciler.core.errors import EngineError, EngineTimeout, Refused
 from reconciler.core.priority import Priority
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.fakes.host import IMAGE
 from tests.simulation.stage import PREFIX, Stage
 
@@ -135,13 +135,13 @@ TROUBLES = {
 }
 
 
-def told(stage: Stage, event: Event) -> list[dict]:
+def told(stage: Stage, event: type[events.Event]) -> list[dict]:
     return stage.notes.said(event, sandbox="alice")
 
 
-async def in_ledger(stage: Stage, event: Event) -> list[dict]:
+async def in_ledger(stage: Stage, event: type[events.Event]) -> list[dict]:
     entries = await stage.store.events("alice")
-    return [dict(entry.data) for entry in entries if entry.event == event]
+    return [dict(entry.data) for entry in entries if entry.event == event.event_name]
 
 
 @pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES.keys())
@@ -155,15 +155,15 @@ async def test_a_fault_is_reported_once_when_it_begins_and_once_when_it_is_over(
     await stage.after(3)
     row = stage.row("alice")
     assert trouble.words in row["reason"]
-    (began,) = told(stage, Event.SANDBOX_ERROR)
+    (began,) = told(stage, events.SandboxError)
     assert began["source"] == trouble.source
     assert began["error"] in row["reason"]
-    assert await in_ledger(stage, Event.SANDBOX_ERROR) == [
+    assert await in_ledger(stage, events.SandboxError) == [
         {"error": began["error"], "source": trouble.source}
     ]
     if trouble.runs:
         assert row["status"] == "RUNNING"
-    assert not told(stage, Event.SANDBOX_RECOVERED)
+    assert not told(stage, events.SandboxRecovered)
     assert stage.queries.convergence()["pending"] == ["alice"]
     plan = stage.queries.plan()
     assert not plan["in_sync"]
@@ -173,10 +173,10 @@ async def test_a_fault_is_reported_once_when_it_begins_and_once_when_it_is_over(
     await stage.after(120)
     assert stage.statuses() == {"alice": "RUNNING"}
     assert stage.row("alice")["reason"] == ""
-    (over,) = told(stage, Event.SANDBOX_RECOVERED)
+    (over,) = told(stage, events.SandboxRecovered)
     assert (over["after"], over["source"]) == (began["error"], trouble.source)
-    assert len(await in_ledger(stage, Event.SANDBOX_RECOVERED)) == 1
-    assert len(told(stage, Event.SANDBOX_ERROR)) == 1
+    assert len(await in_ledger(stage, events.SandboxRecovered)) == 1
+    assert len(told(stage, events.SandboxError)) == 1
     assert stage.queries.plan()["in_sync"]
 
 
@@ -188,7 +188,7 @@ async def test_used_up_ports_are_a_fault(tmp_path: Path):
         await stage.quiet()
         await stage.edit({"bob": QUICK, "carol": QUICK, "alice": QUICK})
         await stage.after(5)
-        (began,) = told(stage, Event.SANDBOX_ERROR)
+        (began,) = told(stage, events.SandboxError)
         assert began["source"] == "ports"
         assert (stage.row("alice")["status"], stage.row("alice")["reason"]) == (
             "ERROR",
@@ -197,7 +197,7 @@ async def test_used_up_ports_are_a_fault(tmp_path: Path):
         await stage.edit({"carol": QUICK, "alice": QUICK})
         await stage.after(400)
         assert stage.statuses()["alice"] == "RUNNING"
-        assert len(told(stage, Event.SANDBOX_RECOVERED)) == 1
+        assert len(told(stage, events.SandboxRecovered)) == 1
 
 
 async def test_a_fault_is_not_reported_again_by_the_next_daemon(stage: Stage):
@@ -207,10 +207,10 @@ async def test_a_fault_is_not_reported_again_by_the_next_daemon(stage: Stage):
     await stage.after(3)
     await stage.restart()
     await stage.after(30)
-    assert len(told(stage, Event.SANDBOX_ERROR)) == 1
+    assert len(told(stage, events.SandboxError)) == 1
     await mend_env_file(stage)
     await stage.after(30)
-    assert len(told(stage, Event.SANDBOX_RECOVERED)) == 1
+    assert len(told(stage, events.SandboxRecovered)) == 1
 
 
 async def test_a_deleted_sandbox_did_not_recover(stage: Stage):
@@ -220,8 +220,8 @@ async def test_a_deleted_sandbox_did_not_recover(stage: Stage):
     await stage.after(5)
     await stage.edit({"bob": QUICK})
     await stage.after(60)
-    assert len(told(stage, Event.SANDBOX_ERROR)) == 1
-    assert not told(stage, Event.SANDBOX_RECOVERED)
+    assert len(told(stage, events.SandboxError)) == 1
+    assert not told(stage, events.SandboxRecovered)
 
 
 async def test_one_that_started_and_is_not_healthy_yet_did_not_recover(stage: Stage):
@@ -230,8 +230,8 @@ async def test_one_that_started_and_is_not_healthy_yet_did_not_recover(stage: St
     await stage.edit_or_start({"alice": {**QUICK, "health": probe}})
     await stage.after(30)
     assert stage.row("alice")["status"] == "STARTING"
-    assert len(told(stage, Event.SANDBOX_ERROR)) == 1
-    assert not told(stage, Event.SANDBOX_RECOVERED)
+    assert len(told(stage, events.SandboxError)) == 1
+    assert not told(stage, events.SandboxRecovered)
 
 
 async def test_a_step_that_keeps_failing_is_summed_up(stage: Stage):
@@ -242,8 +242,8 @@ async def test_a_step_that_keeps_failing_is_summed_up(stage: Stage):
         stage.engine.fail_next("create", Refused(f"endpoint {id_} is gone"))
     await stage.edit({"alice": QUICK})
     await stage.after(150)
-    assert len(told(stage, Event.SANDBOX_ERROR)) == 1
-    repeats = told(stage, Event.ACTION_FAILED)
+    assert len(told(stage, events.SandboxError)) == 1
+    repeats = told(stage, events.ActionFailed)
     assert 2 <= len(repeats) <= 4
     assert all(line["repeated"] for line in repeats[1:])
 
@@ -252,11 +252,11 @@ async def test_one_invalid_record_is_no_fault_of_the_others(stage: Stage):
     await stage.converge({"alice": QUICK, "bob": QUICK})
     await stage.edit({"alice": {"image": 7}, "bob": QUICK})
     await stage.after(5)
-    assert len(stage.notes.said(Event.SANDBOX_ERROR)) == 1
+    assert len(stage.notes.said(events.SandboxError)) == 1
     stage.file.write_text("version: [")
     await stage.manager.manifest_sync.read()
     await stage.after(5)
-    assert len(stage.notes.said(Event.SANDBOX_ERROR)) == 1
+    assert len(stage.notes.said(events.SandboxError)) == 1
 
 
 async def test_a_record_that_was_never_valid_is_shown(stage: Stage):
@@ -267,7 +267,7 @@ async def test_a_record_that_was_never_valid_is_shown(stage: Stage):
     await stage.edit({"bob": QUICK})
     await stage.after(5)
     assert stage.statuses() == {"bob": "RUNNING"}
-    (over,) = told(stage, Event.SANDBOX_RECOVERED)
+    (over,) = told(stage, events.SandboxRecovered)
     assert over["cause"] == "it is no longer declared"
     assert not stage.store.memory("alice").faults
 
@@ -275,7 +275,7 @@ async def test_a_record_that_was_never_valid_is_shown(stage: Stage):
 async def test_an_image_that_is_here_again_ends_the_fault(stage: Stage):
     await stage.edit_or_start({"alice": {**QUICK, "image": "nowhere:1", "pull": "never"}})
     await stage.after(5)
-    assert len(told(stage, Event.SANDBOX_ERROR)) == 1
+    assert len(told(stage, events.SandboxError)) == 1
     await stage.edit({"alice": {**QUICK, "image": IMAGE}})
     await stage.after(5)
-    assert [line["cause"] for line in told(stage, Event.SANDBOX_RECOVERED)] == ["it is RUNNING"]
+    assert [line["cause"] for line in told(stage, events.SandboxRecovered)] == ["it is RUNNING"]

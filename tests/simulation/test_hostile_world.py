@@ -30,7 +30,7 @@ from reconciler.core.errors import (
 )
 from reconciler.core.limits import limits_drift
 from reconciler.core.model import Container
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.fakes.engine import FakeEngine
 from tests.fakes.host import IMAGE, Box
 from tests.simulation.stage import DAY, PLAIN, PREFIX, Stage
@@ -229,7 +229,7 @@ class Play:
         assert "pgdata" in self.host.volumes, self.told("a person's volume is gone")
         self.check_calls()
         for daemon in self.daemons:
-            failed = daemon.stage.notes.said(Event.TASK_FAILED)
+            failed = daemon.stage.notes.said(events.TaskFailed)
             assert not failed, self.told(failed)
             daemon.stage.notes.lines.clear()
             if daemon.up and not self.troubled and self.blamed(daemon):

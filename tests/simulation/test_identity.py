@@ -8,7 +8,7 @@ from reconciler.core.model import Container, Identity, Observed, Phase
 from reconciler.core.spec import SandboxSpec
 from reconciler.reconcile.identity import IdentityLeases, can_bind
 from reconciler.store.store import Store
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.harness.descriptors import none_left
 from tests.simulation.simulated import SimulatedClock
 from tests.simulation.stage import Notebook, Stage
@@ -113,7 +113,7 @@ async def test_a_taken_port_is_replaced_told_and_left_alone_for_a_while(desk: De
     second = desk.store.identity("alice")
     assert second.ports[80] != lost
     assert second.ports[81] == first.ports[81]
-    (line,) = desk.notes.said(Event.PORT_REPLACED, sandbox="alice")
+    (line,) = desk.notes.said(events.PortReplaced, sandbox="alice")
     assert (line["old_port"], line["port"]) == (lost, second.ports[80])
     others = desk.ensure("bob", spec(*range(80, 87)))
     assert lost not in others.ports.values()
@@ -133,7 +133,7 @@ async def test_a_port_that_is_not_leased_cannot_be_replaced(desk: Desk):
     assert not desk.identities.replace("alice", 9)
     assert not desk.identities.replace("nobody", 9)
     assert desk.store.identity("alice") == first
-    assert not desk.notes.said(Event.PORT_REPLACED)
+    assert not desk.notes.said(events.PortReplaced)
 
 
 async def test_with_the_books_lost_a_container_is_adopted_with_its_key_and_ports(desk: Desk):
@@ -172,7 +172,7 @@ async def test_one_that_was_never_started_says_that_the_port_range_is_used_up(tm
         two = [{"name": name, "container_port": 8000 + n} for n, name in enumerate(("A", "B"))]
         await stage.edit({"alice": {"ports": two}})
         await stage.after(30)
-        assert not stage.notes.said(Event.TASK_FAILED)
+        assert not stage.notes.said(events.TaskFailed)
         assert "port_range" in stage.row("alice")["reason"]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from reconciler.core.model import CheckState
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.fakes.host import IMAGE
 from tests.simulation.stage import PREFIX, Stage
 
@@ -40,7 +40,7 @@ async def test_the_images_check_is_the_probe(checked: Stage):
     checked.host.check(ALICE, UNHEALTHY)
     await checked.after(1)
     assert checked.row("alice")["restarts"] == 1
-    (told,) = checked.notes.said(Event.SANDBOX_UNHEALTHY)
+    (told,) = checked.notes.said(events.SandboxUnhealthy)
     assert told["cause"] == "the image's HEALTHCHECK fails"
     checked.host.check(ALICE, HEALTHY)
     await checked.after(1)
@@ -112,7 +112,7 @@ async def test_without_a_check_in_the_image_health_is_unknown(stage: Stage):
     assert "its image has no HEALTHCHECK" in reason
     await stage.after(600)
     assert stage.row("alice")["restarts"] == 0
-    assert len(stage.notes.said(Event.PROBE_UNKNOWN)) == 1
+    assert len(stage.notes.said(events.ProbeUnknown)) == 1
 
 
 async def test_without_a_probe_a_failing_check_is_only_reported(checked: Stage):
@@ -120,14 +120,14 @@ async def test_without_a_probe_a_failing_check_is_only_reported(checked: Stage):
     checked.host.check(ALICE, HEALTHY)
     await checked.after(60)
     assert status(checked) == ("RUNNING", "")
-    assert not checked.notes.said(Event.SANDBOX_CHECK_UNHEEDED)
+    assert not checked.notes.said(events.SandboxCheckUnheeded)
     checked.host.check(ALICE, UNHEALTHY)
     await checked.after(600)
     found, reason = status(checked)
     assert found == "RUNNING"
     assert "HEALTHCHECK fails" in reason
     assert checked.row("alice")["restarts"] == 0
-    assert len(checked.notes.said(Event.SANDBOX_CHECK_UNHEEDED)) == 1
+    assert len(checked.notes.said(events.SandboxCheckUnheeded)) == 1
     checked.host.check(ALICE, HEALTHY)
     await checked.after(1)
     assert status(checked) == ("RUNNING", "")

@@ -6,7 +6,7 @@ from reconciler.core.errors import EngineUnavailable, PullFailed, SettingsError
 from reconciler.core.model import ImageState
 from reconciler.engine.protocol import PullProgress
 from reconciler.resources.image_pulls import ImagePuller
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.fakes.engine import FakeEngine
 from tests.simulation.stage import Notebook
 
@@ -121,8 +121,8 @@ async def test_progress_is_told_at_a_humane_rate(pulls: Pulls):
     pulls.engine.pull = slow
     pulls.puller.request("a", ONE)
     await asyncio.sleep(101)
-    assert 15 <= len(pulls.notes.said(Event.PULL_PROGRESS)) <= 21
-    assert len(pulls.notes.said(Event.PULL_DONE, image=ONE)) == 1
+    assert 15 <= len(pulls.notes.said(events.PullProgress)) <= 21
+    assert len(pulls.notes.said(events.PullDone, image=ONE)) == 1
 
 
 async def test_a_pull_that_is_tried_again_starts_once_and_fails_once_a_minute(pulls: Pulls):
@@ -131,19 +131,19 @@ async def test_a_pull_that_is_tried_again_starts_once_and_fails_once_a_minute(pu
         pulls.engine.fail_next("pull", PullFailed(f"no route, request {_:012x}"))
         pulls.puller.request("a", ONE)
         await asyncio.sleep(4)
-    assert len(pulls.notes.said(Event.PULL_STARTED)) == 1
-    first, *others = pulls.notes.said(Event.PULL_FAILED)
+    assert len(pulls.notes.said(events.PullStarted)) == 1
+    first, *others = pulls.notes.said(events.PullFailed)
     assert "repeated" not in first
     assert first["sandboxes"] == ["a"]
     assert sum(line["repeated"] for line in others) >= 15
     assert len(others) <= 2
     pulls.puller.request("a", ONE)
     await asyncio.sleep(4)
-    assert len(pulls.notes.said(Event.PULL_DONE)) == 1
+    assert len(pulls.notes.said(events.PullDone)) == 1
     pulls.engine.fail_next("pull", PullFailed("no"))
     pulls.puller.request("a", ONE)
     await asyncio.sleep(4)
-    assert "repeated" not in pulls.notes.said(Event.PULL_FAILED)[-1]
+    assert "repeated" not in pulls.notes.said(events.PullFailed)[-1]
 
 
 async def test_a_pull_that_nobody_waits_for_has_an_end_in_the_log(pulls: Pulls):
@@ -151,13 +151,13 @@ async def test_a_pull_that_nobody_waits_for_has_an_end_in_the_log(pulls: Pulls):
     await asyncio.sleep(1)
     pulls.puller.release("a", None)
     await asyncio.sleep(1)
-    assert len(pulls.notes.said(Event.PULL_CANCELLED, image=ONE)) == 1
+    assert len(pulls.notes.said(events.PullCancelled, image=ONE)) == 1
 
 
 async def test_unusable_credentials_are_an_error_of_the_pull(pulls: Pulls):
     pulls.engine.fail_next("pull", SettingsError("/root/.docker/config.json: not JSON"))
     pulls.puller.request("a", ONE)
     await asyncio.sleep(11)
-    (failed,) = pulls.notes.said(Event.PULL_FAILED)
+    (failed,) = pulls.notes.said(events.PullFailed)
     assert failed["error"] == f"{ONE}: /root/.docker/config.json: not JSON"
-    assert not pulls.notes.said(Event.TASK_FAILED)
+    assert not pulls.notes.said(events.TaskFailed)

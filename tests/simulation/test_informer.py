@@ -13,7 +13,7 @@ from reconciler.observe.cache import Cache
 from reconciler.observe.informer import Informer
 from reconciler.observe.owners import Owners
 from reconciler.observe.ownership import Ownership
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.fakes.engine import FakeEngine
 from tests.fakes.host import FakeHost, labels
 from tests.simulation.stage import Notebook
@@ -197,7 +197,7 @@ async def test_a_dead_engine_is_complained_of_once_a_minute(watcher: Watcher):
     async with watcher.running():
         await asyncio.sleep(600)
         assert "down" in watcher.informer.error
-    assert len(watcher.notes.said(Event.ENGINE_LOST)) <= 11
+    assert len(watcher.notes.said(events.EngineLost)) <= 11
 
 
 async def test_connected_follows_each_lost_and_nothing_else(watcher: Watcher):
@@ -212,9 +212,9 @@ async def test_connected_follows_each_lost_and_nothing_else(watcher: Watcher):
             await asyncio.sleep(5)
             watcher.host.down = False
         await watcher.synced()
-    pair = {Event.ENGINE_CONNECTED, Event.ENGINE_LOST}
+    pair = {events.EngineConnected, events.EngineLost}
     said = [event for event, fields in watcher.notes.lines if event in pair]
-    assert said == [Event.ENGINE_CONNECTED, *[Event.ENGINE_LOST, Event.ENGINE_CONNECTED] * 5]
+    assert said == [events.EngineConnected, *[events.EngineLost, events.EngineConnected] * 5]
 
 
 async def test_connected_is_logged_before_any_work(watcher: Watcher):
@@ -222,7 +222,7 @@ async def test_connected_is_logged_before_any_work(watcher: Watcher):
     async with watcher.running():
         while not watcher.asked:  # noqa: ASYNC110 - a turn of simulated time
             await asyncio.sleep(0)
-        (line,) = watcher.notes.said(Event.ENGINE_CONNECTED)
+        (line,) = watcher.notes.said(events.EngineConnected)
         assert line["version"]
 
 
@@ -231,7 +231,7 @@ async def test_an_engine_that_does_not_say_who_it_is_is_connected_too(watcher, e
     watcher.engine.fail_next("info", error)
     async with watcher.running():
         await watcher.synced()
-    (line,) = watcher.notes.said(Event.ENGINE_CONNECTED)
+    (line,) = watcher.notes.said(events.EngineConnected)
     assert "version" not in line
 
 
@@ -242,8 +242,8 @@ async def test_one_failed_relist_is_no_lost_engine(watcher: Watcher, error: Exce
         for _ in range(2):
             watcher.engine.fail_next("list", error)
             await asyncio.sleep(3 * RESYNC)
-    assert not watcher.notes.said(Event.ENGINE_LOST)
-    assert len(watcher.notes.said(Event.ENGINE_LIST_FAILED)) == 2
+    assert not watcher.notes.said(events.EngineLost)
+    assert len(watcher.notes.said(events.EngineListFailed)) == 2
 
 
 async def test_a_stream_that_always_ends_at_once_floods_neither_log_nor_engine(watcher: Watcher):
@@ -259,7 +259,7 @@ async def test_a_stream_that_always_ends_at_once_floods_neither_log_nor_engine(w
         cutting = asyncio.create_task(cut())
         await asyncio.sleep(600)
         cutting.cancel()
-    assert len(watcher.notes.said(Event.ENGINE_STREAM_LOST)) <= 11
+    assert len(watcher.notes.said(events.EngineStreamLost)) <= 11
     assert watcher.engine.count("list") < 150
 
 

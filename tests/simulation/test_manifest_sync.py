@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.fakes.host import IMAGE
 from tests.simulation.stage import Stage
 
@@ -19,9 +19,9 @@ async def test_what_an_edit_changed_is_said(stage: Stage):
     reading = await stage.edit({"alice": "paused", "carol": "running"})
     assert (reading.added, reading.changed, reading.removed) == ({"carol"}, {"alice"}, {"bob"})
     for event, name in (
-        (Event.RECORD_ADDED, "carol"),
-        (Event.RECORD_CHANGED, "alice"),
-        (Event.RECORD_DELETED, "bob"),
+        (events.RecordAdded, "carol"),
+        (events.RecordChanged, "alice"),
+        (events.RecordDeleted, "bob"),
     ):
         assert len(stage.notes.said(event, sandbox=name)) >= 1
 
@@ -42,7 +42,7 @@ async def test_a_bad_file_changes_nothing_and_is_complained_of_once(stage: Stage
     assert stage.manager.manifest_sync.is_held("anybody")
     await stage.after(600)
     assert stage.phases() == {"alice": "running"}
-    (line,) = stage.notes.said(Event.MANIFEST_REJECTED)
+    (line,) = stage.notes.said(events.ManifestRejected)
     assert line["location"].startswith(f"{stage.file}:2:")
     await stage.edit({"alice": "running"})
     assert not stage.manager.manifest_sync.diagnostics
@@ -55,7 +55,7 @@ async def test_a_bad_record_is_held_as_it_was_and_the_others_move_on(stage: Stag
     assert stage.phases() == {"alice": "running", "bob": "paused"}
     assert stage.manager.manifest_sync.is_held("alice")
     assert not stage.manager.manifest_sync.is_held("bob")
-    assert len(stage.notes.said(Event.MANIFEST_HELD)) == 1
+    assert len(stage.notes.said(events.ManifestHeld)) == 1
 
 
 async def test_what_is_named_by_a_record_that_cannot_be_read_is_never_garbage(stage: Stage):
@@ -76,12 +76,12 @@ async def test_many_deletions_wait_until_they_are_confirmed(stage: Stage):
     assert reading.held_deletions == tuple(FOUR)
     await stage.after(60)
     assert stage.phases() == {**FOUR, "stays": "paused"}
-    (line,) = stage.notes.said(Event.MANIFEST_BRAKE)
+    (line,) = stage.notes.said(events.ManifestBrake)
     assert line["deletions"] == 4
     await stage.manager.manifest_sync.read(allow_mass_delete=True)
     await stage.quiet()
     assert stage.phases() == {"stays": "paused"}
-    assert len(stage.notes.said(Event.MANIFEST_BRAKE_RELEASED)) == 1
+    assert len(stage.notes.said(events.ManifestBrakeReleased)) == 1
 
 
 async def test_the_brake_is_released_when_the_records_return(stage: Stage):
@@ -129,9 +129,9 @@ async def test_a_file_that_was_mended_is_told_once(stage: Stage, state: str):
     await stage.converge({"alice": "running"})
     stage.file.write_text("{")
     await stage.manager.manifest_sync.read()
-    said = len(stage.notes.said(Event.MANIFEST_LOADED))
+    said = len(stage.notes.said(events.ManifestLoaded))
     await stage.converge({"alice": state})
-    assert len(stage.notes.said(Event.MANIFEST_LOADED)) == said + 1
+    assert len(stage.notes.said(events.ManifestLoaded)) == said + 1
 
 
 async def test_an_env_file_that_changes_replaces_the_sandbox(stage: Stage, tmp_path: Path):
@@ -207,7 +207,7 @@ async def test_a_record_whose_env_file_cannot_be_read_holds_up_no_other(
     assert stage.phases() == {"bob": "running"}
     assert stage.statuses()["alice"] == "ERROR"
     assert "not a regular file" in stage.row("alice")["reason"]
-    (line,) = stage.notes.said(Event.MANIFEST_HELD)
+    (line,) = stage.notes.said(events.ManifestHeld)
     assert line["location"].startswith(f"{stage.file}:")
     env.rmdir()
     env.write_text("MODEL=small\n", encoding="utf-8")
@@ -217,33 +217,33 @@ async def test_a_record_whose_env_file_cannot_be_read_holds_up_no_other(
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
 
 
-def causes(stage: Stage, event: Event, name: str) -> list[str]:
+def causes(stage: Stage, event: type[events.Event], name: str) -> list[str]:
     return [line["cause"] for line in stage.notes.said(event, sandbox=name)]
 
 
 async def test_a_record_says_how_it_came(stage: Stage):
     await stage.converge({"alice": "running"})
-    assert causes(stage, Event.RECORD_ADDED, "alice") == [f"{stage.file} was read at the start"]
+    assert causes(stage, events.RecordAdded, "alice") == [f"{stage.file} was read at the start"]
     await stage.edit({"alice": "stopped"})
-    assert causes(stage, Event.RECORD_CHANGED, "alice") == [f"{stage.file} was edited"]
+    assert causes(stage, events.RecordChanged, "alice") == [f"{stage.file} was edited"]
     await stage.edit({"alice": "stopped", "bob": "running"})
-    assert causes(stage, Event.RECORD_ADDED, "bob") == [f"{stage.file} was edited"]
+    assert causes(stage, events.RecordAdded, "bob") == [f"{stage.file} was edited"]
 
 
 async def test_a_confirmed_deletion_says_so(stage: Stage):
     await stage.converge({f"job-{number}": "stopped" for number in range(6)})
     await stage.edit({"job-0": "stopped"})
-    assert not stage.notes.said(Event.RECORD_DELETED)
+    assert not stage.notes.said(events.RecordDeleted)
     await stage.manager.manifest_sync.read(allow_mass_delete=True)
-    assert causes(stage, Event.RECORD_DELETED, "job-1") == ["the deletions were confirmed"]
-    (line,) = stage.notes.said(Event.MANIFEST_BRAKE_RELEASED)
+    assert causes(stage, events.RecordDeleted, "job-1") == ["the deletions were confirmed"]
+    (line,) = stage.notes.said(events.ManifestBrakeReleased)
     assert (line["deletions"], line["why"]) == (5, "confirmed")
 
 
 async def test_the_file_in_force_is_logged_at_each_start(stage: Stage):
     await stage.converge({"alice": "running"})
     await stage.restart()
-    assert len(stage.notes.said(Event.MANIFEST_LOADED, path=str(stage.file))) == 2
+    assert len(stage.notes.said(events.ManifestLoaded, path=str(stage.file))) == 2
 
 
 async def test_a_changed_env_file_is_the_cause(stage: Stage):
@@ -254,7 +254,7 @@ async def test_a_changed_env_file_is_the_cause(stage: Stage):
     await stage.manager.manifest_sync.read()
     await stage.quiet()
     cause = f"its env_file {env_file} changed"
-    assert causes(stage, Event.RECORD_CHANGED, "alice") == [cause]
+    assert causes(stage, events.RecordChanged, "alice") == [cause]
     made = [e.cause for e in await stage.store.events("alice") if e.event == "sandbox.created"]
     assert made == ["it does not exist", cause]
     await stage.converge({"alice": {"env_file": str(env_file), "env": {"B": "1"}}})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.simulation.stage import PREFIX, Stage
 
 NAMES = [f"s{number:02}" for number in range(20)]
@@ -24,7 +24,7 @@ async def test_a_lost_database_and_one_record_remove_nothing(stage: Stage):
     await stage.converge({NAMES[0]: "running"})
     await stage.after(1000)
     assert stage.phases() == dict.fromkeys(NAMES, "running")
-    (line,) = stage.notes.said(Event.GC_HELD)
+    (line,) = stage.notes.said(events.GcHeld)
     assert (line["deletions"], line["of"]) == (19, 20)
     assert "reconciler gc --allow-mass-delete" in line["hint"]
     status = await stage.queries.status()
@@ -52,7 +52,7 @@ async def test_a_confirmed_collection_goes_and_is_reported(stage: Stage):
     await stage.requests.collect(allow_mass_delete=True)
     await stage.after(60)
     assert stage.phases() == {"alice": "running"}
-    assert stage.notes.said(Event.GC_RELEASED)
+    assert stage.notes.said(events.GcReleased)
     # The confirmation was for those, and for none that come later.
     orphans(stage, NAMES[4:8])
     await stage.after(600)
@@ -96,7 +96,7 @@ async def test_deletions_that_an_edit_asked_for_are_not_held_again(stage: Stage)
     assert stage.phases() == {NAMES[0]: "running"}
     await stage.days(8)
     assert len(stage.host.volumes) == 1
-    assert not stage.notes.said(Event.GC_HELD)
+    assert not stage.notes.said(events.GcHeld)
 
 
 async def test_a_held_orphan_whose_record_returns_is_released(stage: Stage):
@@ -107,4 +107,4 @@ async def test_a_held_orphan_whose_record_returns_is_released(stage: Stage):
     await stage.after(400)
     assert not held(stage)
     assert len(stage.phases()) == 5
-    assert stage.notes.said(Event.GC_RELEASED)
+    assert stage.notes.said(events.GcReleased)

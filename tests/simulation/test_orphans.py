@@ -5,7 +5,7 @@ from datetime import datetime
 import pytest
 
 from reconciler.core.errors import EngineTimeout
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.fakes.host import labels
 from tests.simulation.stage import DAY, PREFIX, Stage
 
@@ -22,14 +22,14 @@ async def test_what_belongs_to_no_record_is_noted_once(stage: Stage):
     await stage.after(200)
     await stage.restart()
     await stage.after(90)
-    (line,) = stage.notes.said(Event.GARBAGE_FOUND)
+    (line,) = stage.notes.said(events.GarbageFound)
     assert (line["name"], line["remove_in"]) == (f"{PREFIX}stray", 300.0)
     row = garbage(stage)[f"{PREFIX}stray"]
     assert (row["kind"], row["due"]) == ("container", False)
     assert row["why"] == "it belongs to no record"
     await stage.after(30)
     assert "stray" not in stage.phases()
-    assert len(stage.notes.said(Event.GARBAGE_REMOVED)) == 1
+    assert len(stage.notes.said(events.GarbageRemoved)) == 1
     await stage.after(60)
     assert not stage.store.orphans["container"]
 
@@ -70,7 +70,7 @@ async def test_a_volume_that_no_record_knows_is_kept_as_long_as_it_says(
     stage.add_orphan_volume("alice", retain=label)
     await stage.after(60)
     if days:
-        (line,) = stage.notes.said(Event.VOLUME_ORPHANED)
+        (line,) = stage.notes.said(events.VolumeOrphaned)
         kept_until = datetime.fromisoformat(line["kept_until"]).timestamp()
         assert kept_until == pytest.approx(stage.wall() + days * DAY, abs=120)
         await stage.days(days - 0.1)
@@ -111,19 +111,19 @@ async def test_a_volume_that_a_container_uses_stays_whatever_its_time(stage: Sta
 async def test_a_deletion_says_how_long_the_workspace_is_kept(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     await stage.converge({"bob": "running"})
-    (line,) = stage.notes.said(Event.VOLUME_ORPHANED, sandbox="alice")
+    (line,) = stage.notes.said(events.VolumeOrphaned, sandbox="alice")
     assert (line["volume"], line["cause"]) == (VOLUME, "its record was taken out")
     kept_until = datetime.fromisoformat(line["kept_until"]).timestamp()
     assert kept_until == pytest.approx(stage.wall() + 7 * DAY, abs=60)
     await stage.converge({"alice": "running", "bob": "running"})
-    assert len(stage.notes.said(Event.VOLUME_CLAIMED, sandbox="alice")) == 1
+    assert len(stage.notes.said(events.VolumeClaimed, sandbox="alice")) == 1
     told = [entry.event for entry in await stage.store.events("alice")]
-    assert told.index(Event.VOLUME_ORPHANED) < told.index(Event.VOLUME_CLAIMED)
+    assert told.index("volume.orphaned") < told.index("volume.claimed")
 
 
 async def test_the_container_of_doctor_is_foreign_to_the_daemon(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.host.add_container("probe", labels("default", ""))
     await stage.after(720)
-    assert not stage.notes.said(Event.GARBAGE_FOUND)
+    assert not stage.notes.said(events.GarbageFound)
     assert stage.phases() == {"alice": "running", "probe": "running"}

@@ -8,7 +8,7 @@ import pytest
 from reconciler.core import naming
 from reconciler.core.errors import EngineError, EngineTimeout, NotFound, Refused
 from reconciler.core.model import Phase
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.fakes.host import IMAGE, labels
 from tests.simulation.stage import PREFIX, Stage
 
@@ -45,7 +45,7 @@ async def test_a_container_from_a_snapshot_is_left_alone(stage: Stage, name: str
     await long(stage)
     assert ids(stage) == {NAME: ours, name: theirs}
     assert stage.host.box(theirs).seen.phase is Phase.RUNNING
-    assert not stage.notes.said(Event.GARBAGE_FOUND)
+    assert not stage.notes.said(events.GarbageFound)
 
 
 async def test_a_container_from_a_snapshot_does_not_replace_the_original(stage: Stage):
@@ -130,7 +130,7 @@ async def test_a_hand_made_container_takes_no_part(stage: Stage):
     theirs = stage.host.add_container(f"{PREFIX}bob", forged)
     await long(stage)
     assert ids(stage)[f"{PREFIX}bob"] == theirs
-    assert not stage.notes.said(Event.GARBAGE_FOUND)
+    assert not stage.notes.said(events.GarbageFound)
 
 
 async def test_our_container_that_somebody_renamed_is_put_right(stage: Stage):
@@ -247,7 +247,7 @@ async def test_one_orphan_of_a_lost_database_waits_for_confirmation(stage: Stage
     await stage.days(30)
     assert "alice" in stage.phases()
     assert VOLUME in stage.host.volumes
-    assert stage.notes.said(Event.GC_HELD)
+    assert stage.notes.said(events.GcHeld)
     await stage.requests.collect(allow_mass_delete=True)
     await long(stage)
     assert "alice" not in stage.phases()
@@ -437,17 +437,17 @@ async def test_two_daemons_leave_each_other_alone_and_both_report_it(stage: Stag
     assert stage.statuses() == {"alice": "RUNNING", "mine": "RUNNING"}
     assert other.statuses() == {"alice": "ERROR", "theirs": "RUNNING"}
     for one in (stage, other):
-        (line,) = one.notes.said(Event.OWNER_CONFLICT)
+        (line,) = one.notes.said(events.OwnerConflict)
         assert "instance" in line["hint"]
-        assert not one.notes.said(Event.GARBAGE_FOUND)
+        assert not one.notes.said(events.GarbageFound)
         assert one.manager.owners.conflict
 
 
 async def test_two_daemons_that_start_at_once_notice_each_other(stage: Stage, other: Stage):
     await asyncio.gather(stage.converge({"a": "running"}), other.converge({"b": "running"}))
     await long(stage)
-    assert len(stage.notes.said(Event.OWNER_CONFLICT)) == 1
-    assert len(other.notes.said(Event.OWNER_CONFLICT)) == 1
+    assert len(stage.notes.said(events.OwnerConflict)) == 1
+    assert len(other.notes.said(events.OwnerConflict)) == 1
     assert ids(stage).keys() == {f"{PREFIX}a", f"{PREFIX}b"}
 
 
@@ -487,7 +487,7 @@ async def test_an_engine_that_takes_no_marker_hands_over_nothing(stage: Stage):
     stage.engine.fail_next("create_marker", Refused("403"), times=100)
     await stage.start()
     await stage.after(100)
-    assert stage.notes.said(Event.OWNER_UNMARKED)
+    assert stage.notes.said(events.OwnerUnmarked)
     assert ids(stage) == {NAME: ours}
     assert stage.statuses() == {"alice": "ERROR"}
 
@@ -513,7 +513,7 @@ async def test_a_marker_that_is_not_removed_at_first_is_no_answer(stage: Stage, 
     await long(stage)
     assert ids(stage) == {NAME: ours}
     assert stage.statuses() == {"alice": "RUNNING"}
-    assert not stage.notes.said(Event.OWNER_CONFLICT)
+    assert not stage.notes.said(events.OwnerConflict)
 
 
 async def test_our_marker_is_made_again_when_somebody_prunes_it(stage: Stage):
@@ -522,7 +522,7 @@ async def test_our_marker_is_made_again_when_somebody_prunes_it(stage: Stage):
     stage.host.remove_volume(marker)
     await stage.after(1)
     assert marker in stage.host.markers
-    assert not stage.notes.said(Event.OWNER_CONFLICT)
+    assert not stage.notes.said(events.OwnerConflict)
 
 
 async def test_the_container_of_a_stopped_rival_is_adopted_on_request(stage: Stage, other: Stage):

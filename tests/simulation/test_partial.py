@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.simulation.stage import PREFIX, Stage
 
 BARE = {"workspace": None}
@@ -23,17 +23,17 @@ async def test_without_events_changes_are_found_by_lists(tmp_path: Path):
         await stage.after(30)
         assert stage.statuses() == {"alice": "RUNNING"}
         assert stage.seen("alice").started_at is not None
-        assert len(stage.notes.said(Event.SANDBOX_DIED)) == 1
-        (said,) = stage.notes.said(Event.ENGINE_FORBIDDEN)
+        assert len(stage.notes.said(events.SandboxDied)) == 1
+        (said,) = stage.notes.said(events.EngineForbidden)
         assert said["part"] == "EVENTS"
-        assert not stage.notes.said(Event.ENGINE_STREAM_LOST)
+        assert not stage.notes.said(events.EngineStreamLost)
         stage.engine.denied.clear()
         await stage.after(120)
-        assert stage.notes.said(Event.ENGINE_ALLOWED, part="EVENTS")
+        assert stage.notes.said(events.EngineAllowed, part="EVENTS")
         stage.host.kill(f"{PREFIX}alice")
         await stage.after(2)
-        assert len(stage.notes.said(Event.SANDBOX_DIED)) == 2
-        assert not stage.notes.said(Event.ENGINE_LOST)
+        assert len(stage.notes.said(events.SandboxDied)) == 2
+        assert not stage.notes.said(events.EngineLost)
 
 
 async def test_without_events_an_engine_that_is_lost_is_noticed(tmp_path: Path):
@@ -42,7 +42,7 @@ async def test_without_events_an_engine_that_is_lost_is_noticed(tmp_path: Path):
         await stage.converge({"alice": "running"})
         stage.host.stop_engine()
         await stage.after(30)
-        assert stage.notes.said(Event.ENGINE_LOST)
+        assert stage.notes.said(events.EngineLost)
         stage.host.start_engine()
         await stage.quiet()
         assert stage.statuses() == {"alice": "RUNNING"}
@@ -55,7 +55,7 @@ async def test_without_volumes_sandboxes_without_a_workspace_work(tmp_path: Path
         assert stage.statuses() == {"alice": "RUNNING", "bob": "ERROR"}
         assert "VOLUMES=1" in stage.row("bob")["reason"]
         await stage.after(600)
-        assert len(stage.notes.said(Event.ENGINE_FORBIDDEN)) == 1
+        assert len(stage.notes.said(events.EngineForbidden)) == 1
         assert stage.engine.count("create_volume") < 40
         stage.engine.denied.clear()
         await stage.after(120)
@@ -94,9 +94,9 @@ async def test_read_only_everything_is_pending_with_one_error(tmp_path: Path):
         await stage.after(300)
         assert set(stage.statuses().values()) == {"ERROR"}
         assert all("POST=1" in stage.row(f"s{number}")["reason"] for number in range(10))
-        assert len(stage.notes.said(Event.ENGINE_FORBIDDEN)) == 1
-        assert not stage.notes.said(Event.ACTION_FAILED)
-        assert not stage.notes.said(Event.ENGINE_LOST)
+        assert len(stage.notes.said(events.EngineForbidden)) == 1
+        assert not stage.notes.said(events.ActionFailed)
+        assert not stage.notes.said(events.EngineLost)
         stage.engine.denied.clear()
         await stage.after(120)
         assert set(stage.statuses().values()) == {"RUNNING"}
@@ -116,7 +116,7 @@ async def test_without_info_everything_works(tmp_path: Path):
         stage.engine.denied["INFO"] = {"info"}
         await stage.converge({"alice": {}})
         assert stage.statuses() == {"alice": "RUNNING"}
-        assert stage.notes.said(Event.ENGINE_CONNECTED)
+        assert stage.notes.said(events.EngineConnected)
 
 
 async def test_without_containers_nothing_is_concluded(tmp_path: Path):
@@ -128,7 +128,7 @@ async def test_without_containers_nothing_is_concluded(tmp_path: Path):
         changes = len(stage.engine.changes)
         await stage.after(600)
         assert len(stage.engine.changes) == changes
-        assert "CONTAINERS=1" in stage.notes.said(Event.ENGINE_LOST)[0]["error"]
+        assert "CONTAINERS=1" in stage.notes.said(events.EngineLost)[0]["error"]
 
 
 async def test_without_exec_a_probe_has_no_result(tmp_path: Path):
@@ -148,5 +148,5 @@ async def test_what_the_engine_warns_of_is_logged_once(tmp_path: Path):
         await stage.converge({"alice": BARE})
         stage.engine.warned += ["no memory limit", "no cpu limit"]
         await stage.after(60)
-        said = [line["warning"] for line in stage.notes.said(Event.ENGINE_WARNING)]
+        said = [line["warning"] for line in stage.notes.said(events.EngineWarning)]
         assert said == ["no memory limit", "no cpu limit"]

@@ -25,7 +25,7 @@ from reconciler.core.spec import HealthSpec
 from reconciler.engine.protocol import EngineInfo
 from reconciler.engine.reachability import why_unreachable
 from reconciler.observe.probes import Prober, Target, target_of
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.core import builders
 from tests.fakes.engine import FakeEngine
 from tests.harness.descriptors import none_left
@@ -251,7 +251,7 @@ async def test_a_defect_outside_the_probe_is_logged_and_probing_starts_again(war
     ward.deaf = True
     ward.watch_exec()
     await asyncio.sleep(60)
-    assert ward.notes.said(Event.TASK_FAILED)[0]["task"] == "probe alice"
+    assert ward.notes.said(events.TaskFailed)[0]["task"] == "probe alice"
     ward.deaf = False
     await asyncio.sleep(60)
     assert ward.told == [("alice", Verdict.GOOD)]
@@ -334,12 +334,12 @@ async def test_what_cannot_be_asked_is_unknown(ward: Ward, error: Exception, wor
     await asyncio.sleep(600)
     assert sorted(ward.told) == [(key, Verdict.GOOD) for key in ("alice", "bob", "carol")]
     assert words in ward.prober.health("alice").unknown
-    (said,) = ward.notes.said(Event.PROBE_UNKNOWN)
+    (said,) = ward.notes.said(events.ProbeUnknown)
     assert words in said["cause"]
     ward.answer(0)
     await asyncio.sleep(20)
     assert ward.prober.health("alice").unknown == ""
-    assert len(ward.notes.said(Event.PROBE_KNOWN)) == 1
+    assert len(ward.notes.said(events.ProbeKnown)) == 1
     ward.answer(1)
     await asyncio.sleep(20)
     assert ("alice", Verdict.UNHEALTHY) in ward.told
@@ -354,7 +354,7 @@ async def test_a_container_that_does_not_run_is_inspected_again(ward: Ward, erro
     await asyncio.sleep(60)
     assert ward.told == [("alice", Verdict.GOOD)]
     assert set(ward.doubted) == {"alice"}
-    assert not ward.notes.said(Event.PROBE_UNKNOWN)
+    assert not ward.notes.said(events.ProbeUnknown)
 
 
 async def test_a_sandbox_that_goes_takes_its_unknown_health_along(ward: Ward):
@@ -362,7 +362,7 @@ async def test_a_sandbox_that_goes_takes_its_unknown_health_along(ward: Ward):
     ward.watch_exec()
     await asyncio.sleep(60)
     ward.prober.watch("alice", None)
-    assert len(ward.notes.said(Event.PROBE_KNOWN)) == 1
+    assert len(ward.notes.said(events.ProbeKnown)) == 1
 
 
 @real_time
@@ -410,7 +410,7 @@ async def test_an_engine_that_is_lost_says_nothing_of_the_sandbox(ward: Ward):
     ward.answer(EngineUnavailable("gone"))
     ward.engine_answers = False
     await asyncio.sleep(600)
-    assert not ward.notes.said(Event.PROBE_UNKNOWN)
+    assert not ward.notes.said(events.ProbeUnknown)
     ward.engine_answers = True
     assert ward.told == [("alice", Verdict.GOOD)]
     ward.answer(1)

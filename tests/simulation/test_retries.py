@@ -12,7 +12,7 @@ from reconciler.core.errors import (
     PortTaken,
 )
 from reconciler.engine.docker import errors as docker_errors
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.simulation.stage import PLAIN, Stage
 
 TEN_MINUTES = 600.0
@@ -74,7 +74,7 @@ async def test_a_step_that_always_fails_is_an_error_with_backoff(
     # What could not be removed was replaced by one that runs well.
     assert row["status"] == ("RUNNING" if verb == "remove" else "ERROR")
     assert "scripted" in row["reason"]
-    assert len(stage.notes.said(Event.SANDBOX_ERROR, sandbox="alice")) == 1
+    assert len(stage.notes.said(events.SandboxError, sandbox="alice")) == 1
     stage.engine._faults.clear()
     await stage.after(3700)
     assert stage.row("alice")["status"] != "ERROR"
@@ -170,7 +170,7 @@ async def test_a_container_that_is_gone_is_no_failure(stage: Stage):
     stage.engine.start = vanish
     await stage.converge({"alice": "running"})
     assert stage.phases() == {"alice": "running"}
-    assert not stage.notes.said(Event.SANDBOX_ERROR)
+    assert not stage.notes.said(events.SandboxError)
 
 
 async def test_an_engine_that_is_away_is_no_fault_of_the_sandbox(stage: Stage):
@@ -180,7 +180,7 @@ async def test_an_engine_that_is_away_is_no_fault_of_the_sandbox(stage: Stage):
     stage.host.end_streams()
     await stage.edit({"alice": "running"})
     await stage.after(TEN_MINUTES)
-    assert not stage.notes.said(Event.SANDBOX_ERROR)
+    assert not stage.notes.said(events.SandboxError)
     stage.engine._faults.clear()
     stage.host.start_engine()
     await stage.after(20)

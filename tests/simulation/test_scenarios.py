@@ -7,7 +7,7 @@ import pytest
 from reconciler.core import naming
 from reconciler.core.errors import EngineError, EngineTimeout, Refused, StoreError
 from reconciler.core.model import Phase
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.fakes.host import labels
 from tests.simulation.stage import PREFIX, Stage
 
@@ -31,7 +31,7 @@ async def test_every_state_is_reached_from_every_other(
     assert after.phase == ("created" if never_started else phase)
     assert (after.id, after.session_key) == (before.id, before.session_key)
     assert stage.statuses() == {"alice": state.upper()}
-    assert not stage.notes.said(Event.SANDBOX_DIED)
+    assert not stage.notes.said(events.SandboxDied)
 
 
 @pytest.mark.parametrize("state", ["running", "paused", "stopped"])
@@ -72,10 +72,10 @@ async def test_a_crash_loop_is_backed_off_and_costs_two_lines_a_restart(stage: S
     starts = stage.engine.calls.count(("start", stage.seen("alice").id))
     assert 55 <= starts <= 80
     about = [line for _, line in stage.notes.lines if line.get("sandbox") == "alice"]
-    loops = [line["in_a_row"] for line in stage.notes.said(Event.SANDBOX_RESTART_LOOP)]
+    loops = [line["in_a_row"] for line in stage.notes.said(events.SandboxRestartLoop)]
     assert loops == [5, 10, 20, 40]
     assert len(about) <= 2 * starts + len(loops) + 5
-    death = stage.notes.said(Event.SANDBOX_DIED)[-1]
+    death = stage.notes.said(events.SandboxDied)[-1]
     assert (death["exit_code"], death["last_lines"][-1]) == (3, "so long")
     assert stage.row("alice")["status"] == "ERROR"
     assert stage.row("alice")["restarts"] == starts - 1
@@ -101,13 +101,13 @@ async def test_an_engine_that_is_away_is_waited_for_and_nothing_is_concluded(sta
     changes = len(stage.engine.changes)
     await stage.after(3600)
     assert len(stage.engine.changes) == changes
-    assert len(stage.notes.said(Event.ENGINE_LOST)) <= 61
+    assert len(stage.notes.said(events.EngineLost)) <= 61
     stage.host.down = False
     await stage.after(10)
     await stage.quiet()
     assert stage.phases() == {"alice": "paused", "bob": "running", "carol": "running"}
     assert {name: stage.seen(name).id for name in before} == before
-    assert not stage.notes.said(Event.SANDBOX_DIED)
+    assert not stage.notes.said(events.SandboxDied)
 
 
 async def test_after_an_engines_restart_everything_is_as_it_was(stage: Stage):
@@ -174,7 +174,7 @@ async def test_a_replacement_that_cannot_be_started_is_taken_back(stage: Stage):
     assert stage.phases() == {"alice": "running"}
     assert stage.seen("alice").id == before.id
     assert "no-such-program" in stage.row("alice")["reason"]
-    assert len(stage.notes.said(Event.SANDBOX_ROLLED_BACK)) == 1
+    assert len(stage.notes.said(events.SandboxRolledBack)) == 1
 
 
 async def test_a_replacement_keeps_the_key_the_ports_and_the_workspace(stage: Stage):
@@ -185,7 +185,7 @@ async def test_a_replacement_keeps_the_key_the_ports_and_the_workspace(stage: St
     assert after.id != before.id
     assert (after.session_key, after.ports) == (before.session_key, before.ports)
     assert stage.host.volumes[VOLUME] is made
-    assert len(stage.notes.said(Event.SANDBOX_REPLACED)) == 1
+    assert len(stage.notes.said(events.SandboxReplaced)) == 1
 
 
 @pytest.mark.parametrize("phase", [Phase.CREATED, Phase.RUNNING, Phase.PAUSED, Phase.EXITED])
@@ -224,11 +224,11 @@ async def test_with_a_full_disk_nothing_is_made_but_deletes_work_and_it_recovers
     await stage.after(60)
     assert stage.phases() == {"bob": "running"}
     assert "no space left" in stage.row("carol")["reason"]
-    assert len(stage.notes.said(Event.STORE_WRITE_FAILED)) == 1
+    assert len(stage.notes.said(events.StoreWriteFailed)) == 1
     monkeypatch.setattr(stage.store._disk, "write", write)
     await stage.after(90)
     assert stage.phases() == {"bob": "running", "carol": "running"}
-    assert len(stage.notes.said(Event.STORE_RECOVERED)) == 1
+    assert len(stage.notes.said(events.StoreRecovered)) == 1
 
 
 @pytest.mark.parametrize("hours", [-10_000, -1, 1, 10_000])
@@ -252,8 +252,8 @@ async def test_an_unhealthy_sandbox_is_restarted_with_backoff(stage: Stage):
     assert stage.statuses() == {"alice": "STARTING"}
     await stage.after(600)
     assert 5 <= stage.row("alice")["restarts"] <= 20
-    assert "false" in stage.notes.said(Event.SANDBOX_UNHEALTHY)[-1]["cause"]
-    assert not stage.notes.said(Event.SANDBOX_DIED)
+    assert "false" in stage.notes.said(events.SandboxUnhealthy)[-1]["cause"]
+    assert not stage.notes.said(events.SandboxDied)
 
 
 async def test_a_death_of_which_the_probe_knows_first_is_told_as_one(stage: Stage):
@@ -263,7 +263,7 @@ async def test_a_death_of_which_the_probe_knows_first_is_told_as_one(stage: Stag
     stage.host.subscribers.clear()  # the event is lost
     stage.host.kill(ALICE, 3)
     await stage.after(20)
-    (died,) = stage.notes.said(Event.SANDBOX_DIED)
+    (died,) = stage.notes.said(events.SandboxDied)
     assert died["exit_code"] == 3
     assert stage.statuses() == {"alice": "RUNNING"}
 
@@ -336,10 +336,10 @@ async def test_one_that_cannot_be_made_is_complained_of_once_and_told_when_it_is
     stage.engine.fail_next("create", Refused("bad mount"), times=6)
     await stage.edit_or_start({"alice": "running"})
     await stage.after(40)
-    assert len(stage.notes.said(Event.ACTION_FAILED)) == 1
-    assert len(stage.notes.said(Event.SANDBOX_ERROR)) == 1
+    assert len(stage.notes.said(events.ActionFailed)) == 1
+    assert len(stage.notes.said(events.SandboxError)) == 1
     await stage.after(120)
-    assert len(stage.notes.said(Event.SANDBOX_RECOVERED)) == 1
+    assert len(stage.notes.said(events.SandboxRecovered)) == 1
 
 
 async def test_no_session_key_is_ever_said(stage: Stage):
@@ -348,7 +348,7 @@ async def test_no_session_key_is_ever_said(stage: Stage):
     stage.host.box(ALICE).log.append(f"my key is {key}")
     stage.host.kill(ALICE)
     await stage.after(10)
-    (death,) = stage.notes.said(Event.SANDBOX_DIED)
+    (death,) = stage.notes.said(events.SandboxDied)
     assert death["last_lines"] == ["my key is ***"]
     assert key not in repr(stage.notes.lines)
     assert key not in repr(await stage.store.events())
@@ -399,9 +399,9 @@ async def test_a_container_that_somebody_removes_is_reported(stage: Stage):
     stage.host.remove(ALICE)
     await stage.after(10)
     assert stage.phases() == {"alice": "running"}
-    (line,) = stage.notes.said(Event.SANDBOX_REMOVED, sandbox="alice")
+    (line,) = stage.notes.said(events.SandboxRemoved, sandbox="alice")
     assert line["cause"] == "it was removed, and not by this daemon"
     await stage.converge({"alice": {"env": {"A": "2"}}})
     await stage.converge({"alice": "stopped"})
-    assert len(stage.notes.said(Event.SANDBOX_REMOVED)) == 1
+    assert len(stage.notes.said(events.SandboxRemoved)) == 1
     assert not stage.manager._controller._removed

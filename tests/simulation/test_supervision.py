@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from reconciler.core.errors import LockedError
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from reconciler.telemetry.supervision import BACKOFF_LONGEST, STABLE, supervise
 from reconciler.wiring import Manager
 from tests.simulation.stage import Notebook, Stage
@@ -60,7 +60,7 @@ async def test_a_failed_task_is_logged_and_runs_again(error: BaseException):
     worker = Worker(error).start()
     await asyncio.sleep(30)
     assert len(worker.began) == 2
-    (line,) = worker.notes.said(Event.TASK_FAILED, task="worker")
+    (line,) = worker.notes.said(events.TaskFailed, task="worker")
     assert type(error).__name__ in line["error"]
     assert line["retry_in"] == worker.pauses[0]
     assert "test_supervision.py" in line["traceback"]
@@ -93,7 +93,7 @@ async def test_a_task_that_fails_while_it_is_cancelled_ends():
     task = asyncio.create_task(supervise("worker", run, notes))
     await asyncio.sleep(1)
     await end(task)
-    assert len(notes.said(Event.TASK_FAILED)) == 1
+    assert len(notes.said(events.TaskFailed)) == 1
 
 
 async def test_a_task_that_returns_has_ended():
@@ -152,7 +152,7 @@ async def test_each_task_of_the_loop_comes_back(stage: Stage, name: str):
     await stage.edit({"alice": "paused"})
     await stage.after(200)
     assert saboteur.struck
-    (line,) = stage.notes.said(Event.TASK_FAILED, task=name)
+    (line,) = stage.notes.said(events.TaskFailed, task=name)
     assert line["error"].startswith(("ZeroDivisionError", "ExceptionGroup"))
     await stage.converge({"alice": "running", "bob": "running"})
     stage.host.kill("oh-agent-server-alice")

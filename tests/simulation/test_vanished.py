@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.simulation.stage import PLAIN, PREFIX, Stage
 
 HOUR = 3600.0
@@ -32,7 +32,7 @@ async def test_a_network_that_was_pruned_and_made_again(stage: Stage):
     assert stage.seen("alice").id != former
     assert identity(stage) == kept
     assert stage.row("alice")["status"] == "RUNNING"
-    assert len(stage.notes.said(Event.VOLUME_CREATED)) == 1
+    assert len(stage.notes.said(events.VolumeCreated)) == 1
 
 
 async def test_a_network_that_is_away_for_hours(stage: Stage):
@@ -49,7 +49,7 @@ async def test_a_network_that_is_away_for_hours(stage: Stage):
     stage.host.add_network("agents")
     await stage.after(65)
     assert stage.phases() == {"alice": "running"}
-    assert len(stage.notes.said(Event.SANDBOX_RECOVERED)) == 1
+    assert len(stage.notes.said(events.SandboxRecovered)) == 1
 
 
 async def test_a_sidecar_that_was_made_again(stage: Stage):
@@ -75,7 +75,7 @@ async def test_a_device_that_is_unplugged_for_hours_costs_nothing_but_time(stage
     await stage.after(3 * HOUR)
     assert stage.row("alice")["status"] == "ERROR"
     assert "gathering device information" in stage.row("alice")["reason"]
-    assert len(stage.notes.said(Event.SANDBOX_CREATED)) <= 10
+    assert len(stage.notes.said(events.SandboxCreated)) <= 10
     assert len(stage.engine.calls) - before < 3 * 60 * 10
     assert stage.seen("alice").id == former
     assert len(stage.host.volumes) == 1

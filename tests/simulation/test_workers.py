@@ -9,7 +9,7 @@ from reconciler.core.priority import Priority
 from reconciler.progress import Progress, waiting
 from reconciler.reconcile.queue import WorkQueue
 from reconciler.reconcile.workers import Workers
-from reconciler.telemetry.events import Event
+from reconciler.telemetry import events
 from tests.simulation.stage import Notebook
 
 WORKERS = 3
@@ -106,7 +106,7 @@ async def test_a_bug_in_one_pass_ends_no_other_and_the_key_comes_back(shop: Shop
     shop.broken.clear()
     await asyncio.sleep(20)
     assert sorted(shop.order) == ["a", "a", "b"]
-    assert len(shop.notes.said(Event.TASK_FAILED)) == 1
+    assert len(shop.notes.said(events.TaskFailed)) == 1
 
 
 async def test_nothing_runs_while_it_is_not_ready(shop: Shop):

@@ -14,7 +14,6 @@ import pytest
 import structlog
 from blockbuster import blockbuster_ctx
 
-from reconciler.telemetry.events import Event
 from reconciler.telemetry.logging import LibraryHandler, choose_format, configure, is_journal
 from reconciler.telemetry.output import JournalOutput, LineWriter
 from reconciler.telemetry.redact import Redactor
@@ -56,7 +55,7 @@ def fail():
 
 def test_json_is_one_object_a_line_in_a_fixed_order(stream):
     configure("json", stream=stream)
-    log.info(Event.SANDBOX_STARTED, sandbox="alice", seconds=0.25, cause="declared")
+    log.info("sandbox.started", sandbox="alice", seconds=0.25, cause="declared")
     (line,) = lines(stream)
     assert list(line)[:3] == ["timestamp", "level", "event"]
     assert datetime.fromisoformat(line.pop("timestamp")).tzinfo == UTC
@@ -71,7 +70,7 @@ def test_json_is_one_object_a_line_in_a_fixed_order(stream):
 
 def test_whatever_a_container_prints_stays_one_line(stream):
     configure("json", stream=stream)
-    log.info(Event.SANDBOX_DIED, last_lines=["a\nb\r\u2028c\x1b[2J\x9b"], odd="\udc80\0")
+    log.info("sandbox.died", last_lines=["a\nb\r\u2028c\x1b[2J\x9b"], odd="\udc80\0")
     assert len(stream.getvalue().splitlines()) == 1
     assert stream.getvalue().isascii()
     assert lines(stream)[0]["last_lines"] == ["a\nb\\r\\u2028c\\x1b[2J\\x9b"]
@@ -80,15 +79,15 @@ def test_whatever_a_container_prints_stays_one_line(stream):
 def test_bound_context_is_in_every_line(stream):
     configure("json", stream=stream)
     with structlog.contextvars.bound_contextvars(sandbox="alice", reconcile_id="r1"):
-        log.info(Event.SANDBOX_PAUSED)
+        log.info("sandbox.paused")
     assert lines(stream)[0]["reconcile_id"] == "r1"
 
 
 def test_levels_are_filtered_and_can_be_changed_later(stream):
     configure("json", "warning", stream)
-    log.info(Event.SANDBOX_PAUSED)
+    log.info("sandbox.paused")
     configure("json", "debug", stream)
-    log.debug(Event.LIBRARY_LOG)
+    log.debug("library.log")
     assert [line["event"] for line in lines(stream)] == ["library.log"]
 
 
@@ -103,7 +102,7 @@ def test_an_exception_is_a_chain_and_at_debug_a_traceback(stream):
         try:
             fail()
         except ValueError:
-            log.exception(Event.TASK_FAILED)
+            log.exception("task.failed")
     short, full = lines(stream)
     assert short["error"].startswith("ValueError: cannot read <- NotADirectoryError: ")
     assert short["level"] == "error"
@@ -113,14 +112,14 @@ def test_an_exception_is_a_chain_and_at_debug_a_traceback(stream):
 
 def test_an_error_that_was_said_keeps_its_words(stream):
     configure("json", stream=stream)
-    log.error(Event.TASK_FAILED, error="said", exc_info=ValueError("raised"))
+    log.error("task.failed", error="said", exc_info=ValueError("raised"))
     assert lines(stream)[0]["error"] == "said"
     assert lines(stream)[0]["exception"] == "ValueError: raised"
 
 
 def test_exc_info_outside_an_exception_adds_nothing(stream):
     configure("json", stream=stream)
-    log.info(Event.TASK_FAILED, exc_info=True, stack_info=True)  # noqa: LOG014 - the point
+    log.info("task.failed", exc_info=True, stack_info=True)  # noqa: LOG014 - the point
     assert set(lines(stream)[0]) == {"timestamp", "level", "event"}
 
 
@@ -128,8 +127,8 @@ def test_secrets_are_hidden_also_in_tracebacks_and_libraries(stream):
     redact = Redactor()
     redact.register("s3cr3t-value")
     configure("json", "debug", stream, redact=redact)
-    log.info(Event.SANDBOX_CREATED, env={"A": "s3cr3t-value"}, session_key="x")
-    log.error(Event.TASK_FAILED, exc_info=ValueError("s3cr3t-value"))
+    log.info("sandbox.created", env={"A": "s3cr3t-value"}, session_key="x")
+    log.error("task.failed", exc_info=ValueError("s3cr3t-value"))
     stdlib_logging.getLogger("lib").error("got %s", "s3cr3t-value")
     assert len(lines(stream)) == 3
     assert "s3cr3t-value" not in stream.getvalue()
@@ -173,7 +172,7 @@ def test_the_console_is_coloured_on_a_terminal_only(stream, monkeypatch):
     terminal = Terminal()
     for sink in (terminal, stream):
         configure("console", stream=sink)
-        log.info(Event.SANDBOX_STARTED, sandbox="alice")
+        log.info("sandbox.started", sandbox="alice")
     assert "\x1b[" in terminal.getvalue()
     assert "\x1b[" not in stream.getvalue()
     assert "sandbox.started" in stream.getvalue()
@@ -184,13 +183,13 @@ def test_no_color_is_respected(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     terminal = Terminal()
     configure("console", stream=terminal)
-    log.info(Event.SANDBOX_STARTED)
+    log.info("sandbox.started")
     assert "\x1b[" not in terminal.getvalue()
 
 
 def test_the_console_shows_no_traceback_and_no_controls(stream):
     configure("console", "debug", stream)
-    log.error(Event.TASK_FAILED, exc_info=ValueError("bad"), line="\x1b[2Jx\x9b", two="a\nb")
+    log.error("task.failed", exc_info=ValueError("bad"), line="\x1b[2Jx\x9b", two="a\nb")
     assert len(stream.getvalue().splitlines()) == 1
     assert "ValueError: bad" in stream.getvalue()
     assert "Traceback" not in stream.getvalue()
@@ -234,7 +233,7 @@ def test_a_reader_that_is_gone_is_no_error(pipe):
     reader, writer = pipe
     reader.close()
     configure("json", stream=writer)
-    log.info(Event.SANDBOX_STARTED)
+    log.info("sandbox.started")
 
 
 def test_a_closed_stream_is_no_error():
@@ -266,5 +265,5 @@ async def test_logging_in_the_event_loop_is_no_blocking_call(pipe):
     _, writer = pipe
     configure("json", stream=writer)
     with blockbuster_ctx():
-        log.info(Event.SANDBOX_STARTED)
-        log.error(Event.TASK_FAILED, exc_info=ValueError("x"))
+        log.info("sandbox.started")
+        log.error("task.failed", exc_info=ValueError("x"))

@@ -1,5 +1,11 @@
-"""The events that the daemon logs."""
+"""The events that the daemon logs: each is a class with typed fields.
 
-from reconciler.telemetry.events.catalogue import Event
+``python -m reconciler.telemetry.events`` prints docs/events.md from these classes.
+"""
 
-__all__ = ["Event"]
+from reconciler.telemetry.events.base import *
+from reconciler.telemetry.events.daemon import *
+from reconciler.telemetry.events.engine import *
+from reconciler.telemetry.events.manifest import *
+from reconciler.telemetry.events.resources import *
+from reconciler.telemetry.events.sandbox import *
