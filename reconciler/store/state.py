@@ -1,4 +1,4 @@
-"""What the daemon knows, in memory: records, identities, restart memory, orphans, the ledger."""
+"""The state in memory: records, identities, restart memory, orphans, claims, the ledger."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core.errors import StoreError
 from reconciler.core.model import Claim, Identity, Memory
-from reconciler.store import tables as rows
-from reconciler.store.table import DirtyTable
+from reconciler.store import tables
+from reconciler.store.table import DirtyTable, Rows
 from reconciler.store.tables import Changes, Orphan, OrphanKind, Record, Tombstone
 
 if TYPE_CHECKING:
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from reconciler.core.disk_pressure import PulledImage
     from reconciler.store.ledger import LedgerEntry, Pending
     from reconciler.store.observed_clock import ObservedClock
-    from reconciler.store.sqlite import Rows
 
 _DESIRED_KNOWN: Final = "desired-known"
 _OBSERVED: Final = "observed-seconds"
-# Observed seconds after the last write that are worth a write: while there are orphans, and while
-# there are none, when an idle daemon should not wake the disk.
+# Observed seconds between two saves of the time: while there are orphans, and while there are none,
+# when an idle daemon should not wake the disk.
 _SAVE_EVERY: Final = 10.0
 _SAVE_IDLE_EVERY: Final = 60.0
 _OWNER: Final = "owner"
@@ -36,28 +35,27 @@ _NO_CLAIM: Final = Claim()
 
 
 class State:
-    """Reads and changes, for one thread. They take no time and never fail for the disk.
+    """Reads and changes, for one thread. They do no I/O and never fail because of the disk.
 
     Args:
-        content: What was loaded, by table name.
-        ledger: Where entries wait until they are durable.
+        content: The loaded rows, by the name of their kind.
+        ledger: Holds entries until they are durable.
         touched: Called after every change.
-        make_clock: Gives the clock that continues from the observed seconds that were saved last.
+        make_clock: Returns a clock that continues from the observed seconds that were saved last.
 
     Attributes:
         clock: Observed seconds; all times here are by this clock.
-        records: Those that should exist, by name.
-        deleted: Those that were taken out and are not yet gone, by name.
-        held: Names whose record this release cannot read, and why. Their sandboxes are wanted,
-            nobody knows how: they are to be left alone, and never collected.
+        records: The declared records, by name.
+        deleted: The deleted records whose objects are not all removed, by name.
+        held: Names whose record this release cannot read, and why. How their sandboxes should be
+            is unknown: they are left alone, and never collected.
         leased: Sandbox names by host port.
         orphans: Objects without a record, by kind, then by container id or volume name.
-        unconfirmed: The sandboxes that have orphans whose removal nobody confirmed, each with how
-            many.
+        unconfirmed: The sandboxes with orphans whose removal nobody confirmed, and their numbers.
         identities: The session keys and leases, by sandbox.
-        claims: The engine's objects that were made for a sandbox, by the sandbox's name.
+        claims: The engine's objects that were created for a sandbox, by the sandbox's name.
         claimed_volumes: Sandbox names by the names of their volumes.
-        images: Those that this instance brought to the host, by id.
+        images: The images that this instance pulled, by id.
     """
 
     def __init__(
@@ -68,23 +66,27 @@ class State:
         make_clock: Callable[[float], ObservedClock],
     ) -> None:
         self._ledger, self._touched = ledger, touched
-        self._shelves: dict[str, DirtyTable[Any]] = {
-            table.name: DirtyTable(table, content[table.name], touched) for table in rows.TABLES
+        self._tables: dict[str, DirtyTable[Any]] = {
+            kind.name: DirtyTable(kind, content[kind.name], touched) for kind in tables.KINDS
         }
-        self._records: DirtyTable[Record] = self._shelves[rows.RECORDS.name]
-        self._tombstones: DirtyTable[Tombstone] = self._shelves[rows.TOMBSTONES.name]
-        self._identities: DirtyTable[Identity] = self._shelves[rows.IDENTITIES.name]
-        self._memories: DirtyTable[Memory] = self._shelves[rows.MEMORIES.name]
-        self._claims: DirtyTable[Claim] = self._shelves[rows.CLAIMS.name]
-        self._facts: DirtyTable[str] = self._shelves[rows.FACTS.name]
-        self._images: DirtyTable[PulledImage] = self._shelves[rows.IMAGES.name]
+        self._records: DirtyTable[Record] = self._tables[tables.RECORDS.name]
+        self._tombstones: DirtyTable[Tombstone] = self._tables[tables.TOMBSTONES.name]
+        self._identities: DirtyTable[Identity] = self._tables[tables.IDENTITIES.name]
+        self._memories: DirtyTable[Memory] = self._tables[tables.MEMORIES.name]
+        self._claims: DirtyTable[Claim] = self._tables[tables.CLAIMS.name]
+        self._facts: DirtyTable[str] = self._tables[tables.FACTS.name]
+        self._images: DirtyTable[PulledImage] = self._tables[tables.IMAGES.name]
         self._orphans: dict[OrphanKind, DirtyTable[Orphan]] = {
-            "container": self._shelves[rows.ORPHAN_CONTAINERS.name],
-            "volume": self._shelves[rows.ORPHAN_VOLUMES.name],
+            "container": self._tables[tables.ORPHAN_CONTAINERS.name],
+            "volume": self._tables[tables.ORPHAN_VOLUMES.name],
         }
         self._saved = _seconds(self._facts.values.get(_OBSERVED, "0"))
         self.clock = make_clock(self._saved)
-        self._leased = _ports_by_owner(self._identities.values)
+        self._leased = {
+            port: name
+            for name, identity in self._identities.values.items()
+            for port in identity.ports.values()
+        }
         self.records = self._records.values
         self.deleted = self._tombstones.values
         self.held = self._records.unreadable
@@ -97,7 +99,7 @@ class State:
         self.identities = self._identities.values
         self.leased: Mapping[int, str] = MappingProxyType(self._leased)
         self.orphans: Mapping[OrphanKind, Mapping[str, Orphan]] = {
-            kind: shelf.values for kind, shelf in self._orphans.items()
+            kind: table.values for kind, table in self._orphans.items()
         }
         self._unconfirmed = Counter(
             orphan.sandbox
@@ -111,34 +113,38 @@ class State:
     def unreadable(self) -> dict[str, str]:
         """Rows that this release cannot read, such as ``record alice``, and why.
 
-        They stay in the database as they are until something is put under the same key.
+        They stay in the database unchanged until a value is put under the same key.
         """
         return {
-            f"{table} {key}": why
-            for table, shelf in self._shelves.items()
-            for key, why in shelf.unreadable.items()
+            f"{kind} {key}": why
+            for kind, table in self._tables.items()
+            for key, why in table.unreadable.items()
         }
 
     @property
     def desired_known(self) -> bool:
-        """Whether a desired file was ever accepted in this database's life."""
+        """Whether this database ever accepted a desired file."""
         return _DESIRED_KNOWN in self._facts.values
 
     def accept(self, records: Mapping[str, Record], removed: Iterable[str]) -> Changes:
-        """Takes in what the desired file declares, as one step that is durable whole or not at all.
+        """Accept the desired file, as one step that becomes durable whole or not at all.
 
-        A declared record in neither argument stays as last accepted, and so does ``created_at`` of
-        one that exists. A record that comes back loses its tombstone.
+        A record in neither argument stays as last accepted. An existing record keeps its
+        ``created_at``. A record that is declared again loses its tombstone.
 
         Args:
             records: Declared records by name, whether new, changed or neither.
-            removed: Names that are declared no more. Unknown ones do no harm.
+            removed: Names that are no longer declared. Unknown names are ignored.
         """
         self._facts.put(_DESIRED_KNOWN, "yes")
         known = {*self.records, *self.held}
         changes = Changes(
             added=frozenset(name for name in records if name not in self.records),
-            changed=frozenset(name for name, record in records.items() if self._is_changed(record)),
+            changed=frozenset(
+                name
+                for name, record in records.items()
+                if name in self.records and self.records[name] != self._aged(record)
+            ),
             removed=frozenset(name for name in removed if name in known and name not in records),
         )
         for name in changes.added | changes.changed:
@@ -148,24 +154,24 @@ class State:
         return changes
 
     def put_record(self, record: Record) -> None:
-        """Makes or changes one record. One that comes back loses its tombstone."""
+        """Add or change one record, and drop its tombstone."""
         self._records.put(record.name, self._aged(record))
         self._tombstones.drop(record.name)
 
     def remove_record(self, name: str) -> None:
-        """Takes one record out and leaves a tombstone. Harmless where there is none."""
+        """Replace one record by a tombstone; an unknown name is no error."""
         if name not in self.records and name not in self.held:
             return
         record = self.records.get(name)
-        retain = record.retain if record else rows.DEFAULT_RETAIN
+        retain = record.retain if record else tables.DEFAULT_RETAIN
         self._records.drop(name)
         self._tombstones.put(name, Tombstone(name, retain))
 
     def forget(self, name: str) -> None:
-        """Ends a deletion: drops tombstone, leases and memory. A record that came back stays whole.
+        """End a deletion: drop tombstone, leases and memory. A declared record is not changed.
 
-        The session key and the claim stay, for a record that comes back to its volume, until
-        ``drop_key``.
+        The session key and the claim stay until ``drop_key``, in case that the record is declared
+        again while its volume still exists.
         """
         if name in self.records or name in self.held:
             return
@@ -178,7 +184,7 @@ class State:
             self.put_identity(name, Identity(identity.session_key))
 
     def drop_key(self, name: str) -> None:
-        """Drops key and claim of a sandbox that is gone with its volume. A record's stay."""
+        """Drop key and claim of a sandbox without record and volume."""
         if name in self.records or name in self.held:
             return
         self.drop_claim(name)
@@ -186,11 +192,11 @@ class State:
         self._identities.drop(name)
 
     def identity(self, name: str) -> Identity | None:
-        """The key and host ports of a sandbox; one that was forgotten has a key and no ports."""
+        """Return key and host ports of a sandbox; after ``forget`` there is only the key."""
         return self._identities.values.get(name)
 
     def put_identity(self, name: str, identity: Identity) -> None:
-        """Sets the key and all leases of a sandbox.
+        """Set the key and all leases of a sandbox.
 
         Raises:
             ValueError: a host port is named twice, or is leased to another sandbox.
@@ -205,11 +211,11 @@ class State:
         self._identities.put(name, Identity(identity.session_key, frozen))
 
     def memory(self, name: str) -> Memory:
-        """What is remembered of a sandbox; a blank one where nothing is."""
+        """Return the restart memory of a sandbox; an empty one where there is none."""
         return self._memories.values.get(name, _NO_MEMORY)
 
     def put_memory(self, name: str, memory: Memory) -> None:
-        """Remembers. An equal memory costs nothing."""
+        """Set the restart memory of a sandbox. An equal one costs nothing."""
         self._memories.put(name, memory)
 
     def note_orphan(
@@ -223,7 +229,7 @@ class State:
         confirmed: bool = False,
         lost: bool = False,
     ) -> Orphan:
-        """Notes an orphan and returns it. A known one keeps its ``since`` and its confirmation."""
+        """Add and return an orphan. A known one keeps its ``since`` and its confirmation."""
         known = self.orphans[kind].get(key)
         if known is not None:
             since, confirmed = known.since, known.confirmed or confirmed
@@ -232,11 +238,11 @@ class State:
         return orphan
 
     def drop_orphan(self, kind: OrphanKind, key: str) -> None:
-        """It is gone, or belongs to a record again. Harmless where there is none."""
+        """Remove an orphan: the object is gone, or a record wants it again. None is no error."""
         self._put_orphan(kind, key, None)
 
     def confirm_orphans(self) -> None:
-        """Notes that a person confirmed the removal of all orphans there are now."""
+        """Confirm, for a person, the removal of all present orphans."""
         for kind, orphans in self.orphans.items():
             for key, orphan in list(orphans.items()):
                 self._put_orphan(kind, key, replace(orphan, confirmed=True))
@@ -256,7 +262,7 @@ class State:
 
     @property
     def owner(self) -> str:
-        """The random id of this database, which labels all that is made for it."""
+        """The random id of this database, in a label of every object that is created for it."""
         known = self.fact(_OWNER)
         if known is None:
             known = secrets.token_hex(_OWNER_BYTES)
@@ -264,17 +270,17 @@ class State:
         return known
 
     def claim(self, sandbox: str) -> Claim:
-        """What was made for a sandbox; an empty claim where nothing was."""
+        """Return the objects that were created for a sandbox; none: an empty claim."""
         return self.claims.get(sandbox, _NO_CLAIM)
 
     def put_claim(self, sandbox: str, claim: Claim) -> None:
-        """Notes what was made for a sandbox. An equal claim costs nothing."""
+        """Set the objects that were created for a sandbox. An equal claim costs nothing."""
         self._unlist_volumes(sandbox)
         self._claimed_volumes.update(dict.fromkeys(claim.volumes, sandbox))
         self._claims.put(sandbox, claim)
 
     def drop_claim(self, sandbox: str) -> None:
-        """Nothing of what was made for the sandbox is left. Harmless where there is no claim."""
+        """Remove a claim: no object of the sandbox is left. None is no error."""
         self._unlist_volumes(sandbox)
         self._claims.drop(sandbox)
 
@@ -283,26 +289,26 @@ class State:
             self._claimed_volumes.pop(volume, None)
 
     def put_image(self, image_id: str, image: PulledImage) -> None:
-        """Notes an image that this instance brought to the host. An equal note costs nothing."""
+        """Add an image that this instance pulled. An equal one costs nothing."""
         self._images.put(image_id, image)
 
     def drop_image(self, image_id: str) -> None:
-        """It is gone from the host. Harmless where there is none."""
+        """Remove an image that is gone from the host. None is no error."""
         self._images.drop(image_id)
 
     def fact(self, name: str) -> str | None:
-        """A single remembered text; None: there is none."""
+        """Return a text that was put under a name; None: there is none."""
         return self._facts.values.get(name)
 
     def put_fact(self, name: str, value: str | None) -> None:
-        """Remembers a single text; None forgets it."""
+        """Put a text under a name; None removes it."""
         if value is None:
             self._facts.drop(name)
         else:
             self._facts.put(name, value)
 
     def save_time(self) -> None:
-        """Make the observed time durable, where a kill would lose too much of it."""
+        """Save the observed time if a kill would lose too much of it."""
         waits = any(self.orphans.values())
         if self.clock() - self._saved >= (_SAVE_EVERY if waits else _SAVE_IDLE_EVERY):
             self._put_time()
@@ -314,14 +320,10 @@ class State:
     def append(
         self, event: str, sandbox: str | None, cause: str, data: Mapping[str, Any]
     ) -> LedgerEntry:
-        """Adds to the ledger. Long texts are clipped; ``data`` must hold no secret."""
+        """Add to the ledger. Long texts are clipped; ``data`` must hold no secret."""
         entry = self._ledger.append(event, sandbox, cause, data)
         self._touched()
         return entry
-
-    def _is_changed(self, record: Record) -> bool:
-        known = self.records.get(record.name)
-        return known is not None and known != self._aged(record)
 
     def _aged(self, record: Record) -> Record:
         known = self.records.get(record.name)
@@ -344,7 +346,3 @@ def _seconds(text: str) -> float:
             " database from a backup, or move it away and start again"
         )
     return seconds
-
-
-def _ports_by_owner(identities: Mapping[str, Identity]) -> dict[int, str]:
-    return {port: name for name, it in identities.items() for port in it.ports.values()}

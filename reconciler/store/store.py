@@ -1,8 +1,8 @@
-"""The whole state in memory, read at once by the loop, and made durable behind it.
+"""The whole state in memory, and a background task that makes it durable.
 
-Every change counts in memory at once and is written by a task in batches, one transaction each, in
-a thread of its own. While the disk refuses, everything goes on in memory, and the writing is tried
-again. ``flush`` is for whoever must know that a change is durable.
+Every change counts in memory at once. A task writes the changes in batches, one transaction each,
+in another thread. While the disk refuses, work continues in memory, and the write is retried.
+``flush`` is for callers that must know that a change is durable.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from reconciler.core.errors import StoreError
 from reconciler.store.ledger import LedgerEntry, Pending, Query
 from reconciler.store.observed_clock import ObservedClock
-from reconciler.store.sqlite import Disk, Rows
+from reconciler.store.sqlite import Database
 from reconciler.store.state import State
+from reconciler.store.table import PendingWrites, Rows
 from reconciler.store.tables import Changes, Orphan, OrphanKind, Record, Tombstone
-from reconciler.store.writer import PendingWrites, Thread, Writer
+from reconciler.store.writer import DatabaseWorker, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
     from types import TracebackType
 
-    from reconciler.store.writer import Supervised
+    from reconciler.store.writer import Supervise
 
 __all__ = ["Changes", "LedgerEntry", "Orphan", "OrphanKind", "Record", "Store", "Tombstone"]
 
@@ -34,15 +35,15 @@ LEDGER_ROWS: Final = 100_000
 
 
 class Store(State):
-    """The state of one state directory. Made by ``open`` or ``open_readonly``.
+    """The state of one state directory. Created by ``open`` or ``open_readonly``.
 
-    As an async context manager it writes in the background, and closes at the end.
+    As an async context manager it writes in the background, and closes at exit.
     """
 
     def __init__(
         self,
-        disk: Disk,
-        thread: Thread,
+        database: Database,
+        worker: DatabaseWorker,
         loaded: tuple[Mapping[str, Rows], int],
         *,
         on_trouble: Callable[[StoreError], None],
@@ -60,12 +61,13 @@ class Store(State):
             self._wake,
             lambda saved: ObservedClock(saved, monotonic=monotonic, wall=wall),
         )
-        self._disk, self._thread, self._readonly, self._closed = disk, thread, readonly, False
-        self._backlog = PendingWrites(tuple(self._shelves.values()), pending, self._put_time)
-        self._flusher = Writer(
-            disk,
-            thread,
-            self._backlog,
+        self._database, self._worker = database, worker
+        self._readonly, self._closed = readonly, False
+        self._pending = PendingWrites(tuple(self._tables.values()), pending, self._put_time)
+        self._writer = Writer(
+            database,
+            worker,
+            self._pending,
             on_trouble=on_trouble,
             on_recovered=on_recovered,
             retry=retry,
@@ -83,23 +85,23 @@ class Store(State):
         monotonic: Callable[[], float] = time.monotonic,
         retry: float = RETRY_SECONDS,
     ) -> Self:
-        """The store of a state directory, whose lock the caller holds.
+        """Open the store of a state directory, whose lock the caller holds.
 
         Args:
-            state_dir: Made where it is missing.
-            on_trouble: Told once when writing begins to fail.
-            on_recovered: Told once when it works again.
+            state_dir: Created where it is missing.
+            on_trouble: Called once when writing begins to fail.
+            on_recovered: Called once when it works again.
             ledger_rows: How many entries the ledger keeps, about.
             wall: Seconds since the epoch, for display.
             monotonic: Seconds that pass while this process runs.
-            retry: Seconds between two tries while writing fails.
+            retry: Seconds between two attempts while writing fails.
 
         Raises:
-            StoreError: the database cannot be used; nothing was changed. A full disk is no reason
-                where it was used before: it is read, and written once there is room.
+            StoreError: the database cannot be used; nothing was changed. On a full disk, an
+                existing database is read, and written once there is room.
         """
         return await cls._opened(
-            Disk(state_dir, ledger_rows, readonly=False),
+            Database(state_dir, ledger_rows, readonly=False),
             on_trouble=on_trouble,
             on_recovered=on_recovered,
             wall=wall,
@@ -116,15 +118,15 @@ class Store(State):
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> Self:
-        """The store as it is now, also beside a running daemon; empty where there is none yet.
+        """Open the store as it is now, also beside a running daemon; empty where there is none.
 
-        Changes to it are a rehearsal: they count in memory and are never written.
+        Its changes are a dry run: they count in memory and are never written.
 
         Raises:
             StoreError: the database cannot be read.
         """
         return await cls._opened(
-            Disk(state_dir, LEDGER_ROWS, readonly=True),
+            Database(state_dir, LEDGER_ROWS, readonly=True),
             on_trouble=lambda _: None,
             on_recovered=lambda: None,
             wall=wall,
@@ -135,7 +137,7 @@ class Store(State):
 
     async def __aenter__(self) -> Self:
         if not self._readonly:
-            self._flusher.start()
+            self._writer.start()
         return self
 
     async def __aexit__(
@@ -146,78 +148,78 @@ class Store(State):
     ) -> None:
         await self.close()
 
-    def supervised_by(self, supervised: Supervised) -> None:
-        """Have the background task run by this. Call it before the ``async with`` block."""
-        self._flusher.supervised_by(supervised)
+    def supervised_by(self, supervise: Supervise) -> None:
+        """Run the background task under this supervisor. Call it before the ``async with``."""
+        self._writer.supervised_by(supervise)
 
     async def flush(self) -> None:
-        """Returns when every change made before the call is durable.
+        """Return when every change made before the call is durable.
 
-        Durable is what a kill of this process cannot undo. A power cut may undo the last moments;
-        docs/adr/0001-store.md says what then.
+        A kill of this process cannot undo a durable change. A power cut may undo the last moments;
+        docs/adr/0001-store.md says what follows.
 
         Raises:
-            StoreError: the disk refuses; the changes wait on and are tried again.
+            StoreError: the disk refuses; the changes stay pending, and the write is retried.
         """
         if not self._readonly:
-            await self._flusher.flush()
+            await self._writer.flush()
 
     async def close(self) -> None:
-        """Writes what waits, where that works, and lets go of the file. Harmless when repeated."""
+        """Write what is pending, if possible, and close the file. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        self._thread.hurry(CLOSE_SECONDS)
-        await self._flusher.stop()
+        self._worker.hurry(CLOSE_SECONDS)
+        await self._writer.stop()
         self._put_time()
         with suppress(StoreError):
             await self.flush()
         with suppress(StoreError):
-            await self._thread.run(self._disk.close)
-        self._thread.end()
+            await self._worker.run(self._database.close)
+        self._worker.end()
 
     async def events(
         self, sandbox: str | None = None, *, after: int | None = None, limit: int = 200
     ) -> list[LedgerEntry]:
-        """Ledger entries, oldest first, durable or not.
+        """Return ledger entries, oldest first, durable or not.
 
         Args:
-            sandbox: Only those about this one; None: all.
-            after: None: the newest ``limit`` there are; else the next ``limit`` after this id.
+            sandbox: Only entries about this sandbox; None: all.
+            after: None: the newest ``limit``; else the next ``limit`` after this id.
             limit: How many at most.
 
         Raises:
             StoreError: the ledger cannot be read.
         """
         query = Query(sandbox, after, limit)
-        waiting = [entry for entry in self._backlog.ledger.all() if query.matches(entry)]
-        return query.cut([*await self._thread.run(self._disk.events, query), *waiting])
+        waiting = [entry for entry in self._pending.ledger.all() if query.matches(entry)]
+        return query.cut([*await self._worker.run(self._database.events, query), *waiting])
 
     @property
     def readonly(self) -> bool:
-        """Whether this is a rehearsal: what is changed here is never written."""
+        """Whether this is a dry run: changes are never written."""
         return self._readonly
 
     @property
     def trouble(self) -> StoreError | None:
-        """Why nothing can be written now; None: all is well."""
-        return self._flusher.trouble
+        """Why nothing can be written now; None: the last write succeeded."""
+        return self._writer.trouble
 
     @property
     def pending(self) -> int:
-        """How many rows are not yet durable."""
-        return self._flusher.pending
+        """The number of rows that are not yet durable."""
+        return self._writer.pending
 
     def _wake(self) -> None:
-        self._flusher.wake()
+        self._writer.wake()
 
     @classmethod
-    async def _opened(cls, disk: Disk, **options: Any) -> Self:
-        thread = Thread(disk.state_dir)
+    async def _opened(cls, database: Database, **options: Any) -> Self:
+        worker = DatabaseWorker(database.state_dir)
         try:
-            loaded = await thread.run(disk.open)
-            return cls(disk, thread, loaded, **options)
+            loaded = await worker.run(database.open)
+            return cls(database, worker, loaded, **options)
         except BaseException:
-            await thread.run(disk.close)
-            thread.end()
+            await worker.run(database.close)
+            worker.end()
             raise

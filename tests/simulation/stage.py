@@ -162,9 +162,9 @@ class Stage(AbstractAsyncContextManager["Stage"]):
     async def crash(self) -> None:
         """Like kill -9: what was not written is lost, and what was asked for is not waited for."""
         await self._end_tasks()
-        await self.store._flusher.stop()
-        await self.store._thread.run(self.store._disk.close)
-        self.store._thread.end()
+        await self.store._writer.stop()
+        await self.store._worker.run(self.store._database.close)
+        self.store._worker.end()
 
     async def restart(self) -> None:
         await self.stop()

@@ -211,14 +211,14 @@ async def test_an_idle_daemon_writes_its_time_once_a_minute_at_most(stage: Stage
     await stage.converge({"alice": "running"})
     await stage.after(120)
     writes = 0
-    write = stage.store._disk.write
+    write = stage.store._database.write
 
     def counted(*args: Any) -> None:
         nonlocal writes
         writes += 1
         write(*args)
 
-    stage.store._disk.write = counted  # type: ignore[method-assign]
+    stage.store._database.write = counted  # type: ignore[method-assign]
     await stage.after(600)
     assert writes <= 10
 

@@ -28,7 +28,7 @@ HANGS: dict[str, Callable[[Stage], None]] = {
     "relist": hang_at("list"),
     "reconcile bob": hang_at("create"),
     "manifest-watch": lambda stage: hang(stage.manager.manifest_sync, "read"),
-    "store-writer": lambda stage: hang(stage.store._flusher, "flush"),
+    "store-writer": lambda stage: hang(stage.store._writer, "flush"),
 }
 
 
@@ -50,7 +50,7 @@ async def test_what_hangs_is_noticed(stage: Stage, name: str):
         await stage.manager.manifest_sync.read()
     await stage.after(NOTICED)
     assert name in stage.progress.hung()
-    vars(stage.store._flusher).pop("flush", None)
+    vars(stage.store._writer).pop("flush", None)
 
 
 async def test_a_slow_engine_is_no_hang(stage: Stage):

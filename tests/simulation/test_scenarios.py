@@ -214,18 +214,18 @@ async def test_with_a_full_disk_nothing_is_made_but_deletes_work_and_it_recovers
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ):
     await stage.converge({"alice": "running", "bob": "running"})
-    write = stage.store._disk.write
+    write = stage.store._database.write
 
     def refuse(*_: object) -> None:
         raise StoreError("no space left on device")
 
-    monkeypatch.setattr(stage.store._disk, "write", refuse)
+    monkeypatch.setattr(stage.store._database, "write", refuse)
     await stage.edit({"bob": "running", "carol": "running"})
     await stage.after(60)
     assert stage.phases() == {"bob": "running"}
     assert "no space left" in stage.row("carol")["reason"]
     assert len(stage.notes.said(events.StoreWriteFailed)) == 1
-    monkeypatch.setattr(stage.store._disk, "write", write)
+    monkeypatch.setattr(stage.store._database, "write", write)
     await stage.after(90)
     assert stage.phases() == {"bob": "running", "carol": "running"}
     assert len(stage.notes.said(events.StoreRecovered)) == 1

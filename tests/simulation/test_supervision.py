@@ -137,7 +137,7 @@ def part_of(name: str) -> Callable[[Manager], tuple[object, str]]:
         "dispatcher": lambda m: (m.queue, "get"),
         "sweeper": lambda m: (m._identities, "sweep"),
         "disk": lambda m: (m.disk, "_judge"),
-        "store-writer": lambda m: (m.store._backlog.ledger, "all"),
+        "store-writer": lambda m: (m.store._pending.ledger, "all"),
     }
     return parts[name]
 

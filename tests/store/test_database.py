@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.errors import StoreError
-from reconciler.store import database
+from reconciler.store import sqlite
 from tests.store.conftest_store import fill, remount, small_disk, snapshot, unprivileged
 
 
@@ -29,19 +29,19 @@ def mode(path: Path) -> int:
 
 
 def put_fact(connection: sqlite3.Connection, value: str) -> None:
-    with database.transaction(connection):
-        connection.execute("INSERT OR REPLACE INTO fact VALUES ('fact', ?)", (value,))
+    with sqlite.transaction(connection):
+        connection.execute("INSERT OR REPLACE INTO state VALUES ('fact', 'fact', ?)", (value,))
 
 
 def fact(connection: sqlite3.Connection) -> str | None:
-    row = connection.execute("SELECT value FROM fact").fetchone()
+    row = connection.execute("SELECT body FROM state WHERE kind = 'fact'").fetchone()
     return row and row[0]
 
 
 def make(state_dir: Path, value: str = "kept") -> Path:
-    with closing(database.connect(state_dir)) as connection:
+    with closing(sqlite.connect(state_dir)) as connection:
         put_fact(connection, value)
-    return state_dir / database.FILE
+    return state_dir / sqlite.FILE
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
@@ -49,7 +49,7 @@ def test_only_the_owner_reads_it_whatever_the_umask(
     state_dir: Path, umask: Callable[[int], int], mask: int
 ) -> None:
     umask(mask)
-    with closing(database.connect(state_dir)) as connection:
+    with closing(sqlite.connect(state_dir)) as connection:
         put_fact(connection, "secret")
         files = sorted(state_dir.iterdir())
         assert [path.name for path in files] == [
@@ -63,7 +63,7 @@ def test_only_the_owner_reads_it_whatever_the_umask(
 
 def test_a_file_that_others_could_read_is_made_private(state_dir: Path) -> None:
     make(state_dir).chmod(0o644)
-    with closing(database.connect(state_dir)) as connection:
+    with closing(sqlite.connect(state_dir)) as connection:
         put_fact(connection, "secret")
         assert {mode(path) for path in state_dir.iterdir()} == {0o600}
 
@@ -71,19 +71,18 @@ def test_a_file_that_others_could_read_is_made_private(state_dir: Path) -> None:
 def test_what_root_makes_belongs_to_the_folders_owner(state_dir: Path) -> None:
     state_dir.mkdir()
     os.chown(state_dir, 65534, 65534)
-    with closing(database.connect(state_dir)) as connection:
+    with closing(sqlite.connect(state_dir)) as connection:
         put_fact(connection, "kept")
         assert {path.stat().st_uid for path in state_dir.iterdir()} == {65534}
 
 
 def test_it_is_configured(state_dir: Path) -> None:
-    with closing(database.connect(state_dir)) as connection:
+    with closing(sqlite.connect(state_dir)) as connection:
         found = {
             name: connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in (
                 "journal_mode",
                 "synchronous",
-                "foreign_keys",
                 "busy_timeout",
                 "application_id",
                 "user_version",
@@ -92,36 +91,35 @@ def test_it_is_configured(state_dir: Path) -> None:
     assert found == {
         "journal_mode": "wal",
         "synchronous": 1,
-        "foreign_keys": 1,
         "busy_timeout": 5000,
-        "application_id": database.APPLICATION_ID,
-        "user_version": database.VERSION,
+        "application_id": sqlite.APPLICATION_ID,
+        "user_version": sqlite.VERSION,
     }
 
 
 def test_opening_again_finds_everything(state_dir: Path) -> None:
     make(state_dir)
-    with closing(database.connect(state_dir)) as connection:
+    with closing(sqlite.connect(state_dir)) as connection:
         assert fact(connection) == "kept"
 
 
 def test_an_empty_file_is_a_new_database(state_dir: Path) -> None:
     state_dir.mkdir()
-    (state_dir / database.FILE).touch()
+    (state_dir / sqlite.FILE).touch()
     make(state_dir)
 
 
 def test_a_transaction_that_fails_leaves_nothing(state_dir: Path) -> None:
-    with closing(database.connect(state_dir)) as connection:
+    with closing(sqlite.connect(state_dir)) as connection:
         with pytest.raises(sqlite3.IntegrityError):
             half_a_transaction(connection)
         assert fact(connection) is None
 
 
 def half_a_transaction(connection: sqlite3.Connection) -> None:
-    with database.transaction(connection):
-        connection.execute("INSERT INTO fact VALUES ('fact', 'half')")
-        connection.execute("INSERT INTO fact VALUES ('fact', 'half')")
+    with sqlite.transaction(connection):
+        connection.execute("INSERT INTO state VALUES ('fact', 'fact', 'half')")
+        connection.execute("INSERT INTO state VALUES ('fact', 'fact', 'half')")
 
 
 def garbage(path: Path) -> None:
@@ -143,7 +141,7 @@ def header_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [garbage, truncated, scribbled, header_only])
-@pytest.mark.parametrize("connect", [database.connect, database.connect_readonly])
+@pytest.mark.parametrize("connect", [sqlite.connect, sqlite.connect_readonly])
 def test_a_damaged_file_is_refused_and_left_as_it_is(
     state_dir: Path,
     damage: Callable[[Path], None],
@@ -161,13 +159,13 @@ def test_after_the_damaged_file_was_moved_away_all_is_well(state_dir: Path) -> N
     path = make(state_dir)
     garbage(path)
     with pytest.raises(StoreError):
-        database.connect(state_dir)
+        sqlite.connect(state_dir)
     for file in state_dir.glob("reconciler.db*"):
         file.rename(state_dir / f"old-{file.name}")
     make(state_dir)
 
 
-@pytest.mark.parametrize("connect", [database.connect, database.connect_readonly])
+@pytest.mark.parametrize("connect", [sqlite.connect, sqlite.connect_readonly])
 def test_a_newer_releases_database_is_refused_and_left_as_it_is(
     state_dir: Path, connect: Callable[[Path], object]
 ) -> None:
@@ -182,37 +180,37 @@ def test_a_newer_releases_database_is_refused_and_left_as_it_is(
 
 def test_another_programs_database_is_refused_and_left_as_it_is(state_dir: Path) -> None:
     state_dir.mkdir()
-    path = state_dir / database.FILE
+    path = state_dir / sqlite.FILE
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE bookmarks (url TEXT)")
     before = path.read_bytes()
     with pytest.raises(StoreError, match="another program"):
-        database.connect(state_dir)
+        sqlite.connect(state_dir)
     assert path.read_bytes() == before
 
 
 def test_a_folder_in_its_place_is_refused(state_dir: Path) -> None:
-    (state_dir / database.FILE).mkdir(parents=True)
+    (state_dir / sqlite.FILE).mkdir(parents=True)
     with pytest.raises(StoreError):
-        database.connect(state_dir)
+        sqlite.connect(state_dir)
 
 
 def test_a_link_in_its_place_is_refused(state_dir: Path, tmp_path: Path) -> None:
     state_dir.mkdir()
     (tmp_path / "victim").touch(mode=0o644)
-    (state_dir / database.FILE).symlink_to(tmp_path / "victim")
+    (state_dir / sqlite.FILE).symlink_to(tmp_path / "victim")
     with pytest.raises(StoreError):
-        database.connect(state_dir)
+        sqlite.connect(state_dir)
     assert mode(tmp_path / "victim") == 0o644
 
 
 def test_a_file_in_the_folders_place_is_refused(state_dir: Path) -> None:
     state_dir.touch()
     with pytest.raises(StoreError, match=str(state_dir)):
-        database.connect(state_dir)
+        sqlite.connect(state_dir)
 
 
-@pytest.mark.parametrize("connect", [database.connect, database.connect_readonly])
+@pytest.mark.parametrize("connect", [sqlite.connect, sqlite.connect_readonly])
 def test_without_permission_it_says_so(
     state_dir: Path, connect: Callable[[Path], object], tmp_path: Path
 ) -> None:
@@ -231,8 +229,8 @@ def test_a_read_only_disk_refuses_the_daemon_and_serves_the_reader(tmp_path: Pat
         before = snapshot(disk)
         remount(disk, "ro")
         with pytest.raises(StoreError, match="Read-only"):
-            database.connect(disk)
-        reader = database.connect_readonly(disk)
+            sqlite.connect(disk)
+        reader = sqlite.connect_readonly(disk)
         assert reader is not None
         with closing(reader):
             assert fact(reader) == "kept"
@@ -245,7 +243,7 @@ def test_a_full_disk_at_the_first_start_does_no_damage(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         filler = fill(disk)
         with pytest.raises(StoreError, match="space"):
-            database.connect(disk)
+            sqlite.connect(disk)
         filler.unlink()
         make(disk)
 
@@ -257,64 +255,50 @@ def test_a_full_disk_at_a_later_start_does_no_damage(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="space"):
             make(disk, "never written")
         filler.unlink()
-        with closing(database.connect(disk)) as connection:
+        with closing(sqlite.connect(disk)) as connection:
             assert fact(connection) == "kept"
 
 
 def test_a_reader_finds_nothing_where_nothing_is(state_dir: Path) -> None:
-    assert database.connect_readonly(state_dir) is None
+    assert sqlite.connect_readonly(state_dir) is None
     assert not state_dir.exists()
 
 
 def test_a_reader_cannot_write(state_dir: Path) -> None:
     make(state_dir)
-    reader = database.connect_readonly(state_dir)
+    reader = sqlite.connect_readonly(state_dir)
     assert reader is not None
     with closing(reader), pytest.raises(sqlite3.OperationalError):
         put_fact(reader, "changed")
 
 
 def test_a_reader_sees_what_a_killed_writer_committed(state_dir: Path, tmp_path: Path) -> None:
-    with closing(database.connect(state_dir)) as connection:
+    with closing(sqlite.connect(state_dir)) as connection:
         put_fact(connection, "in the log only")
         left = tmp_path / "left"
         left.mkdir()
         for name, content in snapshot(state_dir).items():
             (left / name).write_bytes(content)
-    reader = database.connect_readonly(left)
+    reader = sqlite.connect_readonly(left)
     assert reader is not None
     with closing(reader):
         assert fact(reader) == "in the log only"
 
 
-def test_a_database_of_the_first_release_takes_up_images(
-    state_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as first:
-        first.setattr(database, "MIGRATIONS", database.MIGRATIONS[:1])
-        first.setattr(database, "VERSION", 1)
-        make(state_dir)
-    with closing(database.connect(state_dir)) as connection:
-        assert fact(connection) == "kept"
-        connection.execute("INSERT INTO image VALUES ('sha256:1', 'agent:1', 1, 2)")
-        with pytest.raises(sqlite3.IntegrityError):
-            connection.execute("INSERT INTO image VALUES ('sha256:1', 'agent:2', 1, 2)")
-
-
 LATER = (
-    *database.MIGRATIONS,
-    ("ALTER TABLE fact ADD COLUMN at REAL", "UPDATE fact SET at = 1"),
+    *sqlite.MIGRATIONS,
+    ("ALTER TABLE state ADD COLUMN at REAL", "UPDATE state SET at = 1"),
 )
 
 
 def test_an_older_database_is_migrated(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(state_dir)
-    monkeypatch.setattr(database, "MIGRATIONS", LATER)
-    monkeypatch.setattr(database, "VERSION", len(LATER))
+    monkeypatch.setattr(sqlite, "MIGRATIONS", LATER)
+    monkeypatch.setattr(sqlite, "VERSION", len(LATER))
     with pytest.raises(StoreError, match="older release"):
-        database.connect_readonly(state_dir)
-    with closing(database.connect(state_dir)) as connection:
-        assert connection.execute("SELECT value, at FROM fact").fetchall() == [("kept", 1.0)]
+        sqlite.connect_readonly(state_dir)
+    with closing(sqlite.connect(state_dir)) as connection:
+        assert connection.execute("SELECT body, at FROM state").fetchall() == [("kept", 1.0)]
         assert connection.execute("PRAGMA user_version").fetchone() == (len(LATER),)
 
 
@@ -323,21 +307,27 @@ def test_a_migration_that_fails_leaves_the_older_database(
 ) -> None:
     make(state_dir)
     broken = (*LATER, ("CREATE TABLE extra (x)", "INSERT INTO missing VALUES (1)"))
-    monkeypatch.setattr(database, "MIGRATIONS", broken)
-    monkeypatch.setattr(database, "VERSION", len(broken))
+    monkeypatch.setattr(sqlite, "MIGRATIONS", broken)
+    monkeypatch.setattr(sqlite, "VERSION", len(broken))
     with pytest.raises(StoreError):
-        database.connect(state_dir)
-    with closing(sqlite3.connect(state_dir / database.FILE)) as connection:
+        sqlite.connect(state_dir)
+    with closing(sqlite3.connect(state_dir / sqlite.FILE)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(LATER),)
         names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
     assert "extra" not in names
 
 
+def put_ports(connection: sqlite3.Connection, name: str, ports: str) -> None:
+    body = f'{{"session_key": "k", "ports": {ports}}}'
+    connection.execute("INSERT INTO state VALUES ('identity', ?, ?)", (name, body))
+
+
 def test_the_database_itself_leases_no_port_twice(state_dir: Path) -> None:
-    with closing(database.connect(state_dir)) as connection:
-        connection.execute("INSERT INTO identity VALUES ('alice', 'k'), ('bob', 'k')")
-        connection.execute("INSERT INTO lease VALUES (30000, 'alice', 80)")
+    with closing(sqlite.connect(state_dir)) as connection:
+        put_ports(connection, "alice", '{"80": 30000}')
         with pytest.raises(sqlite3.IntegrityError):
-            connection.execute("INSERT INTO lease VALUES (30000, 'bob', 80)")
+            put_ports(connection, "bob", '{"80": 30000}')
         with pytest.raises(sqlite3.IntegrityError):
-            connection.execute("INSERT INTO lease VALUES (30001, 'nobody', 80)")
+            put_ports(connection, "bob", '{"80": 30001, "81": 30001}')
+        connection.execute("DELETE FROM state WHERE key = 'alice'")
+        put_ports(connection, "bob", '{"80": 30000}')

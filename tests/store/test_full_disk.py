@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.errors import StoreError
-from reconciler.store import database
+from reconciler.store import sqlite
 from reconciler.store.lock import StateLock
 from reconciler.store.store import Store
 from tests.store.conftest_store import Listener, fill, opened, record, small_disk
@@ -62,7 +62,7 @@ async def test_it_recovers_also_when_there_is_nothing_to_write(tmp_path: Path) -
 async def test_what_cannot_be_read_is_refused_as_ever(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         await make(disk)
-        (disk / database.FILE).write_bytes(b"x" * 5000)
+        (disk / sqlite.FILE).write_bytes(b"x" * 5000)
         fill(disk)
         with pytest.raises(StoreError, match="not a database"):
             await opened(disk)
@@ -70,13 +70,13 @@ async def test_what_cannot_be_read_is_refused_as_ever(tmp_path: Path) -> None:
 
 async def test_with_room_a_refusal_stays_one(tmp_path: Path) -> None:
     await make(tmp_path)
-    (tmp_path / database.FILE).write_bytes(b"x" * 5000)
+    (tmp_path / sqlite.FILE).write_bytes(b"x" * 5000)
     with pytest.raises(StoreError, match="not a database"):
         await opened(tmp_path)
 
 
 def test_where_nothing_is_nothing_is_full(tmp_path: Path) -> None:
-    assert not database.lacks_room(tmp_path / "nowhere")
+    assert not sqlite.lacks_room(tmp_path / "nowhere")
 
 
 def test_the_lock_needs_no_new_room(tmp_path: Path) -> None:

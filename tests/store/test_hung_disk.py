@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.errors import StoreError
-from reconciler.store import writer as flusher
-from reconciler.store.sqlite import Disk
+from reconciler.store.sqlite import Database
+from reconciler.store.writer import DatabaseWorker
 from tests.store.conftest_store import Listener, opened
 
 
@@ -19,13 +19,13 @@ class Gate:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._open = threading.Event()
         self._open.set()
-        write = Disk.write
+        write = Database.write
 
-        def guarded(disk: Disk, *arguments: object) -> None:
+        def guarded(database: Database, *arguments: object) -> None:
             self._open.wait(120)
-            write(disk, *arguments)  # type: ignore[arg-type]
+            write(database, *arguments)  # type: ignore[arg-type]
 
-        patch.setattr(Disk, "write", guarded)
+        patch.setattr(Database, "write", guarded)
 
     def shut(self) -> None:
         self._open.clear()
@@ -36,7 +36,7 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    monkeypatch.setattr(flusher.Thread.__init__, "__defaults__", (0.1,))
+    monkeypatch.setattr(DatabaseWorker.__init__, "__defaults__", (0.1,))
     made = Gate(monkeypatch)
     yield made
     made.open()

@@ -1,5 +1,6 @@
 """Observed time: it continues over restarts, and is durable with everything that it dates."""
 
+import json
 import sqlite3
 from pathlib import Path
 
@@ -56,7 +57,8 @@ async def test_a_time_that_is_none_is_an_error(tmp_path: Path, text: str) -> Non
     async with await opened(tmp_path) as store:
         store.put_fact("brake", "x")
     database = sqlite3.connect(tmp_path / "reconciler.db")
-    database.execute("UPDATE fact SET value = ? WHERE name = 'observed-seconds'", (text,))
+    update = "UPDATE state SET body = ? WHERE key = 'observed-seconds'"
+    database.execute(update, (json.dumps(text),))
     database.commit()
     database.close()
     with pytest.raises(StoreError, match="observed time"):

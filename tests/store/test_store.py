@@ -13,9 +13,9 @@ import pytest
 
 from reconciler.core.disk_pressure import PulledImage
 from reconciler.core.errors import StoreError
-from reconciler.core.model import Death, Failure, Identity, Memory, Verb
-from reconciler.store import database, ledger
-from reconciler.store.sqlite import Disk
+from reconciler.core.model import Claim, Death, Failure, Identity, Memory, Verb
+from reconciler.store import ledger, sqlite
+from reconciler.store.sqlite import Database
 from reconciler.store.store import Changes, LedgerEntry, Orphan, Store, Tombstone
 from tests.store.conftest_store import NOW, Listener, fill, opened, record, small_disk, snapshot
 
@@ -39,6 +39,7 @@ def everything(store: Store) -> dict[str, Any]:
         "identities": dict(store._identities.values),
         "leased": dict(store.leased),
         "memories": dict(store._memories.values),
+        "claims": dict(store.claims),
         "orphans": {kind: dict(known) for kind, known in store.orphans.items()},
         "facts": facts,
         "images": dict(store.images),
@@ -70,6 +71,7 @@ def full(store: Store) -> None:
     store.put_memory("alice", MEMORY)
     store.note_orphan("container", "c9", "carol", 5.5, 0.0)
     store.note_orphan("volume", "v9", "carol", 6.5, None)
+    store.put_claim("alice", Claim("i", {"n": "1"}, {"0": "n"}, ("c1",), ("v1",), ("v1",)))
     store.put_fact("brake", "3 of 4")
     store.put_image("sha256:1", PulledImage("agent:1", 7.5, 8.5))
     store.put_image("sha256:2", PulledImage("agent:2", 7.5, 8.5))
@@ -110,8 +112,8 @@ async def test_a_new_store_is_empty(tmp_path: Path) -> None:
 async def test_no_secret_shows_in_what_may_be_logged(tmp_path: Path) -> None:
     async with await opened(tmp_path) as store:
         full(store)
-        changes, _ = store._backlog.take()
-        store._backlog.put_back(changes)
+        changes, _ = store._pending.take()
+        store._pending.put_back(changes)
         shown = repr([*store.records.values(), store.identity("alice"), store, *changes])
         assert "s3cret" not in shown
         assert "key-a" not in shown
@@ -384,19 +386,19 @@ async def test_an_entry_is_bounded_and_always_writable(store: Store, data: Any) 
 async def broken(tmp_path: Path, *statements: str) -> Store:
     async with await opened(tmp_path) as store:
         full(store)
-    with closing(sqlite3.connect(tmp_path / database.FILE, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(tmp_path / sqlite.FILE, isolation_level=None)) as connection:
         for statement in statements:
             connection.executescript(statement)
     return await opened(tmp_path)
 
 
+ALICE = "kind = 'record' AND key = 'alice'"
 UNREADABLE = [
-    *(
-        f"INSERT INTO spec VALUES ('bad', '{body}');"
-        "UPDATE record SET spec_id = 'bad' WHERE name = 'alice'"
-        for body in ('{"image": "x", "newer_field": 1}', "not json", "[]")
-    ),
-    "UPDATE record SET state = 'hibernating' WHERE name = 'alice'",
+    f"UPDATE state SET body = json_set(body, '$.spec.newer_field', 1) WHERE {ALICE}",
+    f"UPDATE state SET body = json_set(body, '$.state', 'hibernating') WHERE {ALICE}",
+    f"UPDATE state SET body = json_remove(body, '$.spec') WHERE {ALICE}",
+    f"UPDATE state SET body = 'not json' WHERE {ALICE}",
+    f"UPDATE state SET body = '[]' WHERE {ALICE}",
 ]
 
 
@@ -419,30 +421,33 @@ async def test_a_record_that_cannot_be_read_is_held_not_lost(
     assert "alice" in (await reopened(tmp_path))["records"]
 
 
-async def test_a_damaged_spec_is_written_again_with_its_record(tmp_path: Path) -> None:
-    async with await broken(tmp_path, "UPDATE spec SET body = 'damaged'") as store:
-        assert {"alice", "carl"} <= set(store.held)
-        store.accept({"alice": record("alice")}, [])
-    assert {"alice", "carl"} <= set((await reopened(tmp_path))["records"])
-
-
-async def test_a_spec_is_stored_once_and_goes_with_its_last_record(tmp_path: Path) -> None:
-    def specs() -> int:
-        with closing(sqlite3.connect(tmp_path / database.FILE)) as connection:
-            return int(connection.execute("SELECT count(*) FROM spec").fetchone()[0])
-
+async def test_records_of_one_spec_share_it_in_memory(tmp_path: Path) -> None:
     async with await opened(tmp_path) as store:
         store.accept({name: record(name) for name in ("a", "b", "c")}, [])
-        await store.flush()
-        assert specs() == 1
+    async with await opened(tmp_path) as store:
         first, *others = (store.records[name].spec for name in ("a", "b", "c"))
-        store.accept({}, ["a", "b"])
-        await store.flush()
-        assert specs() == 1
-        store.accept({}, ["c"])
-        await store.flush()
-        assert specs() == 0
-    assert others == [first, first]
+        assert all(other is first for other in others)
+
+
+async def test_rows_of_a_kind_that_is_unknown_stay(tmp_path: Path) -> None:
+    newer = "INSERT INTO state VALUES ('newer', 'alice', '{}')"
+    async with await broken(tmp_path, newer) as store:
+        assert store.unreadable == {}
+        store.put_fact("other", "change")
+    with closing(sqlite3.connect(tmp_path / sqlite.FILE)) as connection:
+        found = connection.execute("SELECT key FROM state WHERE kind = 'newer'").fetchall()
+    assert found == [("alice",)]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["tombstone", "identity", "memory", "orphan_container", "orphan_volume", "claim", "image"],
+)
+async def test_a_row_of_each_kind_that_cannot_be_read_is_skipped(tmp_path: Path, kind: str) -> None:
+    statement = f"UPDATE state SET body = '{{\"none\": [\"of it\"]}}' WHERE kind = '{kind}'"
+    async with await broken(tmp_path, statement) as store:
+        unreadable = {key.partition(" ")[0] for key in store.unreadable}
+        assert unreadable == (set() if kind == "memory" else {kind})
 
 
 async def test_a_record_that_cannot_be_read_can_be_removed(tmp_path: Path) -> None:
@@ -454,7 +459,8 @@ async def test_a_record_that_cannot_be_read_can_be_removed(tmp_path: Path) -> No
 
 async def test_other_rows_that_cannot_be_read_are_skipped(tmp_path: Path) -> None:
     async with await broken(
-        tmp_path, 'UPDATE memory SET body = \'{"restarts": "many", "s3cret": 1}\''
+        tmp_path,
+        'UPDATE state SET body = \'{"restarts": "many", "s3cret": 1}\' WHERE kind = \'memory\'',
     ) as store:
         assert list(store.unreadable) == ["memory alice"]
         assert "s3cret" not in str(store.unreadable)
@@ -465,7 +471,7 @@ async def test_other_rows_that_cannot_be_read_are_skipped(tmp_path: Path) -> Non
 
 async def test_fields_that_a_newer_release_remembers_do_no_harm(tmp_path: Path) -> None:
     async with await broken(
-        tmp_path, 'UPDATE memory SET body = \'{"restarts": 3, "newer": {}}\''
+        tmp_path, "UPDATE state SET body = '{\"restarts\": 3, \"newer\": {}}' WHERE kind = 'memory'"
     ) as store:
         assert store.memory("alice") == Memory(restarts=3)
 
@@ -510,14 +516,14 @@ async def test_changes_become_durable_without_being_asked_for(tmp_path: Path) ->
 def counted(monkeypatch: pytest.MonkeyPatch, before: Callable[[int], None]) -> list[int]:
     """Counts the transactions; ``before`` each is called with its number."""
     sizes: list[int] = []
-    real = Disk.write
+    real = Database.write
 
-    def write(disk: Disk, changes: Any, entries: Any) -> None:
+    def write(database: Database, changes: Any, entries: Any) -> None:
         sizes.append(len(changes) + len(entries))
         before(len(sizes))
-        real(disk, changes, entries)
+        real(database, changes, entries)
 
-    monkeypatch.setattr(Disk, "write", write)
+    monkeypatch.setattr(Database, "write", write)
     return sizes
 
 
@@ -583,7 +589,7 @@ async def test_trouble_and_its_end_are_told_once(
 async def test_a_value_that_cannot_be_stored_is_trouble_and_not_the_end(tmp_path: Path) -> None:
     listener = Listener()
     async with await opened(tmp_path, listener) as store:
-        store.put_fact("odd", "\udcff")
+        store.put_fact("odd", b"no text")  # type: ignore[arg-type]
         with pytest.raises(StoreError, match="cannot be stored"):
             await store.flush()
         store.put_fact("odd", None)
@@ -653,7 +659,7 @@ async def test_a_database_that_was_replaced_is_not_written_to(tmp_path: Path) ->
     async with await opened(tmp_path / "a", listener) as store:
         for path in (tmp_path / "a").glob("reconciler.db*"):
             path.unlink()
-        (tmp_path / "b" / database.FILE).rename(tmp_path / "a" / database.FILE)
+        (tmp_path / "b" / sqlite.FILE).rename(tmp_path / "a" / sqlite.FILE)
         before = snapshot(tmp_path / "a")
         store.put_fact("one", "more")
         with pytest.raises(StoreError, match="replaced"):
@@ -664,7 +670,7 @@ async def test_a_database_that_was_replaced_is_not_written_to(tmp_path: Path) ->
 
 
 async def test_opening_fails_clearly(tmp_path: Path) -> None:
-    (tmp_path / database.FILE).write_bytes(b"junk" * 1000)
+    (tmp_path / sqlite.FILE).write_bytes(b"junk" * 1000)
     with pytest.raises(StoreError, match="damaged"):
         await opened(tmp_path)
     with pytest.raises(StoreError, match="damaged"):
@@ -737,13 +743,13 @@ def dies_at(statement: int, state_dir: Path, changes: Any, entries: Any) -> bool
     pid = os.fork()
     if pid == 0:
         left = iter(range(statement))
-        disk = Disk(state_dir, 100, readonly=False)
-        disk.open()
-        assert disk._connection is not None
-        disk._connection.set_trace_callback(
+        database = Database(state_dir, 100, readonly=False)
+        database.open()
+        assert database._connection is not None
+        database._connection.set_trace_callback(
             lambda _: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL)
         )
-        disk.write(changes, entries)
+        database.write(changes, entries)
         os._exit(0)
     _, status = os.waitpid(pid, 0)
     return os.WIFSIGNALED(status)
@@ -752,7 +758,7 @@ def dies_at(statement: int, state_dir: Path, changes: Any, entries: Any) -> bool
 def test_a_kill_before_any_statement_of_a_batch_leaves_all_or_nothing(tmp_path: Path) -> None:
     store = asyncio.run(opened(tmp_path / "unused"))
     full(store)
-    changes, entries = store._backlog.take()
+    changes, entries = store._pending.take()
     asyncio.run(store.close())
     before = asyncio.run(reopened(tmp_path / "empty"))
     statements = 0

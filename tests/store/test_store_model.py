@@ -177,8 +177,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert [entry.id for entry in entries] == model.ledger
 
     def abandon(self) -> None:
-        self.runner.run(self.store._thread.run(self.store._disk.close))
-        self.store._thread.end()
+        self.runner.run(self.store._worker.run(self.store._database.close))
+        self.store._worker.end()
 
     def teardown(self) -> None:
         self.abandon()
