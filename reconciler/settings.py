@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -15,15 +13,10 @@ from pydantic import (
     Field,
     PlainSerializer,
     StringConstraints,
+    field_validator,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from reconciler.core.disk_pressure import Limits
 from reconciler.core.errors import SettingsError
@@ -31,7 +24,7 @@ from reconciler.core.spec import AbsolutePath, MountSpec, Name, PortSpec
 from reconciler.core.units import Retain, Size, format_duration, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 SYSTEM_STATE: Final = Path("/var/lib/reconciler")
 CONFIG_CANDIDATES: Final = (
@@ -39,12 +32,12 @@ CONFIG_CANDIDATES: Final = (
     Path("/etc/reconciler/reconciler.yaml"),
 )
 DESIRED_CANDIDATES: Final = (Path("config/desired.yaml"), Path("/etc/reconciler/desired.yaml"))
-# How much more than the least has to be free again, where nothing says how much.
+# Default of the disk_resume_* settings, as a multiple of disk_min_*.
 _RESUME_FACTOR: Final = 1.5
 
 
 def parse_port_range(value: Any) -> tuple[int, int]:
-    """``30000-39999`` as its first and last port.
+    """Return the first and the last port of a range such as ``30000-39999``.
 
     Raises:
         ValueError: it is not a range of ports.
@@ -55,21 +48,20 @@ def parse_port_range(value: Any) -> tuple[int, int]:
         first, last = (int(part) for part in value)
     except (TypeError, ValueError):
         raise ValueError("must be a range of ports such as 30000-39999") from None
-    if not 1 <= first <= last <= 65535:  # noqa: PLR2004 - the ports that exist
+    if not 1 <= first <= last <= 65535:  # noqa: PLR2004 - the valid ports
         raise ValueError("must be a range of ports within 1-65535, the lower one first")
     return first, last
 
 
 PortRange = Annotated[
     tuple[int, int],
-    NoDecode,
     BeforeValidator(parse_port_range),
     PlainSerializer(lambda r: f"{r[0]}-{r[1]}", return_type=str),
 ]
 
 
 def parse_seconds(value: Any) -> float:
-    """A duration; in a setting, a bare number is seconds.
+    """Return the seconds of a duration, or of a bare number of seconds.
 
     Raises:
         ValueError: it is neither.
@@ -83,7 +75,7 @@ Seconds = Annotated[
     BeforeValidator(parse_seconds),
     PlainSerializer(format_duration, return_type=str),
 ]
-# A variable has no numbers, only text.
+# The value of a variable is always a string.
 Bytes = Annotated[
     Size,
     BeforeValidator(lambda value: int(value) if str(value).isdigit() else value),
@@ -92,17 +84,20 @@ Prefix = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$
 
 
 class Settings(BaseSettings):
-    """Every setting. Durations are seconds and sizes bytes once read; a file writes 30s and 4g."""
+    """All settings. Durations are in seconds and sizes in bytes; users write 30s and 4g."""
 
     model_config = SettingsConfigDict(
         env_prefix="RECONCILER_",
-        env_nested_delimiter="__",
+        # A list in a variable is decoded below, so that an error is reported with all the others.
+        enable_decoding=False,
         extra="ignore",
         frozen=True,
         validate_default=False,
     )
 
-    desired: Path = Field(default_factory=lambda: _first_that_exists(DESIRED_CANDIDATES))
+    desired: Path = Field(
+        default_factory=lambda: _first_existing(DESIRED_CANDIDATES) or DESIRED_CANDIDATES[-1]
+    )
     state_dir: Path = Field(default_factory=lambda: default_state_dir(os.environ))
     runtime_dir: Path | None = None
     instance: Name = "default"
@@ -117,7 +112,7 @@ class Settings(BaseSettings):
     exposed_ports: tuple[PortSpec, ...] = ()
     health_check_path: AbsolutePath | None = None
 
-    docker_host: str | None = Field(default=None, description="null: as Docker's clients find it.")
+    docker_host: str | None = Field(default=None, description="null: as Docker's CLI finds it.")
     engine_timeout: Seconds = 60.0
     read_timeout: Seconds = 15.0
     pull_timeout: Seconds = 3600.0
@@ -131,7 +126,7 @@ class Settings(BaseSettings):
     gc_grace: Seconds = 300.0
     volume_retain: Retain = Field(
         default=604800.0,
-        description="For a volume that nothing says how long to keep.",
+        description="For a workspace volume whose spec sets no retention.",
     )
     brake_count: int = Field(default=3, ge=0)
     brake_percent: float = Field(default=30.0, ge=0, le=100)
@@ -148,23 +143,33 @@ class Settings(BaseSettings):
 
     @property
     def socket(self) -> Path:
-        """The control socket of the daemon that works on this state directory."""
+        """The control socket of the daemon that uses this state directory."""
         return (self.runtime_dir or self.state_dir) / "control.sock"
 
     @property
     def webhook(self) -> str | None:
-        """The webhook URL that sandboxes are given."""
+        """The webhook URL that sandboxes get, with the port filled in."""
         return self.webhook_url and self.webhook_url.format(host_port=self.host_port)
 
     @property
     def disk_limits(self) -> Limits:
-        """When a disk is too full for new sandboxes, and when no longer."""
+        """The free space below which no sandbox is created, and above which that resumes."""
         resume, percent = self.disk_resume_free, self.disk_resume_free_percent
         if resume is None:
             resume = int(self.disk_min_free * _RESUME_FACTOR)
         if percent is None:
             percent = min(self.disk_min_free_percent * _RESUME_FACTOR, 100.0)
         return Limits(self.disk_min_free, self.disk_min_free_percent, resume, percent)
+
+    @field_validator("mounts", "exposed_ports", "pinned_images", mode="before")
+    @classmethod
+    def _decode_list(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("must be a list in JSON, such as [] or [...]") from None
 
     @model_validator(mode="after")
     def _resume_above(self) -> Self:
@@ -175,44 +180,12 @@ class Settings(BaseSettings):
             raise ValueError("disk_resume_free_percent: must not be below disk_min_free_percent")
         return self
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is the library's
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, variables, file: in this order."""
-        return (
-            init_settings,
-            env_settings,
-            InitSettingsSource(settings_cls, dict(_file_values.get())),
-        )
-
-
-# The settings file's values, for the construction that ``file_values`` surrounds.
-_file_values: ContextVar[Mapping[str, Any]] = ContextVar(
-    "file_values", default=MappingProxyType({})
-)
-
-
-@contextmanager
-def file_values(values: Mapping[str, Any]) -> Iterator[None]:
-    """Give a ``Settings`` that is constructed inside the values of the settings file."""
-    token = _file_values.set(values)
-    try:
-        yield
-    finally:
-        _file_values.reset(token)
-
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
-    """The service manager's choice, else the system's folder for root, else the user's own.
+    """Return systemd's state directory, else the system's for root, else the user's.
 
     Raises:
-        SettingsError: the user has no home folder.
+        SettingsError: the user has no home directory.
     """
     if directory := environ.get("STATE_DIRECTORY"):
         return Path(directory.split(":")[0])
@@ -224,44 +197,40 @@ def default_state_dir(environ: Mapping[str, str]) -> Path:
         return Path.home() / ".local" / "state" / "reconciler"
     except RuntimeError as error:
         raise SettingsError(
-            f"state_dir: the user with uid {os.geteuid()} has no home folder: set state_dir"
+            f"state_dir: the user with uid {os.geteuid()} has no home directory: set state_dir"
             " (--state-dir, RECONCILER_STATE_DIR)"
         ) from error
 
 
 def config_path() -> Path | None:
-    """The settings file of this process; None where there is none.
+    """Return the settings file of this process, or None.
 
     Raises:
-        SettingsError: it is in the working directory, and root does not trust that.
+        SettingsError: it is in a working directory that root does not trust.
     """
     if named := os.environ.get("RECONCILER_CONFIG"):
         return Path(named)
-    return next((path for path in CONFIG_CANDIDATES if _is_there(path)), None)
+    return _first_existing(CONFIG_CANDIDATES)
 
 
-def _first_that_exists(candidates: tuple[Path, ...]) -> Path:
-    return next((path for path in candidates if _is_there(path)), candidates[-1])
+def _first_existing(candidates: tuple[Path, ...]) -> Path | None:
+    for candidate in candidates:
+        if os.path.lexists(candidate):
+            if os.geteuid() == 0 and not candidate.is_absolute():
+                _check_only_root_writes(candidate)
+            return candidate
+    return None
 
 
-def _is_there(candidate: Path) -> bool:
-    """Whether the file exists. Root reads it from a working directory only where that is safe."""
-    if not os.path.lexists(candidate):
-        return False
-    if os.geteuid() == 0 and not candidate.is_absolute():
-        for path in (candidate, candidate.parent, Path()):
-            for status in (path.lstat(), path.stat()):
-                _refuse_foreign(candidate, path, status)
-    return True
-
-
-def _refuse_foreign(candidate: Path, path: Path, status: os.stat_result) -> None:
-    writers = stat.S_IWOTH if status.st_gid == 0 else stat.S_IWOTH | stat.S_IWGRP
-    # A link has no mode of its own.
-    writable = not stat.S_ISLNK(status.st_mode) and status.st_mode & writers
-    if status.st_uid != 0 or writable:
-        raise SettingsError(
-            f"{candidate}: root does not read it from this working directory, since another user"
-            f" may change {path}: name the file (--config, --desired), or run this"
-            " command in another directory"
-        )
+def _check_only_root_writes(candidate: Path) -> None:
+    for path in (candidate, candidate.parent, Path()):
+        for status in (path.lstat(), path.stat()):
+            writers = stat.S_IWOTH if status.st_gid == 0 else stat.S_IWOTH | stat.S_IWGRP
+            # The mode of a link means nothing.
+            writable = not stat.S_ISLNK(status.st_mode) and status.st_mode & writers
+            if status.st_uid != 0 or writable:
+                raise SettingsError(
+                    f"{candidate}: root does not read it from this working directory, because"
+                    f" another user may change {path}: name the file (--config, --desired), or run"
+                    " this command in another directory"
+                )

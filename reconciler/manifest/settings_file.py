@@ -1,55 +1,67 @@
-"""The settings of a process, read from flags, variables and the settings file."""
+"""Load the settings of this process from flags, variables and the settings file."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
+from pydantic_settings import EnvSettingsSource, InitSettingsSource
 
 from reconciler.core.errors import Diagnostic, ManifestError, SettingsError
 from reconciler.manifest.text_file import read_yaml
-from reconciler.manifest.validation_errors import Subject, did_you_mean, explain_details
+from reconciler.manifest.validation_errors import Subject, did_you_mean, explain
 from reconciler.manifest.yaml12.composer import Budget, Node, compose
-from reconciler.settings import Settings, config_path, file_values
+from reconciler.settings import Settings, config_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from pydantic_core import ErrorDetails
-
 _PREFIX: Final = "RECONCILER_"
-# How alike a variable and a setting must be, from 0 to 1, to be taken for a typing error.
-_NEARLY: Final = 0.8
+# Variables of this project's tests. A daemon that a test starts may inherit them.
+_TEST_PREFIXES: Final = ("RECONCILER_TEST_", "RECONCILER_TORTURE_")
 
 
 def load(config: Path | None = None, **flags: Any) -> Settings:
-    """Read the settings of this process. Flags that are None do not count.
+    """Return the settings of this process. A flag that is None is not set.
 
     Raises:
-        SettingsError: the file, a variable or a flag is wrong. The message has a line for each
+        SettingsError: the file, a variable or a flag is wrong. The message has one line for each
             problem: ``FILE:LINE:COL: message``, or the name of the variable or flag.
     """
     path = config or config_path()
-    root, problems = _read(path) if path else (Node("", 1, 1), [])
+    file, problems = _read_file(path) if path else (Node("settings", 1, 1, children={}), [])
+    variables = _variables()
+    problems += _unknown_variables(variables)
     given = {name: value for name, value in flags.items() if value is not None}
-    problems += _misspelled_variables()
-    values = {name: node.data for name, node in _children(root).items() if not node.broken}
+    in_file = file.children if isinstance(file.children, dict) else {}
+    usable = {name: node.data for name, node in in_file.items() if not node.broken}
+    sources = (
+        InitSettingsSource(Settings, given),
+        EnvSettingsSource(Settings),
+        InitSettingsSource(Settings, usable),
+    )
     try:
-        with file_values(values):
-            settings = Settings(**given)
+        settings = Settings(_build_sources=(sources, {}))
     except ValidationError as error:
-        problems += _explain(error, root, given)
+        # One tree of all values, so that each problem is reported at the source of its value.
+        origins = dict(in_file)
+        for name in variables.keys() & Settings.model_fields.keys():
+            origins[name] = _node(_decoded(os.environ[variables[name]]), variables[name])
+        for name, value in given.items():
+            origins[name] = _node(value, f"--{name.replace('_', '-')}")
+        file.children = origins
+        problems += map(_without_line, explain(error, Subject(file, file, Settings)))
     if problems:
         raise SettingsError("\n".join(dict.fromkeys(map(str, problems))))
     return settings
 
 
-def _read(path: Path) -> tuple[Node, list[Diagnostic | str]]:
-    """Return the file's top-level mapping, and what is wrong with its form and its keys."""
-    empty = Node(str(path), 1, 1)
+def _read_file(path: Path) -> tuple[Node, list[Diagnostic | str]]:
+    """Return the file's top-level mapping, and the problems of its syntax and its keys."""
     try:
         composed = compose(read_yaml(path), str(path), Budget())
     except FileNotFoundError as error:
@@ -58,10 +70,10 @@ def _read(path: Path) -> tuple[Node, list[Diagnostic | str]]:
         raise SettingsError(str(error)) from error
     root = composed.root
     problems: list[Diagnostic | str] = list(composed.problems)
-    if root is None or root.data is None:
-        return empty, problems
-    if not isinstance(root.children, dict):
-        return empty, [*problems, root.diagnostic('must hold settings as "name: value" lines')]
+    if root is None or root.data is None or not isinstance(root.children, dict):
+        if root is not None and root.data is not None:
+            problems.append(root.diagnostic('must hold settings as "name: value" lines'))
+        return Node(str(path), 1, 1, children={}), problems
     for name, key in root.keys.items():
         if name not in Settings.model_fields:
             hint = did_you_mean(name, Settings.model_fields)
@@ -69,43 +81,49 @@ def _read(path: Path) -> tuple[Node, list[Diagnostic | str]]:
     return root, problems
 
 
-def _children(root: Node) -> Mapping[str, Node]:
-    return root.children if isinstance(root.children, dict) else {}
+def _variables() -> dict[str, str]:
+    """Return the variables with our prefix, by the setting's name. Case does not matter."""
+    return {
+        variable[len(_PREFIX) :].lower(): variable
+        for variable in sorted(os.environ)
+        if variable.upper().startswith(_PREFIX)
+        and not variable.upper().startswith(_TEST_PREFIXES)
+        and variable != "RECONCILER_CONFIG"
+    }
 
 
-def _misspelled_variables() -> list[str]:
-    """Name the variables that are nearly a setting's. Others may belong to other programs."""
+def _unknown_variables(variables: Mapping[str, str]) -> list[str]:
     problems = []
-    for variable in sorted(os.environ):
-        name = variable.removeprefix(_PREFIX).partition("__")[0].lower()
-        if not variable.startswith(_PREFIX) or name in {*Settings.model_fields, "config"}:
-            continue
-        for meant in difflib.get_close_matches(name, Settings.model_fields, 1, _NEARLY):
-            hint = f"did you mean {_PREFIX}{meant.upper()}?"
+    for name, variable in variables.items():
+        if name not in Settings.model_fields:
+            close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+            hint = f"did you mean {_PREFIX}{close[0].upper()}?" if close else "unset it"
             problems.append(f"{variable}: no such setting: {hint}")
     return problems
 
 
-def _explain(
-    error: ValidationError, root: Node, flags: Mapping[str, Any]
-) -> list[Diagnostic | str]:
-    """Say of each problem where its value came from: a flag, a variable or the file."""
-    in_file: list[ErrorDetails] = []
-    problems: list[Diagnostic | str] = []
-    for detail in error.errors(include_url=False, include_input=False):
-        message = detail["msg"].removeprefix("Value error, ")
-        field = str(detail["loc"][0]) if detail["loc"] else message.partition(":")[0]
-        variable = f"{_PREFIX}{field.upper()}"
-        if field in flags:
-            problems.append(_named(f"--{field.replace('_', '-')}", field, message))
-        elif variable in os.environ:
-            problems.append(_named(variable, field, message))
-        elif field in _children(root):
-            in_file.append(detail)
-        else:
-            problems.append(_named(field, field, message))
-    return [*explain_details(in_file, Subject(root, root, Settings)), *problems]
+def _node(value: Any, source: str) -> Node:
+    """Return a value that is in no file as a node; line 0 marks it."""
+    node = Node(source, 0, 0, data=value)
+    if isinstance(value, dict):
+        node.children = {str(key): _node(item, source) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        node.children = [_node(item, source) for item in value]
+    return node
 
 
-def _named(source: str, field: str, message: str) -> str:
-    return f"{source}: {message.removeprefix(f'{field}: ')}"
+def _decoded(text: str) -> Any:
+    """Return the list that a variable holds as JSON, or its text."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, list) else text
+
+
+def _without_line(diagnostic: Diagnostic) -> Diagnostic | str:
+    """Return the text for a flag or a variable: it has no line, and its name is the field's."""
+    if diagnostic.line:
+        return diagnostic
+    field = diagnostic.file.removeprefix("--").removeprefix(_PREFIX).replace("-", "_").lower()
+    return f"{diagnostic.file}: {diagnostic.message.removeprefix(f'{field}: ')}"
