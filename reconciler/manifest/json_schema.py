@@ -1,4 +1,4 @@
-"""The JSON Schema of the desired file, made from the models, for editors and other programs."""
+"""Generate the JSON Schema of the desired file from the models, for editors and other tools."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 from reconciler.core.spec import ManifestFile
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-# Mappings of which a record may say a part, since it is laid over its spec key by key.
+# A record may set a part of these mappings, because it is laid over its spec key by key.
 _MERGED: Final = ("WorkspaceSpec", "UlimitSpec", "ResourcesSpec")
 _SUFFIX: Final = "Override"
 
@@ -17,32 +17,33 @@ Schema = dict[str, Any]
 
 
 def json_schema() -> Schema:
-    """The schema of one desired file (draft 2020-12)."""
+    """Return the schema of one desired file (draft 2020-12)."""
     schema = ManifestFile.model_json_schema(mode="validation")
     schema["$schema"] = DIALECT
     schema["title"] = "reconciler: desired sandboxes"
     for name in ("specs", "sandboxes"):
-        schema["properties"][name] = _nullable(schema["properties"][name])
+        section = schema["properties"][name]
+        keep = [key for key in ("title", "description", "default") if key in section]
+        outer = {key: section.pop(key) for key in keep}
+        # A section whose lines are all commented out is null.
+        schema["properties"][name] = {**outer, "anyOf": [section, {"type": "null"}]}
     _close_names(schema)
-    _add_overrides(schema["$defs"])
+    definitions = schema["$defs"]
+    for name in _MERGED:
+        definitions[name + _SUFFIX] = copy.deepcopy(definitions[name])
+        definitions[name + _SUFFIX].pop("required", None)
+    for user in ("RecordSpec", "ResourcesSpec" + _SUFFIX):
+        _redirect(definitions[user])
     return schema
 
 
 def json_schema_text() -> str:
-    """The schema as the text of its file."""
+    """Return the text of ``config/desired.schema.json``."""
     return json.dumps(json_schema(), indent=2) + "\n"
 
 
-def _nullable(schema: Schema) -> Schema:
-    """A section of which every line is commented out is null, and as good as an empty one."""
-    outer: Schema = {
-        key: schema.pop(key) for key in ("title", "description", "default") if key in schema
-    }
-    return {**outer, "anyOf": [schema, {"type": "null"}]}
-
-
 def _close_names(schema: Any) -> None:
-    """A mapping whose keys have a pattern has no others."""
+    """Forbid other keys in each mapping whose keys have a pattern."""
     if isinstance(schema, dict) and "patternProperties" in schema:
         schema["additionalProperties"] = False
     parts = schema.values() if isinstance(schema, dict) else schema
@@ -50,16 +51,8 @@ def _close_names(schema: Any) -> None:
         _close_names(part)
 
 
-def _add_overrides(definitions: dict[str, Schema]) -> None:
-    for name in _MERGED:
-        override = copy.deepcopy(definitions[name])
-        override.pop("required", None)
-        definitions[name + _SUFFIX] = override
-    for user in ("RecordSpec", "ResourcesSpec" + _SUFFIX):
-        _redirect(definitions[user])
-
-
 def _redirect(schema: Any) -> None:
+    """Refer to the variant without required keys of each merged mapping."""
     if isinstance(schema, dict) and schema.get("$ref", "").rpartition("/")[2] in _MERGED:
         schema["$ref"] += _SUFFIX
     parts = schema.values() if isinstance(schema, dict) else schema

@@ -1,8 +1,7 @@
-"""The desired file, or a folder of them, as records that are ready to be converged.
+"""Load the desired file, or a folder of them, as records that are ready to be reconciled.
 
-What cannot be used is reported with file, line and column, all of it in one go, and holds back no
-more than it touches: a record, the records of a spec, or (where it cannot be told what the file
-asks for) the whole load.
+All problems are reported at once, with file, line and column. Each holds back as little as
+possible: a record, the records of a spec, or the whole load if a file cannot be parsed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.errors import Diagnostic
-from reconciler.manifest.documents import gather, read
+from reconciler.manifest.documents import collect_declarations, read_contents
 from reconciler.manifest.records import DeclaredRecord, resolve_records
 from reconciler.manifest.specs import SpecDefaults, resolve_specs
 from reconciler.manifest.text_file import TransientReadError
@@ -29,10 +28,10 @@ __all__ = [
     "Loaded",
     "SpecDefaults",
     "env_file_errors",
+    "failed",
     "load",
-    "read",
-    "understand",
-    "unusable",
+    "parse",
+    "read_contents",
 ]
 
 _NO_RECORDS: Final[Mapping[str, DeclaredRecord]] = MappingProxyType({})
@@ -40,14 +39,14 @@ _NO_RECORDS: Final[Mapping[str, DeclaredRecord]] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the desired file says.
+    """The outcome of loading the desired file.
 
     ``records`` are the usable ones by sandbox name, replicas expanded. ``held`` are the keys under
-    ``sandboxes:`` that cannot be used, with the reasons. ``fatal``: a file could not be read or
-    understood as a whole, so nothing is known about what is not said, and ``records`` is empty.
-    ``empty``: a file holds nothing, or is gone; one that says
-    ``sandboxes: {}`` means it. ``unread``: it is fatal for now only, and has to be tried again.
-    ``specs`` counts the specs that are declared.
+    ``sandboxes:`` that cannot be used, with the reasons. ``specs`` counts the declared specs.
+
+    ``fatal``: a file could not be read or parsed, so ``records`` is empty, and a missing record
+    means nothing. ``must_retry``: fatal for a reason that may pass by itself. ``empty``: a file is
+    missing or holds nothing; ``sandboxes: {}`` is not empty, since somebody wrote it.
     """
 
     records: Mapping[str, DeclaredRecord] = field(default_factory=lambda: _NO_RECORDS)
@@ -55,18 +54,18 @@ class Loaded:
     diagnostics: tuple[Diagnostic, ...] = ()
     fatal: bool = False
     empty: bool = False
-    unread: bool = False
+    must_retry: bool = False
     specs: int = 0
 
     def env_paths(self) -> set[Path]:
-        """The env files that the records name."""
+        """Return the env files that the records name."""
         named = (record.spec.env_file for record in self.records.values())
         return {Path(name) for name in named if name is not None}
 
-    def held_because(self, name: str) -> tuple[Diagnostic, ...]:
-        """Why a sandbox that was accepted before must stay as it was; nothing if it need not.
+    def hold_reasons(self, name: str) -> tuple[Diagnostic, ...]:
+        """Return why a sandbox must stay as last accepted, or nothing.
 
-        A held record may have had replicas before, so it holds ``name-1`` and so on too.
+        A held record may have had replicas before, so it also holds ``name-1`` and so on.
         """
         if name in self.records:
             return ()
@@ -75,53 +74,52 @@ class Loaded:
         return self.held.get(name, replica_of)
 
     def is_held(self, name: str) -> bool:
-        """Whether a sandbox that was accepted before must stay as it was."""
-        return bool(self.held_because(name))
+        """Return whether a sandbox must stay as last accepted."""
+        return bool(self.hold_reasons(name))
 
 
 def load(path: Path, defaults: SpecDefaults | None = None) -> Loaded:
-    """Read a desired file, or a folder's ``*.yaml`` files in name order. Blocks; never raises.
+    """Load a desired file, or a folder's ``*.yaml`` files in name order. Blocks; never raises.
 
-    A file that is not there is an empty one, with a diagnostic that says so.
+    A missing file is an empty one, with a diagnostic.
     """
-    return understand(read(path), defaults)
+    return parse(read_contents(path), defaults)
 
 
-def understand(contents: Contents, defaults: SpecDefaults | None = None) -> Loaded:
-    """What the text of the desired files declares. Takes a bounded time and reads nothing."""
-    declared = gather(contents)
+def parse(contents: Contents, defaults: SpecDefaults | None = None) -> Loaded:
+    """Parse the text of the desired files, in limited time and without reading anything."""
+    declared = collect_declarations(contents)
     defaults = defaults or SpecDefaults()
     specs = resolve_specs(declared, defaults)
     records, held = resolve_records(declared, specs, defaults)
-    fatal = declared.report.fatal
+    report = declared.report
     return Loaded(
-        records=_NO_RECORDS if fatal else MappingProxyType(records),
+        records=_NO_RECORDS if report.fatal else MappingProxyType(records),
         held=held,
-        diagnostics=declared.report.all(),
-        fatal=fatal,
-        empty=declared.report.blank,
-        unread=declared.report.unread,
+        diagnostics=report.all(),
+        fatal=report.fatal,
+        empty=report.empty,
+        must_retry=report.must_retry,
         specs=len(declared.specs),
     )
 
 
-def unusable(error: ManifestError) -> Loaded:
-    """The outcome of a reading that failed as a whole."""
-    return Loaded(
-        diagnostics=error.diagnostics, fatal=True, unread=isinstance(error, TransientReadError)
-    )
+def failed(error: ManifestError) -> Loaded:
+    """Return the outcome of a load that an error ended."""
+    must_retry = isinstance(error, TransientReadError)
+    return Loaded(diagnostics=error.diagnostics, fatal=True, must_retry=must_retry)
 
 
 def env_file_errors(
-    records: Iterable[DeclaredRecord], refused: Mapping[str, ManifestError]
+    records: Iterable[DeclaredRecord], errors: Mapping[str, ManifestError]
 ) -> tuple[Diagnostic, ...]:
-    """What is wrong with the env files, each at the place that names it.
+    """Return the problems of env files, each at the position that names the file.
 
-    ``refused`` has the error of each env file that cannot be used, by path.
+    ``errors`` has the error of each env file that cannot be used, by path.
     """
     found: set[Diagnostic] = set()
     for record in records:
         place, path = record.env_file_at, record.spec.env_file
-        if place is not None and path is not None and path in refused:
-            found |= {Diagnostic(*place, f"env_file {it}") for it in refused[path].diagnostics}
+        if place is not None and path is not None and path in errors:
+            found |= {Diagnostic(*place, f"env_file {it}") for it in errors[path].diagnostics}
     return tuple(sorted(found))

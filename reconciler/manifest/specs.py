@@ -1,4 +1,4 @@
-"""The specs of the desired files, laid over the defaults that the settings give."""
+"""Resolve the declared specs: lay each over the defaults from the settings, and validate it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reconciler.core.errors import Diagnostic
-    from reconciler.manifest.documents import Declarations, Entry, Report
+    from reconciler.manifest.documents import Declarations
     from reconciler.manifest.yaml12.composer import Place
 
 Layer = dict[str, Any]
@@ -23,9 +23,9 @@ Layer = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class SpecDefaults:
-    """What a spec has where it says nothing: the lowest layer. From the settings.
+    """Defaults from the settings that every spec inherits: the lowest layer.
 
-    ``health_check_path`` makes an http probe for what has a port and no ``health`` key at all.
+    ``health_check_path`` adds an http probe to a spec that has a port and no ``health`` key.
     """
 
     mounts: tuple[MountSpec, ...] = ()
@@ -33,10 +33,12 @@ class SpecDefaults:
     health_check_path: str | None = None
 
     def under(self, layer: Layer) -> Layer:
-        """A spec's own words, or a spec's and a record's, laid over the defaults."""
+        """Return a spec, or a spec with a record's overrides, laid over the defaults."""
         filled = {**_lists(self), **layer}
-        if self.health_check_path and "health" not in layer and _has_reachable_port(filled):
-            filled["health"] = {"path": self.health_check_path}
+        if self.health_check_path and "health" not in layer and filled.get("ports"):
+            network = filled.get("network")
+            if not isinstance(network, dict) or network.get("mode") != "none":
+                filled["health"] = {"path": self.health_check_path}
         return filled
 
 
@@ -46,17 +48,11 @@ def _lists(defaults: SpecDefaults) -> Layer:
     return {key: [m.model_dump(mode="json") for m in ms] for key, ms in lists.items() if ms}
 
 
-def _has_reachable_port(layer: Layer) -> bool:
-    network = layer.get("network")
-    mode = network.get("mode") if isinstance(network, dict) else None
-    return bool(layer.get("ports")) and mode != "none"
-
-
 @dataclass(frozen=True, slots=True)
 class ResolvedSpec:
-    """One spec: what it says itself, and what that amounts to; ``problems`` if it is unusable.
+    """One declared spec: its layer, and the validated spec, or the ``problems`` that prevent it.
 
-    ``env_file_at`` is where it names an env file.
+    ``env_file_at`` is the position of its ``env_file`` key.
     """
 
     layer: Layer
@@ -67,33 +63,27 @@ class ResolvedSpec:
 
 
 def resolve_specs(declared: Declarations, defaults: SpecDefaults) -> Mapping[str, ResolvedSpec]:
-    """Every spec by name, the unusable ones too."""
-    return {
-        name: _resolve(entry, defaults, declared.report) for name, entry in declared.specs.items()
-    }
-
-
-def _resolve(entry: Entry, defaults: SpecDefaults, report: Report) -> ResolvedSpec:
-    node, problems = entry.node, entry.problems()
-    if not isinstance(node.data, dict):
-        message = "a spec must be a mapping that holds at least image:"
-        return ResolvedSpec({}, 1, problems=problems or report.add(node.diagnostic(message)))
-    spec, complaints = _validate(entry, defaults)
-    problems += report.add(*complaints)
-    usable = None if problems else spec
-    return ResolvedSpec(node.data, node.size, usable, problems, node.place_of("env_file"))
-
-
-def _validate(
-    entry: Entry,
-    defaults: SpecDefaults,
-) -> tuple[SandboxSpec | None, tuple[Diagnostic, ...]]:
-    try:
-        return SandboxSpec.model_validate(defaults.under(entry.node.data)), ()
-    except ValidationError as error:
-        return None, tuple(explain(error, Subject(entry.key, entry.node, SandboxSpec)))
+    """Return every spec by name, the unusable ones included."""
+    report = declared.report
+    resolved: dict[str, ResolvedSpec] = {}
+    for name, entry in declared.specs.items():
+        node, problems = entry.node, entry.problems()
+        if not isinstance(node.data, dict):
+            message = "a spec must be a mapping with at least the key image:"
+            problems = problems or report.add(node.diagnostic(message))
+            resolved[name] = ResolvedSpec({}, 1, problems=problems)
+            continue
+        spec = None
+        try:
+            spec = SandboxSpec.model_validate(defaults.under(node.data))
+        except ValidationError as error:
+            problems += report.add(*explain(error, Subject(entry.key, node, SandboxSpec)))
+        usable = None if problems else spec
+        env_file_at = node.place_of("env_file")
+        resolved[name] = ResolvedSpec(node.data, node.size, usable, problems, env_file_at)
+    return resolved
 
 
 def overridden(resolved: ResolvedSpec | None, overrides: Layer, defaults: SpecDefaults) -> Layer:
-    """A record's overrides over its spec over the defaults. An unknown spec says nothing."""
+    """Return a record's overrides over its spec, if that is known, over the defaults."""
     return defaults.under(merge(resolved.layer if resolved else {}, overrides))

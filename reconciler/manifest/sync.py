@@ -16,9 +16,9 @@ from reconciler.manifest.loader import (
     Loaded,
     SpecDefaults,
     env_file_errors,
-    read,
-    understand,
-    unusable,
+    failed,
+    parse,
+    read_contents,
 )
 from reconciler.manifest.text_file import unreadable
 from reconciler.manifest.watch import Watch
@@ -111,9 +111,9 @@ class ManifestSync:
         return self._last.held_deletions
 
     @property
-    def unread(self) -> bool:
+    def must_retry(self) -> bool:
         """Whether something could not be read now, and is to be tried again."""
-        return self._last.loaded.unread or self._env_files.must_retry
+        return self._last.loaded.must_retry or self._env_files.must_retry
 
     def is_held(self, key: str) -> bool:
         """Whether the file names the sandbox in a way that cannot be read."""
@@ -128,7 +128,7 @@ class ManifestSync:
             return f"its stored record cannot be read by this release: {unreadable}"
         if self._last.loaded.fatal:
             return ""
-        return "; ".join(map(str, self._last.loaded.held_because(key)))
+        return "; ".join(map(str, self._last.loaded.hold_reasons(key)))
 
     def held_names(self) -> set[str]:
         """Return the names of held records that stand for no sandbox in force."""
@@ -181,7 +181,7 @@ class ManifestSync:
         pause = _READ_AGAIN
         with waiting(_LONGEST_READING):
             await self.read()
-        while self.unread:
+        while self.must_retry:
             await asyncio.sleep(pause)
             with waiting(_LONGEST_READING):
                 await self.read()
@@ -345,10 +345,10 @@ async def validate(path: Path, defaults: SpecDefaults) -> tuple[Loaded, tuple[Di
 async def load_in_time(calls: BoundedCalls, path: Path, defaults: SpecDefaults) -> Loaded:
     """The desired file; unusable for now where its file system does not answer."""
     try:
-        contents = await calls.run(path, read, path)
-        return await in_thread(understand, contents, defaults)
+        contents = await calls.run(path, read_contents, path)
+        return await in_thread(parse, contents, defaults)
     except OSError as error:
-        return unusable(unreadable(path, error))
+        return failed(unreadable(path, error))
 
 
 def defaults_of(settings: Settings) -> SpecDefaults:

@@ -1,4 +1,4 @@
-"""Desired files for the tests of their reader, and what it says of them."""
+"""Desired files for the tests of the loader."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ HEAD = SPEC + "sandboxes:\n"
 
 
 def loaded(path: Path, content: str | bytes, defaults: SpecDefaults | None = None) -> Loaded:
-    """What the reader finds once ``content`` is at ``path``."""
+    """Write ``content`` to ``path``, and load it."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return load(path, defaults)
 
 
-def complaints(found: Loaded) -> list[str]:
-    """Its diagnostics without the file's name."""
+def messages(found: Loaded) -> list[str]:
+    """Return its diagnostics without the file name."""
     return [f"{d.line}:{d.column}: {d.message}" for d in found.diagnostics]

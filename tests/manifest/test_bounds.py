@@ -1,7 +1,7 @@
-"""Whatever the desired file holds: no exception, bounded time and memory, no secret repeated.
+"""Any desired file raises nothing, costs limited time and memory, and leaks no secret.
 
-Time is this thread's on the processor, measured against what a plain file takes in the same
-process, or work, counted: neither depends on the machine, or on what else it does.
+Time is this thread's CPU time, relative to a plain file in the same process; work is counted in
+function calls. Neither depends on the machine or its load.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from reconciler.core.spec import RecordSpec
 from reconciler.manifest.loader import load
-from tests.manifest.manifests import HEAD, complaints, loaded
+from tests.manifest.manifests import HEAD, loaded, messages
 
 T = TypeVar("T")
 EXAMPLE = Path(__file__).parents[2] / "config" / "desired.yaml"
-# Times what a thousand plain records take. The worst of these files takes about twenty.
+# Multiples of the time for a thousand plain records. The worst of these files takes about 20.
 MOST = 100
-# Functions that are called for one plain record; 722 on Python 3.11.
+# Function calls for one plain record; 722 on Python 3.11.
 A_RECORD = 1000
 
 
@@ -35,13 +35,13 @@ def plain(records: int) -> str:
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What it returns, and the seconds that this thread was on the processor for it."""
+    """Return its result, and the CPU seconds of this thread."""
     began = time.thread_time()
     return work(), time.thread_time() - began
 
 
 def calls(work: Callable[[], object]) -> int:
-    """How many functions it calls, those in C among them."""
+    """Return the number of function calls, C functions included."""
     count = 0
 
     def hear(_frame: object, event: str, _argument: object) -> None:
@@ -59,19 +59,19 @@ def calls(work: Callable[[], object]) -> int:
 
 @pytest.fixture(scope="module")
 def blink(tmp_path_factory: pytest.TempPathFactory) -> float:
-    """The seconds on the processor that a thousand plain records take here and now."""
+    """The CPU seconds for a thousand plain records on this machine."""
     path = tmp_path_factory.mktemp("plain") / "desired.yaml"
     path.write_text(plain(1000))
     return min(timed(lambda: load(path))[1] for _ in range(3))
 
 
-def test_a_billion_laughs_cost_nothing(desired):
+def test_billion_laughs_are_refused_quickly(desired):
     lines = [f"  b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)]
     laughs = "version: 1\nspecs:\n  a: &a0 {image: x}\n" + "".join(lines)
     assert calls(lambda: loaded(desired, laughs)) < 10 * A_RECORD
     found = load(desired)
     assert found.fatal
-    assert "counting each alias in full" in complaints(found)[0]
+    assert "counting each alias in full" in messages(found)[0]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_time_and_memory_are_bounded(desired, blink, content):
     assert found.fatal
 
 
-def test_no_message_repeats_a_secret(desired):
+def test_messages_contain_no_secrets(desired):
     shapes = [
         "{K: 0x5ec2e7}",
         "{K: [s3cret]}",
@@ -111,7 +111,7 @@ def test_no_message_repeats_a_secret(desired):
     for shape in shapes:
         found = loaded(desired, HEAD + f"  a: {{spec: web, env: {shape}}}\n")
         assert found.diagnostics
-        text = "\n".join(complaints(found))
+        text = "\n".join(messages(found))
         assert "s3cret" not in text
         assert str(0x5EC2E7) not in text
 
@@ -137,7 +137,7 @@ anything = settings(
 @given(content=st.binary(max_size=200))
 @example(content=b"\xff\xfe")
 @anything
-def test_any_bytes_at_all(desired, blink, content):
+def test_arbitrary_bytes(desired, blink, content):
     check_anything(desired, blink, content)
 
 
@@ -148,7 +148,7 @@ _INSERTS = st.sampled_from(
 
 @given(edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), _INSERTS), max_size=5))
 @anything
-def test_any_mutation_of_a_valid_file(desired, blink, edits):
+def test_mutations_of_a_valid_file(desired, blink, edits):
     content = EXAMPLE.read_bytes()
     for place, removed, inserted in edits:
         at = int(place * len(content))
@@ -177,7 +177,7 @@ _FIELDS = st.sampled_from(
 
 @given(fields=st.dictionaries(_FIELDS, _VALUES, max_size=3))
 @anything
-def test_any_value_in_any_field(desired, blink, fields):
+def test_arbitrary_values_in_every_field(desired, blink, fields):
     said = "".join(f", {key}: {value}" for key, value in fields.items())
     content = HEAD + f"  a: {{spec: web{said}}}\n  b: {{spec: web}}\n"
     check_anything(desired, blink, content.encode())
@@ -186,7 +186,7 @@ def test_any_value_in_any_field(desired, blink, fields):
     assert found.is_held("a") == bool(found.diagnostics)
 
 
-def test_a_record_costs_the_same_among_a_thousand(desired, blink):
+def test_cost_per_record_is_constant(desired, blink):
     costs = {}
     for records in (100, 1000):
         desired.write_text(plain(records))
@@ -197,11 +197,11 @@ def test_a_record_costs_the_same_among_a_thousand(desired, blink):
     assert costs[1000] < 1.1 * costs[100]
 
 
-def test_only_the_first_bad_references_cost_a_search(tmp_path: Path) -> None:
+def test_only_first_bad_references_get_a_hint(tmp_path: Path) -> None:
     specs = "".join(f"  {'x' * 50}{i}: {{image: a}}\n" for i in range(1500))
     bad = "".join(f"  s{i}: {{spec: {'x' * 50}y{i}}}\n" for i in range(200))
     text = f"version: 1\nspecs:\n{specs}sandboxes:\n{bad}"
-    found = complaints(loaded(tmp_path / "x.yaml", text))
+    found = messages(loaded(tmp_path / "x.yaml", text))
     hints = [line for line in found if "did you mean" in line]
     assert len(found) == 200
     assert len(hints) == 20
@@ -211,6 +211,6 @@ def test_replicas_are_counted_with_their_whole_spec(tmp_path: Path) -> None:
     env = "".join(f"      V{i}: x\n" for i in range(1500))
     text = f"version: 1\nspecs:\n  s:\n    image: a\n    env:\n{env}sandboxes:\n"
     file = tmp_path / "x.yaml"
-    assert complaints(loaded(file, f"{text}  pool: {{spec: s, replicas: 1000}}\n")) == []
-    (line,) = complaints(loaded(file, f"{text}  pool: {{spec: s, replicas: 3000}}\n"))
+    assert messages(loaded(file, f"{text}  pool: {{spec: s, replicas: 1000}}\n")) == []
+    (line,) = messages(loaded(file, f"{text}  pool: {{spec: s, replicas: 3000}}\n"))
     assert "all records come to more than 4000000 values" in line

@@ -1,4 +1,4 @@
-"""The shipped examples and the schema agree with the models and with the settings."""
+"""The shipped examples and the schema agree with the models and the settings."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from reconciler.settings import Settings
 
 CONFIG = Path(__file__).parents[2] / "config"
 EXAMPLES = ("desired.yaml", "openhands.yaml")
-# What is worked out where the daemon starts.
+# Resolved at the start of the daemon.
 FOUND_AT_START = {"desired", "state_dir"}
 
 
-def test_the_committed_schema_is_the_one_of_the_models():
+def test_committed_schema_is_current():
     assert (CONFIG / "desired.schema.json").read_text() == json_schema_text()
 
 
-def test_the_schema_is_valid_itself():
+def test_schema_is_valid():
     jsonschema.Draft202012Validator.check_schema(json_schema())
     assert json.loads(json_schema_text()) == json_schema()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_examples_are_valid_and_point_to_the_schema(name):
+def test_examples_are_valid_and_name_the_schema(name):
     text = (CONFIG / name).read_text()
     assert text.startswith("# yaml-language-server: $schema=desired.schema.json\n")
     jsonschema.Draft202012Validator(json_schema()).validate(yaml.safe_load(text))
@@ -44,11 +44,11 @@ def test_the_examples_are_valid_and_point_to_the_schema(name):
     assert not found.empty
 
 
-def test_the_example_shows_every_state_and_kind_of_probe():
+def test_example_has_every_state_and_kind_of_probe():
     records = load(CONFIG / "desired.yaml").records.values()
     assert {record.state for record in records} == set(DesiredState)
     assert {record.spec.health.kind for record in records if record.spec.health} == (
-        # The demonstration's image has no HEALTHCHECK.
+        # The demo image has no HEALTHCHECK.
         set(ProbeKind) - {ProbeKind.DOCKER}
     )
     assert {record.spec.image for record in records} == {"reconciler-demo:latest"}
@@ -78,17 +78,17 @@ _SPEC = {"image": "i"}
         ({}, {"state": "pausd"}, False),
     ],
 )
-def test_the_schema_and_the_models_agree(spec, record, valid):
+def test_schema_and_models_agree(spec, record, valid):
     file = {"version": 1, "specs": {"s": _SPEC | spec}, "sandboxes": {"a": {"spec": "s"} | record}}
     assert jsonschema.Draft202012Validator(json_schema()).is_valid(file) == valid
 
 
 @pytest.mark.parametrize("section", [{"specs": None}, {"sandboxes": None}])
-def test_a_section_without_lines_is_fine(section):
+def test_section_may_be_null(section):
     jsonschema.Draft202012Validator(json_schema()).validate({"version": 1} | section)
 
 
-def test_a_name_must_be_one():
+def test_name_must_be_valid():
     file = {"version": 1, "specs": {"a b": _SPEC}}
     assert not jsonschema.Draft202012Validator(json_schema()).is_valid(file)
 
@@ -97,7 +97,7 @@ def test_a_name_must_be_one():
 
 
 def shown() -> dict[str, str]:
-    """The settings that the file shows, commented out, as their lines."""
+    """Return the settings that the file lists, with their lines without the #."""
     lines = (CONFIG / "reconciler.yaml").read_text().splitlines()
     found = [match for line in lines if (match := re.fullmatch(r"# ([a-z_]+): (\S.*)", line))]
     return {match[1]: match[0].removeprefix("# ") for match in found if _is_setting(match[1])}
@@ -107,11 +107,11 @@ def _is_setting(name: str) -> bool:
     return name in Settings.model_fields or "_" in name
 
 
-def test_every_setting_is_shown_in_order():
+def test_file_lists_every_setting():
     assert sorted(shown()) == sorted(Settings.model_fields)
 
 
-def test_the_values_shown_are_the_defaults(tmp_path, monkeypatch):
+def test_listed_values_are_the_defaults(tmp_path, monkeypatch):
     for name in list(shown()):
         monkeypatch.delenv(f"RECONCILER_{name.upper()}", raising=False)
     path = tmp_path / "reconciler.yaml"
@@ -120,14 +120,14 @@ def test_the_values_shown_are_the_defaults(tmp_path, monkeypatch):
     assert read == Settings.model_construct().model_dump(exclude=FOUND_AT_START)
 
 
-def test_a_size_in_a_variable_may_be_a_bare_number(monkeypatch):
+def test_size_in_a_variable_may_be_a_bare_number(monkeypatch):
     monkeypatch.setenv("RECONCILER_DISK_MIN_FREE", "0")
     monkeypatch.setenv("RECONCILER_DISK_RESUME_FREE", "4096")
     read = load_settings()
     assert (read.disk_min_free, read.disk_resume_free) == (0, 4096)
 
 
-def test_each_setting_has_a_line_that_explains_it():
+def test_each_setting_has_a_comment():
     lines = (CONFIG / "reconciler.yaml").read_text().splitlines()
     for line in shown().values():
         above = lines[lines.index(f"# {line}") - 1]
@@ -144,7 +144,7 @@ def test_each_setting_has_a_line_that_explains_it():
         ({"disk_resume_free": "1g", "disk_resume_free_percent": 5}, (1 << 30, 1.0, 1 << 30, 5.0)),
     ],
 )
-def test_when_a_disk_is_too_full(set_, limits):
+def test_disk_limits(set_, limits):
     assert load_settings(**set_).disk_limits == Limits(*limits)
 
 
@@ -160,10 +160,10 @@ def test_when_a_disk_is_too_full(set_, limits):
         ({"disk_min_free_percent": 101}, "--disk-min-free-percent: "),
     ],
 )
-def test_a_gate_that_would_flap_is_refused(set_, wrong):
+def test_resume_limit_below_the_minimum_is_refused(set_, wrong):
     with pytest.raises(SettingsError, match=wrong):
         load_settings(**set_)
 
 
-def test_nothing_is_set():
+def test_shipped_file_sets_nothing():
     assert yaml.safe_load((CONFIG / "reconciler.yaml").read_text()) is None

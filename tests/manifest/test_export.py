@@ -1,4 +1,4 @@
-"""What is exported loads back to the same records."""
+"""An export loads as the same records."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def reloaded(path, records, defaults):
 
 @pytest.mark.parametrize("defaults", [SpecDefaults(), DEFAULTS])
 @pytest.mark.parametrize("name", ["desired.yaml", "openhands.yaml"])
-def test_the_examples(tmp_path, name, defaults):
+def test_examples(tmp_path, name, defaults):
     records = load(CONFIG / name, defaults).records.values()
     assert records
     assert reloaded(tmp_path / "x.yaml", records, defaults) == known(records)
@@ -68,7 +68,7 @@ _SPECS = st.fixed_dictionaries(
     defaults=st.sampled_from([SpecDefaults(), DEFAULTS]),
 )
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_records(tmp_path, specs, defaults):
+def test_arbitrary_records(tmp_path, specs, defaults):
     records = [
         DeclaredRecord(name, spec_name, state, SandboxSpec.model_validate(spec), "", 0)
         for name, (spec_name, state, spec) in specs.items()
@@ -76,7 +76,7 @@ def test_any_records(tmp_path, specs, defaults):
     assert reloaded(tmp_path / "x.yaml", records, defaults) == known(records)
 
 
-def test_what_records_share_is_said_once(tmp_path):
+def test_shared_values_are_in_the_spec_only(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text(
         "version: 1\nspecs: {s: {image: i, command: [a]}}\n"

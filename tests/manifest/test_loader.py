@@ -1,4 +1,4 @@
-"""The desired file: what it means, and what is said where it cannot be used."""
+"""Loading the desired file: records, defaults, errors, and what they hold back."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from reconciler.core.errors import Diagnostic, ManifestError
 from reconciler.core.spec import DesiredState, MountSpec, PortSpec, ProbeKind
 from reconciler.manifest.loader import SpecDefaults, env_file_errors, load
-from tests.manifest.manifests import HEAD, SPEC, complaints, loaded
+from tests.manifest.manifests import HEAD, SPEC, loaded, messages
 
 
-def test_a_good_file(desired):
+def test_valid_file(desired):
     found = loaded(
         desired,
         HEAD + "  alice: {spec: web}\n  bob: {spec: web, state: paused, env: {A: no}}\n",
@@ -27,14 +27,14 @@ def test_a_good_file(desired):
     assert (bob.state, bob.spec.env, bob.file) == (DesiredState.PAUSED, {"A": "no"}, str(desired))
 
 
-def test_replicas(desired):
+def test_replicas_become_numbered_records(desired):
     found = loaded(
         desired, HEAD + "  pool: {spec: web, replicas: 3}\n  none: {spec: web, replicas: 0}\n"
     )
     assert list(found.records) == ["pool-1", "pool-2", "pool-3"]
 
 
-def test_overrides_merge_key_by_key_and_lists_whole(desired):
+def test_mappings_merge_by_key_and_lists_are_replaced(desired):
     found = loaded(
         desired,
         "version: 1\nspecs:\n  s:\n    image: i\n    env: {A: a, B: b}\n    command: [x, y]\n"
@@ -50,13 +50,13 @@ def test_overrides_merge_key_by_key_and_lists_whole(desired):
     assert (spec.resources.cpus, spec.resources.memory) == (2.0, None)
 
 
-def test_an_override_can_complete_what_it_changes(desired):
+def test_override_can_complete_a_changed_mapping(desired):
     found = loaded(
         desired,
         HEAD + "  a: {spec: web, health: {kind: exec, command: [t]}}\n"
         "  b: {spec: web, health: {kind: tcp}}\n",
     )
-    assert complaints(found) == []
+    assert messages(found) == []
     assert found.records["a"].spec.health.kind is ProbeKind.EXEC
 
 
@@ -86,13 +86,13 @@ def test_defaults_are_the_lowest_layer(desired, spec, ports, health):
     assert [mount.host_path for mount in found.mounts] == ["/h"]
 
 
-def test_a_bad_spec_holds_back_its_records_and_no_others(desired):
+def test_bad_spec_holds_back_only_its_records(desired):
     found = loaded(
         desired,
         "version: 1\nspecs:\n  good: {image: i}\n  bad: {command: [1]}\nsandboxes:\n"
         "  a: {spec: good}\n  b: {spec: bad}\n  c: {spec: bad, imgae: x}\n",
     )
-    assert complaints(found) == [
+    assert messages(found) == [
         '4:3: the key "image" is missing',
         '4:19: must be a string: write it in quotes: "1"',
         '8:18: unknown key "imgae": did you mean "image"?',
@@ -101,50 +101,50 @@ def test_a_bad_spec_holds_back_its_records_and_no_others(desired):
     assert set(found.held) == {"b", "c"}
 
 
-def test_replicas_that_collide_hold_both(desired):
+def test_colliding_replicas_hold_back_both_records(desired):
     found = loaded(
         desired, HEAD + "  p: {spec: web, replicas: 2}\n  p-2: {spec: web}\n  b: {spec: web}\n"
     )
-    assert complaints(found) == [f'6:3: "p-2" is already made by "p" in {desired}:5']
+    assert messages(found) == [f'6:3: "p-2" is already declared by "p" in {desired}:5']
     assert set(found.held) == {"p", "p-2"}
     assert list(found.records) == ["b"]
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "# only a comment\n", "---\n", "\ufeff", "~\n"])
-def test_an_empty_file_is_empty_and_not_fatal(desired, content):
+def test_empty_file_is_empty_and_not_fatal(desired, content):
     found = loaded(desired, content)
     assert (found.empty, found.fatal) == (True, False)
-    assert "the file is empty" in complaints(found)[0]
+    assert "the file is empty" in messages(found)[0]
 
 
 @pytest.mark.parametrize(
     "content", ["version: 1\n", "version: 1\nsandboxes:\n", "version: 1\nspecs:\nsandboxes: {}\n"]
 )
-def test_no_sandboxes_is_meant_and_not_empty(desired, content):
+def test_file_without_sandboxes_is_not_empty(desired, content):
     found = loaded(desired, content)
     assert (found.empty, found.fatal, found.diagnostics) == (False, False, ())
 
 
-def test_a_file_of_bad_records_only_is_not_empty(desired):
+def test_file_of_bad_records_is_not_empty(desired):
     assert not loaded(desired, HEAD + "  a: {spec: no}\n").empty
 
 
-def test_line_ends_and_byte_order_mark_are_fine(desired):
+def test_crlf_and_byte_order_mark_are_accepted(desired):
     text = (HEAD + "  a: {spec: web, state: x}\n").replace("\n", "\r\n")
     found = loaded(desired, b"\xef\xbb\xbf" + text.encode())
-    assert complaints(found) == ["5:25: must be one of running, paused, stopped"]
+    assert messages(found) == ["5:25: must be one of running, paused, stopped"]
 
 
-def test_what_is_not_there(tmp_path):
+def test_missing_file_and_dangling_link(tmp_path):
     gone = load(tmp_path / "no" / "desired.yaml")
     assert (gone.empty, gone.fatal) == (True, False)
     assert "no such file" in gone.diagnostics[0].message
     link = tmp_path / "link.yaml"
     link.symlink_to("nowhere")
-    assert "a link that leads nowhere" in load(link).diagnostics[0].message
+    assert "a link to nothing" in load(link).diagnostics[0].message
 
 
-def test_what_is_no_file_does_not_hang(tmp_path):
+def test_pipes_and_devices_are_refused(tmp_path):
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/null"), Path("/dev/zero")):
@@ -155,7 +155,7 @@ def test_what_is_no_file_does_not_hang(tmp_path):
 
 @contextlib.contextmanager
 def as_nobody():
-    """Root may read everything, so it must not be root that reads."""
+    """Read as another user, since root may read everything."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -167,7 +167,7 @@ def as_nobody():
 
 
 @pytest.mark.parametrize("target", ["folder", "file"])
-def test_what_may_not_be_read(tmp_path, target):
+def test_missing_permission_is_named(tmp_path, target):
     folder = tmp_path / "d"
     folder.mkdir()
     (folder / "a.yaml").write_text(HEAD)
@@ -187,7 +187,7 @@ def test_what_may_not_be_read(tmp_path, target):
 # --- folders ---
 
 
-def test_a_folder_shares_specs_and_is_read_in_name_order(tmp_path):
+def test_files_of_a_folder_share_specs_in_name_order(tmp_path):
     (tmp_path / "10-specs.yaml").write_text(SPEC)
     (tmp_path / "20-b.yaml").write_text("version: 1\nsandboxes: {b: {spec: web}}\n")
     (tmp_path / "30-a.yaml").write_text("version: 1\nsandboxes: {a: {spec: web}}\n")
@@ -198,7 +198,7 @@ def test_a_folder_shares_specs_and_is_read_in_name_order(tmp_path):
     assert list(found.records) == ["b", "a"]
 
 
-def test_a_name_may_stand_in_one_file_only(tmp_path):
+def test_same_name_in_two_files_is_an_error(tmp_path):
     (tmp_path / "a.yaml").write_text(HEAD + "  x: {spec: web}\n")
     (tmp_path / "b.yaml").write_text(HEAD + "  x: {spec: web}\n")
     found = load(tmp_path)
@@ -209,7 +209,7 @@ def test_a_name_may_stand_in_one_file_only(tmp_path):
     assert found.fatal
 
 
-def test_all_errors_of_all_files_come_in_one_go(tmp_path):
+def test_errors_of_all_files_are_reported_at_once(tmp_path):
     (tmp_path / "a.yaml").write_text("version: 1\nx: [\n")
     (tmp_path / "b.yaml").write_text("version: 1\ny: @\n")
     (tmp_path / "c.yaml").write_text(HEAD + "  a: {spec: no, state: no, init: 3}\n")
@@ -223,23 +223,23 @@ def test_all_errors_of_all_files_come_in_one_go(tmp_path):
     assert found.fatal
 
 
-def test_an_empty_file_in_a_folder_counts_as_empty(tmp_path):
+def test_empty_file_in_a_folder_is_empty(tmp_path):
     (tmp_path / "a.yaml").write_text(HEAD + "  x: {spec: web}\n")
     (tmp_path / "b.yaml").write_text("")
     found = load(tmp_path)
     assert (found.empty, found.fatal, list(found.records)) == (True, False, ["x"])
 
 
-def test_a_folder_without_files_is_empty(tmp_path):
+def test_folder_without_files_is_empty(tmp_path):
     assert (load(tmp_path).empty, load(tmp_path).fatal) == (True, False)
 
 
-def test_a_folder_inside_that_is_called_like_a_file(tmp_path):
+def test_nested_folder_named_like_a_file_is_fatal(tmp_path):
     (tmp_path / "a.yaml").mkdir()
     assert load(tmp_path).fatal
 
 
-def test_an_error_of_an_env_file_stands_where_the_file_is_named(desired):
+def test_env_file_error_is_at_the_key_that_names_the_file(desired):
     found = loaded(
         desired,
         "version: 1\nspecs:\n  web: {image: i, env_file: /e/x.env}\nsandboxes:\n"

@@ -1,6 +1,6 @@
-"""Edits that arrive 50 a second, by every way of saving: the last one wins.
+"""Fifty edits a second, by every way of saving: the last one wins.
 
-The daemon is a real process, and has no engine: only what it accepts is looked at.
+The daemon is a real process without an engine: the tests check only what it accepts.
 """
 
 import json
@@ -24,7 +24,7 @@ PATIENCE = 60
 
 
 def text(number: int) -> str:
-    """A desired file that names its edit; its length changes, and half of it is no document."""
+    """Return a desired file that contains the number. Its length varies; half of it is invalid."""
     padding = "x" * (number * 37 % 400)
     specs = {"box": {"image": "box:1", "env": {"EDIT": f"<{number}>", "PADDING": padding}}}
     sandboxes = {name: {"spec": "box", "state": "stopped"} for name in ("alice", "bob")}
@@ -32,7 +32,7 @@ def text(number: int) -> str:
 
 
 def run(*command: object, cwd: Path | None = None) -> None:
-    """Run it; a program that is missing fails the test."""
+    """Run a command; a missing program fails the test."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -58,7 +58,7 @@ def swap_in(link: Path, target: str) -> None:
     fresh.replace(link)
 
 
-# --- ways of saving: of the file at a path, and of an edit's number -------------------------------
+# --- ways of saving: functions of the path and the number of the edit ---------------------------
 
 
 def write_plainly(path: Path, number: int) -> None:
@@ -66,7 +66,7 @@ def write_plainly(path: Path, number: int) -> None:
 
 
 def rewrite_in_place(path: Path, number: int) -> None:
-    """As nano does it."""
+    """Save like nano."""
     with path.open("r+") as file:
         file.write(text(number))
         file.truncate()
@@ -85,7 +85,7 @@ def move(path: Path, number: int) -> None:
 
 
 def rsync(path: Path, number: int) -> None:
-    # Two edits within a second may have one size: its quick check would pass over the second.
+    # Two edits within a second may have the same size: its quick check would skip the second.
     run("rsync", "--ignore-times", aside(path, number), path)
 
 
@@ -120,7 +120,7 @@ def swap_link(path: Path, number: int) -> None:
 
 
 def publish(path: Path, number: int) -> None:
-    """As Kubernetes does it: a new folder, a link to it swapped, and the former one removed."""
+    """Save like Kubernetes: new folder, swap of the link to it, removal of the former folder."""
     folder = path.with_name(f"..{number}")
     folder.mkdir()
     (folder / path.name).write_text(text(number))
@@ -135,16 +135,16 @@ def begin_mount(path: Path, number: int) -> None:
 
 @dataclass(frozen=True)
 class Way:
-    """How the file first comes to be, and how it is saved from then on.
+    """How the file is created, and how it is saved from then on.
 
-    `contents` is how many contents there are, where an edit's number is no longer told by it.
+    `contents`: the number of different contents, if not every edit has its own.
     """
 
     save: Callable[[Path, int], None]
     begin: Callable[[Path, int], None] = write_plainly
     contents: int | None = None
 
-    def told(self, number: int) -> int:
+    def content(self, number: int) -> int:
         return number % self.contents if self.contents else number
 
 
@@ -162,12 +162,12 @@ WAYS = {
 }
 
 
-# --- what the daemon makes of them ----------------------------------------------------------------
+# --- what the daemon accepts ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon whose engine is not there, and whose desired file has a folder of its own."""
+    """A daemon without an engine, with its desired file in a separate folder."""
     host = f"unix://{tmp_path}/nobody.sock"
     instance = Instance("t", "t-", range(20000, 20100), Docker(host))
     folder = tmp_path / "etc"
@@ -179,20 +179,20 @@ def alone(tmp_path: Path) -> Iterator[Daemon]:
 
 
 def accepted(daemon: Daemon) -> set[int]:
-    """The edits that the records in force are of."""
+    """Return the numbers of the edits that are in force."""
     assert daemon.running, daemon.tail()
     answer = ask(daemon.runtime_dir, "/v1/export")
     return {int(found) for found in re.findall(rb"<(\d+)>", answer.body if answer else b"")}
 
 
-def complaints(daemon: Daemon) -> list[object] | None:
-    """What is wrong with the file that is in force; None where the daemon does not answer."""
+def errors(daemon: Daemon) -> list[object] | None:
+    """Return the errors of the desired file; None if the daemon does not answer."""
     answer = ask(daemon.runtime_dir, "/v1/status")
     return list(answer.json()["desired"]["errors"]) if answer else None
 
 
 def edit_for_a_while(way: Way, path: Path) -> int:
-    """Save at the given rate, or as fast as it goes; return the last edit's number."""
+    """Save at the given rate, or as fast as possible; return the number of the last edit."""
     began = time.monotonic()
     number = 0
     while (elapsed := time.monotonic() - began) < SECONDS:
@@ -204,17 +204,17 @@ def edit_for_a_while(way: Way, path: Path) -> int:
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_the_last_of_many_edits_wins(alone: Daemon, name: str) -> None:
+def test_last_of_many_edits_wins(alone: Daemon, name: str) -> None:
     way = WAYS[name]
     way.begin(alone.desired, 0)
     alone.start()
     alone.wait_until(lambda: accepted(alone), PATIENCE)
-    last = way.told(edit_for_a_while(way, alone.desired))
+    last = way.content(edit_for_a_while(way, alone.desired))
     assert f"<{last}>" in alone.desired.read_text()
     saved = time.monotonic()
     alone.wait_until(lambda: accepted(alone) == {last}, PATIENCE)
     print(f"{name}: the last one in force after {time.monotonic() - saved:.2f} s")
-    alone.wait_until(lambda: complaints(alone) == [], PATIENCE)
+    alone.wait_until(lambda: errors(alone) == [], PATIENCE)
     print(f"{name}: {len(alone.events('record.changed', 'alice'))} taken in")
     print(f"{name}: {len(alone.events('manifest.rejected'))} rejected meanwhile")
     assert not alone.events("record.deleted")

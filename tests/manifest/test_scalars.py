@@ -1,4 +1,4 @@
-"""Scalars and documents mean what a strict YAML 1.2 reader says they mean."""
+"""Scalars and documents have the values that a strict YAML 1.2 reader gives them."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def test_plain_scalars(text, value):
     assert (type(found), found) == (type(value), value)
 
 
-def test_not_a_number_is_one():
+def test_nan():
     assert math.isnan(resolve_plain(".nan"))
 
 
 @pytest.mark.parametrize(
     "text", ["9" * 30, "0x" + "f" * 17, "9" * 5000, "1e999", "9" * 5000 + ".0"]
 )
-def test_a_number_out_of_range_is_refused(text):
+def test_number_out_of_range_is_refused(text):
     with pytest.raises(ValueError, match="too large"):
         resolve_plain(text)
 
@@ -92,7 +92,7 @@ def test_a_number_out_of_range_is_refused(text):
         ("null", "", None),
     ],
 )
-def test_tags_are_honoured(tag, text, value):
+def test_tags_set_the_type(tag, text, value):
     found = resolve(text, f"tag:yaml.org,2002:{tag}", plain=True)
     assert (type(found), found) == (type(value), value)
 
@@ -101,19 +101,19 @@ def test_tags_are_honoured(tag, text, value):
     ("tag", "text"),
     [("int", "x"), ("float", "x"), ("bool", "yes"), ("null", "x"), ("binary", "x"), ("set", "")],
 )
-def test_a_tag_that_does_not_fit_is_refused(tag, text):
+def test_tag_that_does_not_fit_is_refused(tag, text):
     with pytest.raises(ValueError, match=rf"!!{tag}|unknown tag"):
         resolve(text, f"tag:yaml.org,2002:{tag}", plain=True)
 
 
-def test_quoted_is_always_a_string():
+def test_quoted_scalar_is_a_string():
     assert value_of("['1', \"true\", ! 5]") == ["1", "true", "5"]
 
 
 def comparable(value):
-    """Equal for equal values of equal type; trailing line breaks aside.
+    """Return a form that is equal for equal values of equal type, without final line breaks.
 
-    At the end of a file without a line break the reference adds one to a block text.
+    At the end of a file without a line break the reference adds one to a block scalar.
     """
     if isinstance(value, dict):
         return [(comparable(key), comparable(item)) for key, item in value.items()]
@@ -125,7 +125,7 @@ def comparable(value):
 @given(st.text("0123456789.+-eExXoO:_aAbBfFnNtTruUlLsSiI~", max_size=8))
 @example("0o7")
 @example("-.inf")
-def test_plain_scalars_are_what_the_reference_says(text):
+def test_plain_scalars_agree_with_the_reference(text):
     if text.startswith(("- ", ": ")) or text in {"-", ":", "---"} or text.endswith(":"):
         return
     try:
@@ -147,8 +147,8 @@ _PIECES = (
 )
 
 
-# What the reference refuses though YAML 1.2 allows it: a tab after the colon of a key, and a
-# comment below a text of given indentation.
+# The reference refuses these although YAML 1.2 allows them: a tab after the colon of a key, and a
+# comment below a block scalar with an indentation indicator.
 _FAULTS = ("valid YAML whitespace", "wrongly indented line in block scalar")
 
 
@@ -164,19 +164,19 @@ _FAULTS = ("valid YAML whitespace", "wrongly indented line in block scalar")
 @example("[a,# c\n]")
 @example("{a: [b] # c\n ,# c\n}")
 @example("{a: ,# c\n}")
-def test_what_is_accepted_is_what_the_reference_reads(text):
-    """It may refuse more; it never reads anything else."""
+def test_accepted_documents_agree_with_the_reference(text):
+    """Our reader may refuse more, but never reads another value."""
     try:
         found = value_of(text)
     except ManifestError:
         return
     if isinstance(found, str):
-        return  # no desired file, and the reference wraps a lone tagged text
+        return  # not a desired file, and the reference wraps a lone tagged scalar
     assert comparable(found) in (comparable(expected) for expected in reference(text))
 
 
 def reference(text: str) -> list:
-    """What the reference reads: nothing where it refuses, our reading where it wrongly does."""
+    """Return the reference's values: none if it refuses, ours if it refuses valid YAML."""
     try:
         return [yaml12.parse_yaml(text)]
     except ValueError as error:
@@ -184,7 +184,7 @@ def reference(text: str) -> list:
         return [value_of(text)] if wrongly else []
 
 
-def test_places_count_from_one_and_by_characters():
+def test_positions_count_characters_from_one():
     root = compose('é: {ü: "x"}\r\nb: [1,\r\n  2]\r\n', "f.yaml", Budget()).root
     assert root is not None
     inner = root.child("é")

@@ -1,15 +1,15 @@
-"""What is said where the desired file cannot be used, and what is held back by it."""
+"""Errors in the desired file: their message, their position, and what they hold back."""
 
-# ruff: noqa: E501 - a table has one row a line
+# ruff: noqa: E501 - a table has one line per row
 
 from __future__ import annotations
 
 import pytest
 
-from tests.manifest.manifests import HEAD, complaints, loaded
+from tests.manifest.manifests import HEAD, loaded, messages
 
 RECORDS = [
-    ("spec: ^wbe", 'no spec is called "wbe": did you mean "web"?'),
+    ("spec: ^wbe", 'no such spec: "wbe": did you mean "web"?'),
     ("spec: web, ^imgae: x", 'unknown key "imgae": did you mean "image"?'),
     ("spec: web, env: {P: ^8000}", "must be a string: write it in quotes"),
     ("spec: web, env: {P: ^}", 'must be a string; an empty one is ""'),
@@ -29,11 +29,11 @@ RECORDS = [
     ("spec: web, resources: {ulimits: {^n: {soft: 1}}}", 'the key "hard" is missing'),
     ("spec: web, resources: {ulimits: {n: ^x}}", "must be a whole number (-1: unlimited), or {soft: NUMBER, hard: NUMBER}"),
     ("spec: web, ports: [^{name: A}]", 'the key "container_port" is missing'),
-    ("spec: web, ports: [{name: ^1-x, container_port: 1}]", "not the name of a variable: begin with a letter or _, then letters, digits, _ . -"),
+    ("spec: web, ports: [{name: ^1-x, container_port: 1}]", "not a valid variable name: begin with a letter or _, then letters, digits, _ . -"),
     ("spec: web, ports: [{name: B, container_port: ^99999}]", "must be at most 65535"),
     ("spec: web, ports: ^[{name: A, container_port: 1}, {name: A, container_port: 2}]", "ports: each name may be used once"),
     ("spec: web, ^workspace: {retain: 1d}", 'the key "path" is missing'),
-    ("spec: web, workspace: {path: ^w}", "must be an absolute path, one that begins with /"),
+    ("spec: web, workspace: {path: ^w}", "must be an absolute path, which begins with /"),
     ("spec: web, health: ^{port: B}", "health: port 'B' is not one of A"),
     ("spec: web, health: ^{kind: exec}", "an exec probe needs a command, and only an exec probe has one"),
     ("spec: web, health: {^intervall: 1s}", 'unknown key "intervall": did you mean "interval"?'),
@@ -49,12 +49,12 @@ RECORDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("record", "complaint"), RECORDS)
-def test_a_bad_record_holds_back_itself_only(desired, record, complaint):
-    """The place is where the ^ stands."""
+@pytest.mark.parametrize(("record", "message"), RECORDS)
+def test_bad_record_holds_back_only_itself(desired, record, message):
+    """The ^ marks the expected position."""
     line = f"  a: {{{record}}}\n"
     found = loaded(desired, HEAD + line.replace("^", "") + "  b: {spec: web}\n")
-    assert complaints(found) == [f"5:{line.index('^') + 1}: {complaint}"]
+    assert messages(found) == [f"5:{line.index('^') + 1}: {message}"]
     assert not found.fatal
     assert list(found.records) == ["b"]
     assert found.held["a"] == found.diagnostics
@@ -65,29 +65,29 @@ def test_a_bad_record_holds_back_itself_only(desired, record, complaint):
 
 
 @pytest.mark.parametrize(
-    ("line", "complaint"),
+    ("line", "message"),
     [
-        ("  é: {spec: web}", "5:3: not a name: begin with a letter or digit, then letters, digits, _ . - (63 at most)"),
+        ("  é: {spec: web}", "5:3: not a valid name: begin with a letter or digit, then letters, digits, _ . - (63 at most)"),
         ("  12: {spec: web}", '5:3: a key must be a string: write it in quotes: "12"'),
         ("  a: {state: running}", '5:3: the key "spec" is missing'),
         ("  a:", '5:5: a sandbox must be a mapping that names its spec: "{spec: NAME}"'),
         ("  a: web", '5:6: a sandbox must be a mapping that names its spec: "{spec: NAME}"'),
-        (f"  {'n' * 62}: {{spec: web, replicas: 1}}", f'5:3: its last replica, "{"n" * 62}-1", has too long a name'),
+        (f"  {'n' * 62}: {{spec: web, replicas: 1}}", f'5:3: the name of its last replica, "{"n" * 62}-1", is too long'),
     ],
 )  # fmt: skip
-def test_a_bad_name_or_shape_holds_back_itself_only(desired, line, complaint):
+def test_bad_name_or_shape_holds_back_only_itself(desired, line, message):
     found = loaded(desired, HEAD + f"{line}\n  b: {{spec: web}}\n")
-    assert complaints(found) == [complaint]
+    assert messages(found) == [message]
     assert list(found.records) == ["b"]
     assert len(found.held) == 1
 
 
 FATAL = [
     ("sandboxes: {}\n", '1:1: the key "version" is missing: write "version: 1" at the top'),
-    ("version: 2\n", "1:10: must be 1: no other version is known"),
-    ('version: "1"\n', "1:10: must be 1: no other version is known"),
-    ("version: 1.0\n", "1:10: must be 1: no other version is known"),
-    ("version: true\n", "1:10: must be 1: no other version is known"),
+    ("version: 2\n", "1:10: must be 1, the only known version"),
+    ('version: "1"\n', "1:10: must be 1, the only known version"),
+    ("version: 1.0\n", "1:10: must be 1, the only known version"),
+    ("version: true\n", "1:10: must be 1, the only known version"),
     ("version: 1\nsandboxs: {}\n", '2:1: unknown key "sandboxs": did you mean "sandboxes"?'),
     ("version: 1\nsandboxes: [a]\n", "2:12: must be a mapping of names"),
     ("- a\n", '1:1: not a desired file: write "version: 1" and below it specs: and sandboxes:'),
@@ -113,9 +113,9 @@ FATAL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("content", "complaint"), FATAL, ids=[c[-1][:40] for c in FATAL])
-def test_a_file_that_cannot_be_understood_says_nothing(desired, content, complaint):
+@pytest.mark.parametrize(("content", "message"), FATAL, ids=[c[-1][:40] for c in FATAL])
+def test_unparseable_file_declares_nothing(desired, content, message):
     found = loaded(desired, content)
-    assert complaint in complaints(found)
+    assert message in messages(found)
     assert found.fatal
     assert not found.records

@@ -20,11 +20,16 @@ def test_a_file_that_cannot_be_opened_is_to_be_read_again(
     asked = tmp_path if as_folder else desired
     with none_left():
         found = load(asked)
-    assert (found.fatal, found.unread, found.empty, dict(found.records)) == (True, True, False, {})
+    assert (found.fatal, found.must_retry, found.empty, dict(found.records)) == (
+        True,
+        True,
+        False,
+        {},
+    )
     (said,) = found.diagnostics
     assert (said.file, "LimitNOFILE" in said.message) == (str(asked), True)
     again = load(asked)
-    assert (again.unread, set(again.records)) == (False, {"alice"})
+    assert (again.must_retry, set(again.records)) == (False, {"alice"})
 
 
 def test_an_env_file_that_cannot_be_opened_is_to_be_read_again(tmp_path: Path) -> None:
