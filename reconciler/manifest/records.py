@@ -145,7 +145,15 @@ class _Resolver:
             return
         taken = next((name for name in names if name in self._declared_by), None)
         if taken is not None:
-            self._hold_both(entry, taken)
+            # It is unknown which of the two entries is meant, so both are held.
+            other = self._declared_by[taken]
+            place = f"{other.key.file}:{other.key.line}"
+            message = f'"{taken}" is already declared by "{other.name}" in {place}'
+            problems = self.report.add(entry.key.diagnostic(message))
+            self.held[entry.name] = self.held[other.name] = problems
+            for name, by in self._declared_by.items():
+                if by is other:
+                    self.records.pop(name, None)
             return
         env_file_at = entry.node.place_of("env_file") or self.specs[head.spec].env_file_at
         for name in names:
@@ -153,16 +161,6 @@ class _Resolver:
             self.records[name] = DeclaredRecord(
                 name, head.spec, head.state, spec, entry.key.file, entry.key.line, env_file_at
             )
-
-    def _hold_both(self, entry: Entry, name: str) -> None:
-        """Hold two entries that declare the same sandbox: it is unknown which one is meant."""
-        other = self._declared_by[name]
-        place = f"{other.key.file}:{other.key.line}"
-        message = f'"{name}" is already declared by "{other.name}" in {place}'
-        problems = self.report.add(entry.key.diagnostic(message))
-        self.held[entry.name] = self.held[other.name] = problems
-        for declared in [declared for declared, by in self._declared_by.items() if by is other]:
-            self.records.pop(declared, None)
 
     def _reject(self, entry: Entry, message: str) -> None:
         self.report.over_limit = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -17,12 +18,12 @@ from reconciler.manifest.yaml12.composer import Budget, Node, compose
 from reconciler.settings import Settings, config_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 _PREFIX: Final = "RECONCILER_"
 # Variables of this project's tests. A daemon that a test starts may inherit them.
 _TEST_PREFIXES: Final = ("RECONCILER_TEST_", "RECONCILER_TORTURE_")
+_FIELDS: Final = tuple(f"{name}: " for name in Settings.model_fields)
 
 
 def load(config: Path | None = None, **flags: Any) -> Settings:
@@ -34,8 +35,8 @@ def load(config: Path | None = None, **flags: Any) -> Settings:
     """
     path = config or config_path()
     file, problems = _read_file(path) if path else (Node("settings", 1, 1, children={}), [])
-    variables = _variables()
-    problems += _unknown_variables(variables)
+    variables, unknown = _read_variables()
+    problems += unknown
     given = {name: value for name, value in flags.items() if value is not None}
     in_file = file.children if isinstance(file.children, dict) else {}
     usable = {name: node.data for name, node in in_file.items() if not node.broken}
@@ -48,13 +49,16 @@ def load(config: Path | None = None, **flags: Any) -> Settings:
         settings = Settings(_build_sources=(sources, {}))
     except ValidationError as error:
         # One tree of all values, so that each problem is reported at the source of its value.
-        origins = dict(in_file)
-        for name in variables.keys() & Settings.model_fields.keys():
-            origins[name] = _node(_decoded(os.environ[variables[name]]), variables[name])
-        for name, value in given.items():
-            origins[name] = _node(value, f"--{name.replace('_', '-')}")
-        file.children = origins
-        problems += map(_without_line, explain(error, Subject(file, file, Settings)))
+        of_flags = {
+            name: _node(value, f"--{name.replace('_', '-')}") for name, value in given.items()
+        }
+        file.children = {**in_file, **variables, **of_flags}
+        for it in explain(error, Subject(file, file, Settings)):
+            # A flag or a variable has no line, and its name already says the field.
+            message = (
+                it.message.partition(": ")[2] if it.message.startswith(_FIELDS) else it.message
+            )
+            problems.append(it if it.line else f"{it.file}: {message}")
     if problems:
         raise SettingsError("\n".join(dict.fromkeys(map(str, problems))))
     return settings
@@ -81,25 +85,29 @@ def _read_file(path: Path) -> tuple[Node, list[Diagnostic | str]]:
     return root, problems
 
 
-def _variables() -> dict[str, str]:
-    """Return the variables with our prefix, by the setting's name. Case does not matter."""
-    return {
-        variable[len(_PREFIX) :].lower(): variable
-        for variable in sorted(os.environ)
-        if variable.upper().startswith(_PREFIX)
-        and not variable.upper().startswith(_TEST_PREFIXES)
-        and variable != "RECONCILER_CONFIG"
-    }
+def _read_variables() -> tuple[dict[str, Node], list[str]]:
+    """Return the variables of settings as nodes, and the problems of all others with our prefix.
 
-
-def _unknown_variables(variables: Mapping[str, str]) -> list[str]:
-    problems = []
-    for name, variable in variables.items():
-        if name not in Settings.model_fields:
+    pydantic-settings ignores the case of their names.
+    """
+    nodes: dict[str, Node] = {}
+    unknown: list[str] = []
+    for variable in sorted(os.environ):
+        upper = variable.upper()
+        name = upper.removeprefix(_PREFIX).lower()
+        if not upper.startswith(_PREFIX) or upper.startswith(_TEST_PREFIXES):
+            continue
+        if name in Settings.model_fields:
+            value: Any = os.environ[variable]
+            if value.startswith("["):
+                with contextlib.suppress(ValueError):
+                    value = json.loads(value)
+            nodes[name] = _node(value, variable)
+        elif variable != "RECONCILER_CONFIG":
             close = difflib.get_close_matches(name, Settings.model_fields, n=1)
             hint = f"did you mean {_PREFIX}{close[0].upper()}?" if close else "unset it"
-            problems.append(f"{variable}: no such setting: {hint}")
-    return problems
+            unknown.append(f"{variable}: no such setting: {hint}")
+    return nodes, unknown
 
 
 def _node(value: Any, source: str) -> Node:
@@ -110,20 +118,3 @@ def _node(value: Any, source: str) -> Node:
     elif isinstance(value, list | tuple):
         node.children = [_node(item, source) for item in value]
     return node
-
-
-def _decoded(text: str) -> Any:
-    """Return the list that a variable holds as JSON, or its text."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, list) else text
-
-
-def _without_line(diagnostic: Diagnostic) -> Diagnostic | str:
-    """Return the text for a flag or a variable: it has no line, and its name is the field's."""
-    if diagnostic.line:
-        return diagnostic
-    field = diagnostic.file.removeprefix("--").removeprefix(_PREFIX).replace("-", "_").lower()
-    return f"{diagnostic.file}: {diagnostic.message.removeprefix(f'{field}: ')}"

@@ -164,6 +164,10 @@ _FAULTS = ("valid YAML whitespace", "wrongly indented line in block scalar")
 @example("[a,# c\n]")
 @example("{a: [b] # c\n ,# c\n}")
 @example("{a: ,# c\n}")
+@example("{-}")
+@example("[-,a]")
+@example("{?}")
+@example("[:]")
 def test_accepted_documents_agree_with_the_reference(text):
     """Our reader may refuse more, but never reads another value."""
     try:

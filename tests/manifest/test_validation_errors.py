@@ -94,7 +94,7 @@ FATAL = [
     (HEAD + "  a: {spec: web}\n  a: {spec: web}\n", '6:3: "a" is already given in line 5'),
     ("version: 1\nspecs: {a: [\n", "3:1: a value is expected here"),
     ("version: 1\nspecs:\n\ta: b\n", "3:1: a tab is used for indentation: use spaces"),
-    ("version: 1\nspecs: {a: {image: *x}}\n", "2:20: a value that begins with * is an alias, and no anchor has its name: quote it"),
+    ("version: 1\nspecs: {a: {image: *x}}\n", "2:20: a value that begins with * is an alias, and no anchor has its name: put it in quotes"),
     ("version: 1\nspecs: &x {a: *x}\n", "2:15: this alias stands inside the value that it refers to"),
     ("version: 1\n---\nversion: 1\n", "2:1: a second document begins here: a file holds only one"),
     ("%YAML 1.1\n---\nversion: 1\n", "1:1: %YAML 1.1: files are read as YAML 1.2; remove this"),

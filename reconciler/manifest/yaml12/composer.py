@@ -40,6 +40,9 @@ _MAX_MESSAGE: Final = 300
 _MAPPING_TAGS: Final = frozenset({None, "!", "tag:yaml.org,2002:map"})
 _SEQUENCE_TAGS: Final = frozenset({None, "!", "tag:yaml.org,2002:seq"})
 _NO_KEY: Final = "a key must be a string, not a list or a mapping"
+_NO_ANCHOR: Final = (
+    "a value that begins with * is an alias, and no anchor has its name: put it in quotes"
+)
 _MERGE: Final = (
     'the merge key "<<" is not part of YAML 1.2: use a spec, and overrides in the record'
 )
@@ -176,7 +179,13 @@ class _Composer:
 
     def _node(self, event: Event, depth: int, context: Context) -> Node:
         if isinstance(event, AliasEvent):
-            return self._alias(event)
+            name = str(event.anchor)
+            if name in self._open_anchors:
+                raise self._error(event, "this alias stands inside the value that it refers to")
+            if name not in self._anchors:
+                raise self._error(event, _NO_ANCHOR)
+            self._spend(event, self._anchors[name].size)
+            return self._anchors[name]
         assert isinstance(event, NodeEvent)
         self._check_strictly(event, context)
         if depth > MAX_DEPTH:
@@ -188,22 +197,19 @@ class _Composer:
         self._open_anchors.discard(event.anchor)
         return node
 
-    def _alias(self, event: AliasEvent) -> Node:
-        name = str(event.anchor)
-        if name in self._open_anchors:
-            raise self._error(event, "this alias stands inside the value that it refers to")
-        node = self._anchors.get(name)
-        if node is None:
-            message = "a value that begins with * is an alias, and no anchor has its name: quote it"
-            raise self._error(event, message)
-        self._spend(event, node.size)
-        return node
-
     def _content(self, event: NodeEvent, depth: int, context: Context) -> Node:
         self._spend(event, 1)
         node = self._node_at(event)
         if isinstance(event, ScalarEvent):
-            self._fill_scalar(node, event)
+            extra = len(event.value) // _CHARACTERS_PER_NODE
+            self._spend(event, extra)
+            node.size += extra
+            # libyaml calls a plain text with the tag "!" implicit, which it is not.
+            tag = event.tag if event.tag == "!" or not any(event.implicit) else None
+            try:
+                node.data = resolve(event.value, tag, plain=event.implicit[0])
+            except ValueError as error:
+                self._add_problem(node, node.diagnostic(str(error)))
         elif isinstance(event, CollectionStartEvent):
             if event.flow_style:
                 context = context._replace(flow=True)
@@ -219,17 +225,6 @@ class _Composer:
             else:
                 self._fill_mapping(node, depth + 1, context)
         return node
-
-    def _fill_scalar(self, node: Node, event: ScalarEvent) -> None:
-        extra = len(event.value) // _CHARACTERS_PER_NODE
-        self._spend(event, extra)
-        node.size += extra
-        # libyaml calls a plain text with the tag "!" implicit, which it is not.
-        tag = event.tag if event.tag == "!" or not any(event.implicit) else None
-        try:
-            node.data = resolve(event.value, tag, plain=event.implicit[0])
-        except ValueError as error:
-            self._add_problem(node, node.diagnostic(str(error)))
 
     def _fill_sequence(self, node: Node, depth: int, context: Context) -> None:
         children: list[Node] = []

@@ -40,6 +40,7 @@ _MESSAGES: Final = {
 _HASH_AFTER_HEADER: Final = re.compile(r"(?:[!&]\S*\s+)*[|>][-+0-9]*#")
 _HASH_AFTER_COMMA: Final = re.compile(r"(?:\s|(?<=\s)#[^\n]*\n)*,#")
 _COMMENT: Final = "a comment needs a space before its #"
+_INDICATORS: Final = frozenset({"-", "?", ":"})
 _INDENT: Final = "indent this more than the key or list that it belongs to"
 
 
@@ -94,6 +95,8 @@ def _scalar_error(event: ScalarEvent, text: str, column: int) -> str | None:
     start, end = event.start_mark, event.end_mark
     assert start is not None
     assert end is not None
+    if event.value in _INDICATORS and event.style not in {"'", '"', "|", ">"}:
+        return f'"{event.value}" alone is no value: put it in quotes'
     if event.style in {"|", ">"}:
         if start.column <= column:
             return _INDENT
