@@ -1,4 +1,4 @@
-"""``python -m reconciler``."""
+"""Run the command line as ``python -m reconciler``."""
 
 from reconciler.cli import main
 

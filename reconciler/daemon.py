@@ -1,7 +1,7 @@
-"""The daemon: its root tasks, its signals, the order of its start and end.
+"""The daemon: start, signals, root tasks, shutdown.
 
-No work at the end is needed for correctness: the next start continues what was cut off. The
-sandboxes keep running.
+Correctness needs no work at shutdown: the next start continues what was interrupted. The sandboxes
+keep running.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import os
 import signal
 import time
 import traceback
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from reconciler import __version__
@@ -35,61 +36,46 @@ from reconciler.threads import BoundedCalls, DaemonThreads
 from reconciler.wiring import Manager
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import Callable
     from types import FrameType
 
     from reconciler.settings import Settings
     from reconciler.telemetry.supervision import Factory
 
-# Long enough for an engine that starts beside us at boot, short enough for systemd's patience.
+# Seconds. An engine that starts beside the daemon at boot needs less; systemd waits longer.
 _FIRST_SYNC: Final = 20.0
 _STATUS_EVERY: Final = 5.0
 _CHECK_EVERY: Final = 15.0
-# Seconds; less than the service manager's TimeoutStopSec.
-_LONGEST_END: Final = 20.0
+# Seconds; less than TimeoutStopSec in the systemd unit.
+_SHUTDOWN_LIMIT: Final = 20.0
 _FRAMES: Final = 12
-_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(read_settings: Callable[[], Settings]) -> int:
-    """Run until a signal; the exit code. What ends it otherwise is logged as ``daemon.failed``.
+    """Run the daemon until a signal and return the exit code; log an error as ``daemon.failed``.
 
     Args:
-        read_settings: May raise a ReconcilerError, which is logged as the environment says.
+        read_settings: May raise a ReconcilerError, which is logged in the format that
+            ``RECONCILER_LOG_FORMAT`` names.
     """
-    logging.configure(_format_of(os.environ))
+    named = os.environ.get("RECONCILER_LOG_FORMAT")
+    formats: tuple[logging.Format, ...] = get_args(logging.Format)
+    logging.configure(next((known for known in formats if known == named), "auto"))
     recorder = Recorder(time.monotonic)
     try:
         settings = read_settings()
         logging.configure(settings.log_format, settings.log_level)
-        asyncio.run(_run(settings, recorder))
-    except Exception as error:  # noqa: BLE001 - a service manager keeps the log, not the traceback
-        _log_end(recorder, _first(error))
+        asyncio.run(Daemon(settings, recorder).run())
+    except Exception as raised:  # noqa: BLE001 - a service manager shows the log, not a traceback
+        error = _root_cause(raised)
+        if isinstance(error, ReconcilerError):
+            recorder.log(events.DaemonFailed(error=str(error)))
+        else:
+            trace = "".join(traceback.format_exception(error, limit=-_FRAMES))
+            recorder.log(events.DaemonFailed(error=describe_error(error), traceback=trace))
         return 1
     return 0
-
-
-def _format_of(environ: Mapping[str, str]) -> logging.Format:
-    """The log's format until the settings are known."""
-    named = environ.get("RECONCILER_LOG_FORMAT", "auto")
-    return next((known for known in get_args(logging.Format) if known == named), "auto")
-
-
-def _log_end(recorder: Recorder, error: BaseException) -> None:
-    if isinstance(error, ReconcilerError):
-        recorder.log(events.DaemonFailed(error=str(error)))
-        return
-    trace = "".join(traceback.format_exception(error, limit=-_FRAMES))
-    recorder.log(events.DaemonFailed(error=describe_error(error), traceback=trace))
-
-
-async def _run(settings: Settings, recorder: Recorder) -> None:
-    recorder.log(
-        events.DaemonStarted(version=__version__, instance=settings.instance, pid=os.getpid())
-    )
-    # A name that does not resolve, or a file that hangs, must not keep the process from ending.
-    asyncio.get_running_loop().set_default_executor(DaemonThreads())
-    await Daemon(settings, recorder).run()
 
 
 class Daemon:
@@ -105,18 +91,29 @@ class Daemon:
         self._hangup = asyncio.Event()
 
     async def run(self) -> None:
-        """Take the lock, open the store, and run every task until a signal comes.
+        """Take the locks, open the store, and run every task until a signal arrives.
 
         Raises:
-            LockedError: another daemon works on the state directory, or with this instance on
-                this engine.
+            LockedError: another daemon uses the state directory, or this instance on this engine.
             StoreError: the state directory cannot be used.
-            ControlSocketError: the control socket cannot be made.
+            ControlSocketError: the control socket cannot be created.
         """
-        asyncio.get_running_loop().set_exception_handler(self._loop_trouble)
+        self._recorder.log(
+            events.DaemonStarted(
+                version=__version__,
+                instance=self._settings.instance,
+                pid=os.getpid(),
+            )
+        )
+        loop = asyncio.get_running_loop()
+        # A DNS lookup or a read that hangs must not block the end of the process.
+        loop.set_default_executor(DaemonThreads())
+        loop.set_exception_handler(self._on_loop_error)
         with self._progress.collecting():
-            work = asyncio.create_task(self._work(), name="daemon")
-        self._heed_signals(work)
+            work = asyncio.create_task(self._run_until_cancelled(), name="daemon")
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, self._on_stop_signal, number, work)
         try:
             await work
         except asyncio.CancelledError:
@@ -124,82 +121,90 @@ class Daemon:
                 raise
         self._recorder.log(events.DaemonStopped())
 
-    async def _work(self) -> None:
+    async def _run_until_cancelled(self) -> None:
+        """Open everything in order, run the tasks, and close everything in reverse order."""
         settings = self._settings
         async with AsyncExitStack() as stack:
-            lock = StateLock(settings.state_dir, settings.socket)
             try:
-                # Not left before the process ends, which gives it back.
+                # Never released: the lock ends with the process.
+                lock = StateLock(settings.state_dir, settings.socket)
                 await self._calls.run(settings.state_dir, lock.__enter__)
             except OSError as error:
                 raise StoreError(f"{settings.state_dir}: {error.strerror}") from error
-            await self._lock_engine(stack)
+            try:
+                host = await self._calls.run("engine", address, settings.docker_host)
+            except OSError as error:
+                trouble = f"the engine's address is unknown: {error.strerror}"
+            else:
+                trouble = stack.enter_context(EngineLock(host, settings.instance)).trouble
+            if trouble:
+                self._recorder.log(events.OwnerUnlocked(error=trouble))
             store = await stack.enter_async_context(await self._open_store())
             engine = make_engine(settings)
             stack.push_async_callback(engine.close)
             manager = Manager(settings, engine=engine, store=store, recorder=self._recorder)
             stack.push_async_callback(manager.close)
-            await self._serve(manager)
-
-    async def _lock_engine(self, stack: AsyncExitStack) -> None:
-        try:
-            engine = await self._calls.run("engine", address, self._settings.docker_host)
-        except OSError as error:
-            trouble = f"the engine's address is unknown: {error.strerror}"
-        else:
-            trouble = stack.enter_context(EngineLock(engine, self._settings.instance)).trouble
-        if trouble:
-            self._recorder.log(events.OwnerUnlocked(error=trouble))
+            await self._run_tasks(manager)
 
     async def _open_store(self) -> Store:
+        recorder, folder = self._recorder, self._settings.state_dir
         store = await Store.open(
-            self._settings.state_dir,
-            on_trouble=self._store_trouble,
-            on_recovered=self._store_recovered,
+            folder,
+            on_trouble=lambda error: recorder.log(events.StoreWriteFailed(error=str(error))),
+            on_recovered=lambda: recorder.log(events.StoreRecovered()),
             ledger_rows=self._settings.ledger_rows,
         )
         store.supervised_by(self._supervise)
-        self._recorder.ledger = store.append
-        path = str(self._settings.state_dir)
-        self._recorder.log(events.StoreOpened(path=path))
+        recorder.ledger = store.append
+        recorder.log(events.StoreOpened(path=str(folder)))
         if store.unreadable:
             rows = [f"{row}: {why}" for row, why in store.unreadable.items()]
-            self._recorder.log(events.StoreUnreadable(path=path, rows=rows))
+            recorder.log(events.StoreUnreadable(path=str(folder), rows=rows))
         return store
 
-    async def _serve(self, manager: Manager) -> None:
+    async def _run_tasks(self, manager: Manager) -> None:
         listener = await bind(self._settings.socket)
-        await self._read_first(manager)
-        app, listeners = create_app(manager), [listener]
-
-        async def control() -> None:
-            await serve(app, self._settings.socket, listeners.pop() if listeners else None)
-
-        own: dict[str, Factory] = {
-            "control-socket": control,
-            "readiness": lambda: self._become_ready(manager),
-            "status": lambda: self._tell_status(manager),
-            "watchdog": self._feed_watchdog,
-            "reload": lambda: self._reload_on_hangup(manager),
-        }
-        async with asyncio.TaskGroup() as group:
-            for name, run_ in manager.tasks().items():
-                group.create_task(run_(), name=name)
-            for name, run_ in own.items():
-                group.create_task(self._supervise(name, run_), name=name)
-
-    async def _read_first(self, manager: Manager) -> None:
         try:
             await manager.read_manifest()
         except Exception as error:  # noqa: BLE001 - the task that watches the file reads it again
             log_failure("manifest-watch", error, self._recorder, 0.0)
+        app, listeners = create_app(manager), [listener]
+
+        async def control() -> None:
+            # Only the first run has the socket that is bound already.
+            await serve(app, self._settings.socket, listeners.pop() if listeners else None)
+
+        async def reload_on_hangup() -> None:
+            while True:
+                await self._hangup.wait()
+                self._hangup.clear()
+                await Requests(manager).reload(source="SIGHUP")
+
+        async def report_status() -> None:
+            while self._notifier.enabled:
+                self._notifier.status(redactor.clean(Queries(manager).summary()))
+                await asyncio.sleep(_STATUS_EVERY)
+
+        supervised: dict[str, Factory] = {
+            "control-socket": control,
+            "readiness": partial(self._report_ready, manager),
+            "status": report_status,
+            "watchdog": self._feed_watchdog,
+            "reload": reload_on_hangup,
+        }
+        async with asyncio.TaskGroup() as group:
+            for name, run_ in manager.tasks().items():
+                group.create_task(run_(), name=name)
+            for name, run_ in supervised.items():
+                group.create_task(self._supervise(name, run_), name=name)
 
     async def _supervise(self, name: str, run_: Factory) -> None:
         await supervise(name, run_, self._recorder)
 
-    # --- what the service manager is told -----------------------------------------------------
+    # --- reports to the service manager -------------------------------------------------------
 
-    async def _become_ready(self, manager: Manager) -> None:
+    async def _report_ready(self, manager: Manager) -> None:
+        """Report readiness after the first sync, or without it if the engine is unreachable."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(_FIRST_SYNC):
@@ -208,25 +213,22 @@ class Daemon:
             self._recorder.log(events.DaemonWaiting())
         self._recorder.log(
             events.DaemonReady(
-                seconds=round(time.monotonic() - began, 3), records=len(manager.store.records)
+                seconds=round(time.monotonic() - began, 3),
+                records=len(manager.store.records),
             )
         )
         self._notifier.ready(redactor.clean(Queries(manager).summary()))
 
-    async def _tell_status(self, manager: Manager) -> None:
-        while self._notifier.enabled:
-            self._notifier.status(redactor.clean(Queries(manager).summary()))
-            await asyncio.sleep(_STATUS_EVERY)
-
     async def _feed_watchdog(self) -> None:
+        """Feed systemd's watchdog while no task hangs; otherwise log which tasks hang."""
         interval = watchdog_interval()
         pause = min(interval or _CHECK_EVERY, _CHECK_EVERY)
         checked = time.monotonic()
         while True:
             hung = self._progress.hung()
-            # After a stop of the whole process, each activity needs a moment to move on.
-            stopped = time.monotonic() - checked > pause + IDLE
-            if hung and not stopped:
+            # After SIGSTOP or a suspended host, every task first needs time to make progress.
+            was_suspended = time.monotonic() - checked > pause + IDLE
+            if hung and not was_suspended:
                 self._recorder.complain(events.DaemonStalled(tasks=hung))
             else:
                 self._notifier.watchdog()
@@ -234,52 +236,38 @@ class Daemon:
             checked = time.monotonic()
             await asyncio.sleep(pause)
 
-    # --- signals and troubles -----------------------------------------------------------------
+    # --- signals and errors -------------------------------------------------------------------
 
-    async def _reload_on_hangup(self, manager: Manager) -> None:
-        while True:
-            await self._hangup.wait()
-            self._hangup.clear()
-            await Requests(manager).reload(source="SIGHUP")
-
-    def _heed_signals(self, work: asyncio.Task[None]) -> None:
+    def _on_stop_signal(self, number: signal.Signals, work: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
-        for number in _ENDING:
-            loop.add_signal_handler(number, self._be_stopped, number, work)
 
-    def _be_stopped(self, number: signal.Signals, work: asyncio.Task[None]) -> None:
-        loop = asyncio.get_running_loop()
-        for each in _ENDING:
+        def exit_now(again: int, _frame: FrameType | None) -> None:
+            os._exit(128 + again)
+
+        def exit_after_limit() -> None:
+            error = f"shutdown did not finish within {_SHUTDOWN_LIMIT:g} s; exiting without it"
+            self._recorder.log(events.DaemonFailed(error=error))
+            os._exit(1)
+
+        for each in _STOP_SIGNALS:
             loop.remove_signal_handler(each)
-            # Not by the loop: a second signal ends the process also where the loop is blocked.
-            signal.signal(each, _end_at_once)
+            # Outside the event loop, so that a second signal works even if the loop is blocked.
+            signal.signal(each, exit_now)
         self._recorder.log(events.DaemonStopping(signal=signal.Signals(number).name))
         self._notifier.stopping()
         self._stopping = True
-        loop.call_later(_LONGEST_END, self._give_up)
+        loop.call_later(_SHUTDOWN_LIMIT, exit_after_limit)
         work.cancel()
 
-    def _give_up(self) -> None:
-        error = f"shutdown did not finish within {_LONGEST_END:g} s; the process ends as it is"
-        self._recorder.log(events.DaemonFailed(error=error))
-        os._exit(1)
-
-    def _loop_trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if is_out_of_files(context.get("exception")):
             self._recorder.complain(events.DaemonOutOfFiles(error=OUT_OF_FILES))
         else:
             loop.default_exception_handler(context)
 
-    def _store_trouble(self, error: StoreError) -> None:
-        self._recorder.log(events.StoreWriteFailed(error=str(error)))
-
-    def _store_recovered(self) -> None:
-        self._recorder.log(events.StoreRecovered())
-
 
 def make_engine(settings: Settings) -> DockerEngine:
-    """The engine that the settings name; it is not asked anything yet."""
+    """Return a client for the engine that the settings name; it connects at the first call."""
     return DockerEngine(
         instance=settings.instance,
         docker_host=settings.docker_host,
@@ -289,29 +277,9 @@ def make_engine(settings: Settings) -> DockerEngine:
     )
 
 
-@asynccontextmanager
-async def quiet_manager(settings: Settings, store: Store) -> AsyncIterator[Manager]:
-    """A manager for a command: what it does is the answer, so the log says only what is wrong."""
-    logging.configure("auto", "error")
-    engine = make_engine(settings)
-    recorder = Recorder(time.monotonic)
-    # A rehearsal is no part of anybody's story.
-    recorder.ledger = None if store.readonly else store.append
-    manager = Manager(settings, engine=engine, store=store, recorder=recorder)
-    try:
-        yield manager
-    finally:
-        await manager.close()
-        await engine.close()
-
-
-def _end_at_once(number: int, _frame: FrameType | None) -> None:
-    os._exit(128 + number)
-
-
-def _first(error: BaseException) -> BaseException:
-    """The first error of a group; one that is no defect of this program goes first."""
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the first error of a group; a ReconcilerError, which a user can fix, comes first."""
     if not isinstance(error, BaseExceptionGroup):
         return error
-    found = [_first(inner) for inner in error.exceptions]
+    found = [_root_cause(inner) for inner in error.exceptions]
     return next((it for it in found if isinstance(it, ReconcilerError)), found[0])

@@ -5,46 +5,45 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 
 from reconciler.cli.interrupts import INTERRUPTED, loading
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
 
 # A wrong desired file may have a line for each of 20,000 records.
 _LONGEST: Final = 4_000_000
 
 
 def main() -> NoReturn:
-    """Run the command that the arguments name; never shows a traceback for what a user can mend."""
+    """Run the command that the arguments name, and exit with its code.
+
+    An error that a user can fix is a sentence on stderr, never a traceback.
+    """
     try:
         with loading():
-            from reconciler.cli.app import group  # noqa: PLC0415 - heeding Ctrl-C comes first
+            from reconciler.cli.app import group  # noqa: PLC0415 - after Ctrl-C is handled
 
         code = group(standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _leave(INTERRUPTED)
+        _discard_output_and_exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough.
-        _leave(0)
-    except Exception as error:  # noqa: BLE001 - whatever it is, a user gets a sentence
-        sys.exit(_explain(error))
+        # The reader, such as `head`, has closed the pipe.
+        _discard_output_and_exit(0)
+    except Exception as error:  # noqa: BLE001 - every error is reported in one sentence
+        sys.exit(_report(error))
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _leave(code: int) -> NoReturn:
-    # What is left in the buffers has no reader.
+def _discard_output_and_exit(code: int) -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
-def _explain(error: BaseException) -> int:
-    import click  # noqa: PLC0415 - as above
+def _report(error: BaseException) -> int:
+    """Print the error on stderr and return the exit code."""
+    import click  # noqa: PLC0415 - after Ctrl-C is handled
 
-    from reconciler.cli.output import say  # noqa: PLC0415 - as above
+    from reconciler.cli.output import say  # noqa: PLC0415
     from reconciler.core.errors import ManifestError, ReconcilerError  # noqa: PLC0415
     from reconciler.telemetry.redact import redactor  # noqa: PLC0415
 
@@ -59,20 +58,17 @@ def _explain(error: BaseException) -> int:
         case ReconcilerError():
             say(redactor.clean(f"reconciler: {error}", _LONGEST), err=True)
         case BaseExceptionGroup():
-            return _explain(error.exceptions[0])
+            return _report(error.exceptions[0])
         case _:
-            _own_up(error)
+            if os.environ.get("RECONCILER_LOG_LEVEL") == "debug":
+                traceback.print_exception(error)
+            frames = traceback.extract_tb(error.__traceback__)
+            place = "?"
+            if frames:
+                place = f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}"  # noqa: PTH119
+            print(  # noqa: T201
+                f"reconciler: internal error (please report): {type(error).__name__}: {error} "
+                f"(at {place}); RECONCILER_LOG_LEVEL=debug shows the traceback",
+                file=sys.stderr,
+            )
     return 1
-
-
-def _own_up(error: BaseException) -> None:
-    if os.environ.get("RECONCILER_LOG_LEVEL") == "debug":
-        traceback.print_exception(error)
-    what = f"{type(error).__name__}: {error}"
-    message = f"reconciler: a defect of this program: {what} (at {_place(error.__traceback__)})"
-    print(f"{message}; RECONCILER_LOG_LEVEL=debug shows more", file=sys.stderr)  # noqa: T201
-
-
-def _place(trace: TracebackType | None) -> str:
-    frames = traceback.extract_tb(trace)
-    return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "?"  # noqa: PTH119

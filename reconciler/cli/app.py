@@ -1,4 +1,4 @@
-"""The group of all commands, and the options that they share."""
+"""The command group, and the options of every command."""
 
 from __future__ import annotations
 
@@ -8,45 +8,58 @@ from typing import Final
 import click
 
 from reconciler import __version__
-from reconciler.cli import answers, converge, doctor, manifest, serve
+from reconciler.cli.commands.adopt import adopt
+from reconciler.cli.commands.apply import apply
+from reconciler.cli.commands.check import check
+from reconciler.cli.commands.doctor import doctor
+from reconciler.cli.commands.events import events
+from reconciler.cli.commands.export import export
+from reconciler.cli.commands.gc import gc
+from reconciler.cli.commands.logs import logs
+from reconciler.cli.commands.plan import plan
+from reconciler.cli.commands.reload import reload
+from reconciler.cli.commands.run import run
+from reconciler.cli.commands.schema import schema
+from reconciler.cli.commands.status import status
 from reconciler.cli.context import Context
 
-HELP = """Keep a Docker host's agent sandboxes exactly as a YAML file says.
+HELP = """Keep a Docker host's agent sandboxes as a YAML file declares them.
 
 \b
-  reconciler doctor                is all here that is needed?
-  reconciler check                 is the desired file right?
-  reconciler plan                  what would be done?
-  reconciler apply                 do it once, and wait until it is so
-  reconciler run                   do it for ever: the daemon
-  reconciler status --watch        how are things?
-  reconciler events alice          what happened to alice, and why?
+  reconciler doctor                check prerequisites
+  reconciler check                 validate the desired file
+  reconciler plan                  show what would change
+  reconciler apply                 reconcile once, and wait until the host matches the file
+  reconciler run                   run the daemon (reconcile continuously)
+  reconciler status --watch        show every sandbox, refreshed each second
+  reconciler events alice          show what happened to alice, and why
 
 Settings come from flags, then RECONCILER_* variables, then the settings file, then defaults.
-Commands ask the running daemon over its control socket, and look for themselves where none runs.
+Commands ask the running daemon over its control socket; without a daemon, they query the engine
+directly.
 
 \b
-Exit codes: 0 it is so, 1 it is not (says why on stderr), 2 wrong usage; `plan` has 2 for changes
-pending; 130 after Ctrl-C. COMMAND --help has examples."""
+Exit codes: 0 success, 1 failure (reason on stderr), 2 usage error (`plan`: changes pending),
+130 interrupted. COMMAND --help has examples."""
 
 
-_SHOWN: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(help=HELP, context_settings=_SHOWN)
+@click.group(help=HELP, context_settings=_SETTINGS)
 @click.version_option(__version__, prog_name="reconciler")
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="The settings file; RECONCILER_CONFIG says it too.",
+    help="The settings file. Default: RECONCILER_CONFIG.",
 )
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
-    help="Where the database and the control socket are: which daemon is meant.",
+    help="The folder of the database and the control socket. It selects the daemon.",
 )
-@click.option("--instance", help="Whose sandboxes: what this daemon's labels say.")
-@click.option("--docker-host", help="The engine; DOCKER_HOST says it too.")
+@click.option("--instance", help="The owner label on this daemon's containers and volumes.")
+@click.option("--docker-host", help="The engine's address. Default: DOCKER_HOST.")
 @click.pass_context
 def group(
     context: click.Context,
@@ -55,11 +68,13 @@ def group(
     instance: str | None,
     docker_host: str | None,
 ) -> None:
-    """See HELP."""
+    """Store the options for the command; the help text is HELP."""
     flags = {"state_dir": state_dir, "instance": instance, "docker_host": docker_host}
     context.obj = Context(config, flags)
 
 
-for module in (serve, converge, manifest, answers, doctor):
-    for command in module.COMMANDS:
-        group.add_command(command)
+for command in (
+    *(adopt, apply, check, doctor, events, export, gc),
+    *(logs, plan, reload, run, schema, status),
+):
+    group.add_command(command)

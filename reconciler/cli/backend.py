@@ -1,4 +1,4 @@
-"""Who answers a command: the running daemon, or this process where none runs."""
+"""Choose what answers a command: the running daemon, or this process if none runs."""
 
 from __future__ import annotations
 
@@ -12,66 +12,53 @@ from reconciler.core.errors import ReconcilerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from reconciler.cli.local import Local
-    from reconciler.cli.remote import Client
+    from reconciler.cli.local import LocalBackend
+    from reconciler.cli.remote import RemoteBackend
     from reconciler.settings import Settings
 
-NO_DAEMON: Final = "no daemon runs here; this is what this process sees"
-
-
-def daemon_of(settings: Settings) -> Client | None:
-    """The running daemon; None where there is none.
-
-    Raises:
-        ReconcilerError: one listens, and may not be asked or does not answer.
-    """
-    if not _is_there(settings.socket):
-        return None
-    with loading():
-        from reconciler.cli.remote import Client  # noqa: PLC0415 - slow to load, often not needed
-
-    return Client.connect(settings)
+NO_DAEMON: Final = "no daemon is running; querying the engine directly"
 
 
 @contextmanager
-def running_daemon(settings: Settings) -> Iterator[Client | None]:
-    """The running daemon, None where there is none; the connection ends with the block.
+def running_daemon(settings: Settings) -> Iterator[RemoteBackend | None]:
+    """Connect to the running daemon for the block; None if no daemon runs.
 
     Raises:
-        ReconcilerError: as ``daemon_of``.
+        ReconcilerError: a daemon runs, but it refuses this user or does not respond.
     """
-    daemon = daemon_of(settings)
+    try:
+        exists = settings.socket.exists()
+    except OSError as error:
+        raise ReconcilerError(
+            f"{settings.socket}: {error.strerror}; run this as the daemon's user, or as root",
+        ) from error
+    daemon = None
+    if exists:
+        with loading():
+            from reconciler.cli.remote import RemoteBackend  # noqa: PLC0415 - loads httpx
+
+        daemon = RemoteBackend.connect(settings)
     with daemon or nullcontext():
         yield daemon
 
 
-def in_its_place(settings: Settings) -> Local:
-    """This process."""
+def local_backend(settings: Settings) -> LocalBackend:
+    """Return a backend that queries the engine from this process."""
     with loading():
-        from reconciler.cli.local import Local  # noqa: PLC0415 - it loads the engine's client
+        from reconciler.cli.local import LocalBackend  # noqa: PLC0415 - loads the engine's client
 
-    return Local(settings)
+    return LocalBackend(settings)
 
 
 @contextmanager
-def backend(settings: Settings, *, quiet: bool = False) -> Iterator[Client | Local]:
-    """The daemon where one runs, else this process; says so where it is not ``quiet``."""
+def backend(settings: Settings, *, quiet: bool = False) -> Iterator[RemoteBackend | LocalBackend]:
+    """Use the running daemon, else this process, with a notice on stderr unless ``quiet``.
+
+    Raises:
+        ReconcilerError: as ``running_daemon``.
+    """
     with running_daemon(settings) as daemon:
-        yield daemon or _this_process(settings, quiet=quiet)
-
-
-def _this_process(settings: Settings, *, quiet: bool) -> Local:
-    if not quiet:
-        click.echo(f"reconciler: {NO_DAEMON}", err=True)
-    return in_its_place(settings)
-
-
-def _is_there(socket: Path) -> bool:
-    try:
-        return socket.exists()
-    except OSError as error:
-        raise ReconcilerError(
-            f"{socket}: {error.strerror}: no right to ask the daemon; be its user, or root",
-        ) from error
+        if daemon is None and not quiet:
+            click.echo(f"reconciler: {NO_DAEMON}", err=True)
+        yield daemon or local_backend(settings)

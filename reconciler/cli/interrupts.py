@@ -1,4 +1,4 @@
-"""Ctrl-C while libraries load: those in C swallow it, or dress it up as an error of their own."""
+"""Ctrl-C while libraries load: C extensions swallow it, or raise another error instead."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
 
 INTERRUPTED: Final = 130
 
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Until the block ends, Ctrl-C ends the process on the spot: nothing has begun yet."""
-    former = signal.signal(signal.SIGINT, _leave)
+    """Let Ctrl-C end the process at once within the block; it has done nothing yet."""
+    former = signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(INTERRUPTED))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, former)
-
-
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    os._exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The way out of a command: text that cannot drive the reader's terminal."""
+"""Print text that cannot drive the reader's terminal."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from reconciler.core.text import inert_lines
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print text, which may have several lines."""
+    """Print one or more lines, without escape sequences."""
     click.echo(inert_lines(text), err=err)
 
 
 def say_json(answer: Any, *, indent: int | None = 2) -> None:
-    """Print JSON, for programs: ASCII, so that it is inert on a terminal too."""
+    """Print JSON for programs; it is ASCII, so a terminal shows it safely too."""
     click.echo(json.dumps(answer, indent=indent))
 
 
 def say_raw(line: bytes) -> None:
-    """Print a line of a sandbox's log as it came."""
+    """Print one line of a sandbox's log unchanged."""
     sys.stdout.buffer.write(line + b"\n")
     sys.stdout.buffer.flush()

@@ -1,8 +1,9 @@
-"""How far a long convergence is: a live picture on a terminal, a line for each change elsewhere."""
+"""Show how far ``apply`` is: a live display on a terminal, a line for each change elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from rich.console import Console, Group
@@ -13,22 +14,34 @@ from reconciler.cli.output import say
 from reconciler.core.text import inert
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from rich.live import Live
 
 _SHOWN: Final = 8
-Standing = dict[str, str]
+# Seconds: a full status is slow with hundreds of sandboxes.
+_ROWS_EVERY: Final = 1.0
 
 
 class Progress:
-    """Goes to stderr, so that stdout holds the answer alone."""
+    """Write to stderr, so that stdout has only the answer.
 
-    def __init__(self) -> None:
-        self._live = _live() if sys.stderr.isatty() else None
-        self._said: Standing = {}
-        self._count = ""
+    Args:
+        read_rows: Returns the rows of ``status``; it is called at most once a second.
+    """
+
+    def __init__(self, read_rows: Callable[[], list[dict[str, Any]]]) -> None:
+        self._read_rows = read_rows
+        self._read_at = float("-inf")
+        self._lines: dict[str, str] = {}
+        self._printed: dict[str, str] = {}
+        self._printed_count = ""
+        self._live: Live | None = None
+        if sys.stderr.isatty():
+            from rich.live import Live  # noqa: PLC0415 - only for terminals
+
+            self._live = Live(console=Console(stderr=True), transient=True)
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -44,50 +57,32 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, state: Mapping[str, Any], standing: Standing) -> None:
-        """The state of a convergence, and how each sandbox stands."""
+    def show(self, state: Mapping[str, Any]) -> None:
+        """Show an answer of ``convergence``, and a line for each sandbox."""
+        if time.monotonic() - self._read_at >= _ROWS_EVERY:
+            self._lines = {row["name"]: status_line(row) for row in self._read_rows()}
+            self._read_at = time.monotonic()
+        count = f"{state['total'] - len(state['pending'])}/{state['total']} as desired"
+        if state["engine_error"]:
+            count = f"waiting for the engine: {state['engine_error']}"
         if self._live is not None:
-            self._live.update(_picture(state, standing))
+            pending = state["pending"]
+            lines = [f"  {name}: {self._lines.get(name, '')}" for name in pending[:_SHOWN]]
+            if len(pending) > _SHOWN:
+                lines.append(f"  and {len(pending) - _SHOWN} more")
+            texts = [Text(inert(line), no_wrap=True, overflow="ellipsis") for line in lines]
+            self._live.update(Group(Spinner("dots", Text(inert(count))), *texts))
             return
-        self._say(standing)
-        if (count := _count(state)) != self._count:
-            self._count = count
+        for name, line in self._lines.items():
+            if self._printed.get(name) != line:
+                say(f"{name}: {line}", err=True)
+        self._printed = self._lines
+        if count != self._printed_count:
+            self._printed_count = count
             say(count, err=True)
 
-    def _say(self, standing: Standing) -> None:
-        for name, line in standing.items():
-            if self._said.get(name) != line:
-                say(f"{name}: {line}", err=True)
-        self._said = dict(standing)
 
-
-def standing_of(rows: list[dict[str, Any]]) -> Standing:
-    """A few words on each sandbox, by name."""
-    return {row["name"]: words_of(row) for row in rows}
-
-
-def words_of(row: Mapping[str, Any]) -> str:
-    """``STARTING: not probed yet``."""
+def status_line(row: Mapping[str, Any]) -> str:
+    """Return a status with its reason, such as ``STARTING: not probed yet``."""
     reason = row["reason"] or row["next"]
     return f"{row['status']}: {reason}" if reason else str(row["status"])
-
-
-def _live() -> Live:
-    from rich.live import Live  # noqa: PLC0415 - for terminals only
-
-    return Live(console=Console(stderr=True), transient=True)
-
-
-def _count(state: Mapping[str, Any]) -> str:
-    if state["engine_error"]:
-        return f"waiting for the engine: {state['engine_error']}"
-    return f"{state['total'] - len(state['pending'])}/{state['total']} as desired"
-
-
-def _picture(state: Mapping[str, Any], standing: Standing) -> Group:
-    pending = state["pending"]
-    lines = [f"  {name}: {standing.get(name, '')}" for name in pending[:_SHOWN]]
-    if len(pending) > _SHOWN:
-        lines.append(f"  and {len(pending) - _SHOWN} more")
-    texts = [Text(inert(line), no_wrap=True, overflow="ellipsis") for line in lines]
-    return Group(Spinner("dots", Text(inert(_count(state)))), *texts)

@@ -1,4 +1,4 @@
-"""The running daemon, asked over its control socket."""
+"""Ask the running daemon over its control socket."""
 
 from __future__ import annotations
 
@@ -13,52 +13,63 @@ from reconciler.core.errors import ReconcilerError
 from reconciler.telemetry.sockets import short_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import TracebackType
 
     from reconciler.settings import Settings
 
-# A reload reads the file and the env files, which may hang for 10 s each; everything else is
-# answered from memory.
+# A reload reads the file and the env files, each of which may hang for 10 s. The daemon answers
+# everything else from memory.
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
 # The daemon waits a minute for removals.
-_REMOVAL: Final = httpx.Timeout(90.0, connect=5.0)
-# The next line of a log may be a long time coming.
-_FOR_EVER: Final = httpx.Timeout(None, connect=5.0)
+_REMOVAL_TIMEOUT: Final = httpx.Timeout(90.0, connect=5.0)
+# A followed log may be silent indefinitely.
+_FOLLOW_TIMEOUT: Final = httpx.Timeout(None, connect=5.0)
 
 
-class Client:
-    """The daemon of one state directory."""
+class RemoteBackend:
+    """The daemon of one state directory. Use it as a context manager."""
 
-    def __init__(self, client: httpx.Client, stack: ExitStack, facts: dict[str, Any]) -> None:
+    def __init__(self, client: httpx.Client, stack: ExitStack, desired: str) -> None:
         self._client = client
         self._stack = stack
-        self.desired: str = facts["desired"]
+        self.desired = desired
 
     @classmethod
     def connect(cls, settings: Settings) -> Self | None:
-        """The daemon of these settings; None where none listens.
+        """Connect to the daemon of these settings; None if none listens.
 
         Raises:
-            ReconcilerError: one listens, and may not be asked or does not answer.
+            ReconcilerError: a daemon listens, but it refuses this user or does not respond.
         """
         with ExitStack() as stack:
-            # The short name holds for as long as the client connects through it.
+            # The short path is valid only within its block, and the client reconnects through it.
             path = stack.enter_context(short_path(settings.socket))
-            client = stack.enter_context(_http_over(path))
+            transport = httpx.HTTPTransport(uds=path)
+            client = stack.enter_context(
+                httpx.Client(transport=transport, base_url="http://daemon", timeout=_TIMEOUT)
+            )
             try:
-                facts = _ping(client)
+                facts = client.get("/v1/ping").json()
             except httpx.ConnectError as error:
                 if "Permission denied" not in str(error):
                     return None
                 raise ReconcilerError(
-                    f"{settings.socket}: no right to ask the daemon; be its user, or root",
+                    f"{settings.socket}: permission denied; run this as the daemon's user, or as "
+                    "root",
                 ) from error
-            return cls(client, stack.pop_all(), facts)
+            except (httpx.HTTPError, ValueError) as error:
+                raise ReconcilerError(f"the daemon does not respond: {error}") from error
+            if not isinstance(facts, dict) or "desired" not in facts:
+                raise ReconcilerError(
+                    f"{settings.socket}: the process that listens there is not a daemon of this "
+                    "release"
+                )
+            return cls(client, stack.pop_all(), facts["desired"])
 
     def follows(self, desired: Path) -> bool:
-        """Whether this is the desired file that the daemon follows."""
+        """Whether the daemon follows this desired file."""
         # Path.resolve raises for a loop of links, and for a folder that may not be entered.
         return os.path.realpath(self.desired) == os.path.realpath(desired)
 
@@ -74,49 +85,49 @@ class Client:
         self._stack.close()
 
     def status(self, name: str | None, *, secrets: bool) -> dict[str, Any]:
-        """As ``status --json`` prints it."""
+        """Return what ``status --json`` prints."""
         return dict(self._get("/v1/status", name=name, secrets=secrets))
 
     def plan(self) -> dict[str, Any]:
-        """As ``plan --json`` prints it."""
+        """Return what ``plan --json`` prints."""
         return dict(self._get("/v1/plan"))
 
-    def events(self, name: str | None, after: int | None, limit: int) -> list[dict[str, Any]]:
-        """Ledger entries, oldest first."""
-        return list(self._get("/v1/events", sandbox=name, after=after, limit=limit))
-
-    def garbage(self) -> list[dict[str, Any]]:
-        """What nothing asks for."""
-        return list(self._post("/v1/gc", dry_run=True))
-
-    def export(self, *, secrets: bool) -> str:
-        """The records in force, as YAML."""
-        return self._ask("GET", "/v1/export", {"secrets": secrets}).text
-
     def convergence(self) -> dict[str, Any]:
-        """Whether the host agrees with the records."""
+        """Return whether the host matches the records."""
         return dict(self._get("/v1/convergence"))
 
+    def events(self, name: str | None, after: int | None, limit: int) -> list[dict[str, Any]]:
+        """Return ledger entries, oldest first."""
+        return list(self._get("/v1/events", sandbox=name, after=after, limit=limit))
+
+    def export(self, *, secrets: bool) -> str:
+        """Return the records in force, as YAML."""
+        return self._ask("GET", "/v1/export", {"secrets": secrets}).text
+
     def reload(self, *, allow_mass_delete: bool) -> dict[str, Any]:
-        """Have the desired file read now."""
+        """Make the daemon read the desired file now."""
         return dict(self._post("/v1/reload", allow_mass_delete=allow_mass_delete))
 
+    def garbage(self) -> list[dict[str, Any]]:
+        """Return what no record wants."""
+        return list(self._post("/v1/gc", dry_run=True))
+
     def collect(self, *, allow_mass_delete: bool) -> list[dict[str, Any]]:
-        """Have what is due collected now; what there was."""
+        """Remove the garbage that is due, and return all of it with the outcome."""
         query = {"dry_run": False, "allow_mass_delete": allow_mass_delete}
-        return list(self._ask("POST", "/v1/gc", query, timeout=_REMOVAL).json())
+        return list(self._ask("POST", "/v1/gc", query, timeout=_REMOVAL_TIMEOUT).json())
 
     def adopt(self, name: str, volume: str | None) -> dict[str, Any]:
-        """Have a workspace or a container taken over."""
+        """Take over a workspace or a container."""
         return dict(self._post("/v1/adopt", name=name, volume=volume))
 
-    def logs(self, name: str, *, tail: int, follow: bool) -> Iterator[str]:
-        """The lines of a sandbox's log, as they come."""
+    def logs(self, name: str, *, tail: int, follow: bool, on_line: Callable[[str], None]) -> None:
+        """Call ``on_line`` for each line of a sandbox's log."""
         query = {"tail": tail, "follow": follow}
-        timeout = _FOR_EVER if follow else _TIMEOUT
+        timeout = _FOLLOW_TIMEOUT if follow else _TIMEOUT
         url = f"/v1/logs/{quote(name, safe='')}"
         with (
-            _explained(),
+            _http_errors(),
             self._client.stream("GET", url, params=query, timeout=timeout) as answer,
         ):
             if answer.is_error:
@@ -126,7 +137,7 @@ class Client:
             for chunk in answer.iter_bytes():
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
-                    yield line.decode(errors="surrogateescape")
+                    on_line(line.decode(errors="surrogateescape"))
 
     def _get(self, path: str, **query: Any) -> Any:
         return self._ask("GET", path, query).json()
@@ -142,42 +153,26 @@ class Client:
         timeout: httpx.Timeout = _TIMEOUT,
     ) -> httpx.Response:
         given = {key: value for key, value in query.items() if value is not None}
-        with _explained():
+        with _http_errors():
             answer = self._client.request(method, path, params=given, timeout=timeout)
         if answer.is_error:
             raise ReconcilerError(_error_of(answer))
         return answer
 
 
-def _http_over(path: str) -> httpx.Client:
-    transport = httpx.HTTPTransport(uds=path)
-    return httpx.Client(transport=transport, base_url="http://daemon", timeout=_TIMEOUT)
-
-
-def _ping(client: httpx.Client) -> dict[str, Any]:
-    try:
-        facts = client.get("/v1/ping").json()
-    except httpx.ConnectError:
-        raise
-    except (httpx.HTTPError, ValueError) as error:
-        raise ReconcilerError(f"the daemon does not answer: {error}") from error
-    if not isinstance(facts, dict) or "desired" not in facts:
-        raise ReconcilerError("what listens on the control socket is no daemon of this release")
-    return facts
-
-
 @contextmanager
-def _explained() -> Iterator[None]:
+def _http_errors() -> Iterator[None]:
+    """Raise a ReconcilerError for each error of httpx."""
     try:
         yield
     except (httpx.RemoteProtocolError, httpx.ReadError, httpx.ConnectError) as error:
-        raise ReconcilerError("the daemon has ended") from error
+        raise ReconcilerError("the daemon stopped") from error
     except httpx.HTTPError as error:
-        raise ReconcilerError(f"the daemon does not answer: {error}") from error
+        raise ReconcilerError(f"the daemon does not respond: {error}") from error
 
 
 def _error_of(answer: httpx.Response) -> str:
     try:
         return str(answer.json()["error"])
     except (ValueError, KeyError, TypeError):
-        return f"the daemon answered {answer.status_code}"
+        return f"the daemon answered with HTTP status {answer.status_code}"

@@ -1,4 +1,4 @@
-"""How answers look: tables on a terminal, plain lines when piped."""
+"""Format answers for people: tables on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PIPED_WIDTH: Final = 10_000
 
 
 def console() -> Console:
-    """The terminal; a pipe is as wide as it needs to be, so that nothing is cut or wrapped."""
+    """Return a console for stdout; in a pipe it is so wide that nothing is cut or wrapped."""
     return Console(
         highlight=False,
         width=None if sys.stdout.isatty() else _PIPED_WIDTH,
@@ -38,12 +38,22 @@ def console() -> Console:
 
 
 def cell(text: str, style: str = "") -> Text:
-    """Return a table's cell, or a line of a live picture."""
+    """Return text for a table cell or a live display, without escape sequences."""
     return Text(inert(text), style=style)
 
 
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == "SANDBOX")
+    return table
+
+
+# --- status -----------------------------------------------------------------------------------
+
+
 def print_status(answer: dict[str, Any]) -> None:
-    """The table, and what else a user must know."""
+    """Print the table of sandboxes, and the notes below it."""
     out = console()
     out.print(status_table(answer))
     for note in status_notes(answer):
@@ -51,7 +61,7 @@ def print_status(answer: dict[str, Any]) -> None:
 
 
 def status_table(answer: dict[str, Any]) -> Table:
-    """One row a sandbox."""
+    """Return a table with one row for each sandbox."""
     table = _table("SANDBOX", "DESIRED", "STATUS", "RESTARTS", "AGE", "URLS", "REASON")
     for row in answer["sandboxes"]:
         status = cell(row["status"], COLOURS.get(row["status"], ""))
@@ -64,9 +74,14 @@ def status_table(answer: dict[str, Any]) -> Table:
 
 
 def status_notes(answer: dict[str, Any]) -> list[str]:
-    """What else a user must know."""
+    """Return a line about the engine, and one for each problem that is not of one sandbox."""
     engine = answer["engine"]
-    notes = [_engine_line(engine), *engine.get("forbidden", ())]
+    if engine["reachable"]:
+        line = f"engine: {engine['name']} {engine['version']} (API {engine['api_version']})"
+        notes = [f"{line}: {engine['wedged']}" if engine["wedged"] else line]
+    else:
+        notes = [f"engine: unreachable: {engine['error']}"]
+    notes += engine.get("forbidden", ())
     notes += answer.get("disk", {}).get("pressure", [])  # a daemon of an older release has none
     notes += answer["desired"]["errors"]
     if answer["desired"]["awaiting_confirmation"]:
@@ -81,20 +96,34 @@ def status_notes(answer: dict[str, Any]) -> list[str]:
 
 
 def former_line(name: str, former: dict[str, Any] | None) -> str:
-    """What is known of a name that no sandbox bears now."""
+    """Return what the ledger knows of a name that no sandbox has now."""
     if former is None:
-        return f"no sandbox is called {name}"
-    line = f"no sandbox is called {name} now"
+        return f"no sandbox is named {name}"
+    line = f"no sandbox is named {name} now"
     if former["deleted_at"]:
-        line += f"; its record was taken out at {former['deleted_at']}"
+        line += f"; it was removed from the desired file at {former['deleted_at']}"
     if died := former["last_exit"]:
-        words = "".join(f"\n  {text}" for text in died.get("last_lines", []))
-        line += f"; it last ended by itself at {died['at']}: {died['reason']}{words}"
-    return f"{line}\nSee its whole story with `reconciler events {name}`"
+        tail = "".join(f"\n  {text}" for text in died.get("last_lines", []))
+        line += f"; its last crash was at {died['at']}: {died['reason']}{tail}"
+    return f"{line}\nRun `reconciler events {name}` for its history"
 
 
-def complain(answer: dict[str, Any]) -> None:
-    """What is wrong with the desired file, and which deletions wait, on stderr."""
+def age_of(at: str | None) -> str:
+    """Return the time since ``at`` in its largest unit, such as ``5m``."""
+    if at is None:
+        return "-"
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(int(seconds), 0)}s"
+
+
+# --- the other commands -----------------------------------------------------------------------
+
+
+def print_manifest_errors(answer: dict[str, Any]) -> None:
+    """Print the file's errors, and the deletions that await confirmation, on stderr."""
     for line in answer["errors"]:
         say(line, err=True)
     if answer["awaiting_confirmation"]:
@@ -102,57 +131,28 @@ def complain(answer: dict[str, Any]) -> None:
 
 
 def held_deletions_line(names: Sequence[str]) -> str:
-    """Which deletions wait, and how they are confirmed."""
+    """Return which deletions the mass-delete guard blocks, and the command that confirms them."""
     return (
-        f"{len(names)} deletions wait to be confirmed ({', '.join(names)}): "
-        "reconciler apply --allow-mass-delete"
+        f"{len(names)} deletions await confirmation ({', '.join(names)}): run "
+        "`reconciler apply --allow-mass-delete`"
     )
 
 
-def _engine_line(engine: dict[str, Any]) -> str:
-    if not engine["reachable"]:
-        return f"engine: cannot be asked: {engine['error']}"
-    line = f"engine: {engine['name']} {engine['version']} (API {engine['api_version']})"
-    return f"{line}: {engine['wedged']}" if engine["wedged"] else line
-
-
-def garbage_table(rows: Iterable[dict[str, Any]]) -> Table:
-    """One row for each thing that nothing asks for."""
-    table = _table("KIND", "NAME", "WHY", "SINCE", "GOES")
-    for row in rows:
-        goes = _goes(row)
-        table.add_row(*map(cell, (row["kind"], row["name"], row["why"], row["since"], goes)))
-    return table
-
-
-def _goes(row: dict[str, Any]) -> str:
-    if row["removed"]:
-        return "removed"
-    if row["error"]:
-        return "not removed"
-    return "now" if row["due"] else row["remove_at"] or ("held" if row["held"] else "never")
-
-
-def print_finding(verdict: str, style: str, line: str) -> None:
-    """One check of ``doctor``."""
-    console().print(Text.assemble((f"{verdict:5}", style), inert_lines(line)))
-
-
 def plan_lines(answer: dict[str, Any]) -> list[str]:
-    """One line an action, in order."""
+    """Return one line for each action, in order."""
     lines = []
     for change in answer["changes"]:
         for action in change["actions"]:
-            moved = f" -> {action['new_name']}" if action["new_name"] else ""
-            what = f"{action['verb']} {action['target']}{moved}"
+            new_name = f" -> {action['new_name']}" if action["new_name"] else ""
+            what = f"{action['verb']} {action['target']}{new_name}"
             lines.append(f"{change['sandbox']}: {what} ({action['cause']})")
         if not change["actions"]:
-            lines.append(f"{change['sandbox']}: waits: {change['waiting_for']}")
+            lines.append(f"{change['sandbox']}: waiting: {change['waiting_for']}")
     return lines
 
 
 def event_line(entry: dict[str, Any]) -> str:
-    """One entry of the ledger as a line of a story."""
+    """Return one ledger entry as a line; the time is local on a terminal, UTC elsewhere."""
     data = entry.get("data", {})
     details = " ".join(f"{key}={value}" for key, value in data.items() if value or value == 0)
     at = entry["at"]
@@ -163,19 +163,22 @@ def event_line(entry: dict[str, Any]) -> str:
     )
 
 
-def age_of(at: str | None) -> str:
-    """``5m``, in the largest unit that fits."""
-    if at is None:
-        return "-"
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)}{unit}"
-    return f"{max(int(seconds), 0)}s"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column == "SANDBOX")
+def garbage_table(rows: Iterable[dict[str, Any]]) -> Table:
+    """Return a table with one row for each orphan and unused image."""
+    table = _table("KIND", "NAME", "WHY", "SINCE", "REMOVAL")
+    for row in rows:
+        if row["removed"]:
+            removal = "removed"
+        elif row["error"]:
+            removal = "failed"
+        elif row["due"]:
+            removal = "now"
+        else:
+            removal = row["remove_at"] or ("held" if row["held"] else "never")
+        table.add_row(*map(cell, (row["kind"], row["name"], row["why"], row["since"], removal)))
     return table
+
+
+def print_finding(verdict: str, style: str, line: str) -> None:
+    """Print one finding of ``doctor``."""
+    console().print(Text.assemble((f"{verdict:5}", style), inert_lines(line)))

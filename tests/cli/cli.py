@@ -1,4 +1,4 @@
-"""The command line as users have it: a process of its own, and what it said."""
+"""Run the command line as users do: as a process whose output is captured."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ sandboxes:
 
 @dataclass(frozen=True)
 class Cli:
-    """Commands that share a home: ``desired.yaml`` and ``state`` lie in it."""
+    """Run commands that share a home, which has ``desired.yaml`` and ``state``."""
 
     home: Path
     env: Mapping[str, str] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Cli:
         }
 
     def __call__(self, *arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run it to its end; a traceback fails the test, whichever it is."""
+        """Run a command to its end; a traceback fails the test."""
         done = subprocess.run(
             [sys.executable, "-m", "reconciler", *map(str, arguments)],
             cwd=self.home,
@@ -60,11 +60,11 @@ class Cli:
             check=False,
         )
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
-        assert "a defect of this program" not in done.stderr, done.stderr
+        assert "internal error" not in done.stderr, done.stderr
         return done
 
     def begin(self, *arguments: object) -> subprocess.Popen[str]:
-        """Start it, for those that do not end by themselves."""
+        """Start a command that does not end by itself."""
         return subprocess.Popen(
             [sys.executable, "-m", "reconciler", *map(str, arguments)],
             cwd=self.home,

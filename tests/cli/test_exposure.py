@@ -1,18 +1,18 @@
-"""``doctor`` warns where the host weakens the promises of SECURITY.md."""
+"""``doctor`` warns if the host weakens the promises of SECURITY.md."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from reconciler.cli.exposure import weaknesses
+from reconciler.cli.commands.doctor_checks import weaknesses
 from reconciler.engine.docker.host import Endpoint
 from reconciler.settings import Settings
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A host where nothing is weak."""
+    """A host without a weakness."""
     folder = tmp_path / "etc"
     folder.mkdir(mode=0o755)
     (folder / "desired.yaml").touch(0o640)
@@ -29,51 +29,51 @@ def found(home: Path, endpoint: Endpoint | None = None, **more: str) -> list[str
     return [what.replace(f"{home}/", "") for what, _ in weaknesses(settings, known)]
 
 
-def test_a_host_that_is_set_up_well_has_no_weakness(home: Path) -> None:
+def test_secure_host_has_no_weakness(home: Path) -> None:
     assert found(home) == []
 
 
-def test_paths_that_do_not_exist_say_nothing(tmp_path: Path) -> None:
+def test_missing_paths_are_skipped(tmp_path: Path) -> None:
     assert found(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize(
-    ("path", "mode", "said"),
+    ("path", "mode", "weakness"),
     [
-        ("etc/desired.yaml", 0o666, "everybody may write etc/desired.yaml"),
-        ("etc", 0o777, "everybody may write etc"),
-        ("state", 0o755, "other users may enter state"),
-        ("docker.sock", 0o666, "every local user is root through docker.sock"),
+        ("etc/desired.yaml", 0o666, "every user can write etc/desired.yaml"),
+        ("etc", 0o777, "every user can write etc"),
+        ("state", 0o755, "other users can access state"),
+        ("docker.sock", 0o666, "every local user can become root through docker.sock"),
     ],
 )
-def test_a_mode_that_is_too_open_is_found(home: Path, path: str, mode: int, said: str) -> None:
+def test_open_mode_is_found(home: Path, path: str, mode: int, weakness: str) -> None:
     (home / path).chmod(mode)
-    assert found(home) == [said]
+    assert found(home) == [weakness]
 
 
-def test_a_sticky_folder_protects_its_files(home: Path) -> None:
+def test_sticky_folder_protects_its_files(home: Path) -> None:
     (home / "etc").chmod(0o1777)
     assert found(home) == []
 
 
-def test_a_state_directory_of_another_user_is_found(home: Path) -> None:
+def test_state_directory_of_another_user_is_found(home: Path) -> None:
     if os.geteuid() != 0:
         pytest.fail("this test changes owners: run it as root")
     os.chown(home / "state", 65534, 65534)
-    assert found(home) == ["state belongs to uid 65534"]
+    assert found(home) == ["state is owned by uid 65534"]
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1"])
-def test_ports_that_others_can_reach_are_found(home: Path, address: str) -> None:
+def test_publish_address_beyond_this_host_is_found(home: Path, address: str) -> None:
     (what,) = found(home, publish_address=address)
     assert address in what
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
-def test_ports_of_this_host_alone_are_fine(home: Path, address: str) -> None:
+def test_loopback_publish_address_is_fine(home: Path, address: str) -> None:
     assert found(home, publish_address=address) == []
 
 
-def test_an_engine_over_plain_tcp_is_found(home: Path) -> None:
+def test_engine_without_tls_is_found(home: Path) -> None:
     (what,) = found(home, Endpoint("tcp://192.0.2.1:2375"))
     assert what == "tcp://192.0.2.1:2375 is used without TLS"

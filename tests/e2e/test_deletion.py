@@ -102,11 +102,14 @@ def test_the_last_exit_is_shown_after_the_deletion(world: World) -> None:
     world.converge("bob")
     answer = world.daemon.cli("status", "alice")
     assert answer.returncode == 1
-    for words in ("taken out", "exit code 7", "out of luck", "reconciler events alice"):
+    for words in (
+        "removed from the desired file",
+        "exit code 7",
+        "out of luck",
+        "reconciler events alice",
+    ):
         assert words in answer.stderr
-    assert (
-        world.daemon.cli("status", "nobody").stderr == "reconciler: no sandbox is called nobody\n"
-    )
+    assert world.daemon.cli("status", "nobody").stderr == "reconciler: no sandbox is named nobody\n"
     history = [line.split()[2] for line in world.daemon.cli("events", "alice").stdout.splitlines()]
     assert history[:4] == ["record.added", "volume.created", "sandbox.created", "sandbox.started"]
     assert {"sandbox.died", "record.deleted", "sandbox.removed"} <= set(history)

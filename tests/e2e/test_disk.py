@@ -74,7 +74,7 @@ def test_a_full_state_disk_blocks_only_new_sandboxes(
     assert f"\n{notice}" in daemon.cli("status").stdout
     planned = daemon.cli("plan")
     assert planned.returncode == 2
-    assert "bob: waits: state disk" in planned.stdout
+    assert "bob: waiting: state disk" in planned.stdout
     examined = daemon.cli("doctor")
     assert examined.returncode == 1
     assert "FAIL state disk" in examined.stdout

@@ -68,7 +68,7 @@ def test_sandboxes_run_without_optional_parts_of_the_api(
         for name in set(parts) - {"PING"}:
             found = findings[f"engine API {name}"]
             assert found["verdict"] == "WARN"
-            assert f"{name}=1" in found["mend"]
+            assert f"{name}=1" in found["fix"]
 
 
 def test_without_volumes_only_workspaces_fail(instance: Instance, tmp_path: Path) -> None:

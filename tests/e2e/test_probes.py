@@ -91,7 +91,7 @@ def test_a_forbidden_exec_probe_is_unknown(proxied: World, proxy: FaultProxy) ->
     assert "forbidden" in said["cause"]
     examined = findings(world)
     assert "cannot be probed: 2" in examined["probes"]["found"]
-    assert "EXEC=1" in examined["probes"]["mend"]
+    assert "EXEC=1" in examined["probes"]["fix"]
     assert examined["exec probes"]["verdict"] == "FAIL"
     rule.times = 0
     world.converge("alice", "bob")
@@ -134,7 +134,7 @@ def test_health_is_unknown_in_another_network_namespace(
     examined = findings(world)
     assert "cannot be probed: 1" in examined["probes"]["found"]
     assert examined["published ports"]["verdict"] == "FAIL"
-    assert "--network host" in examined["published ports"]["mend"]
+    assert "--network host" in examined["published ports"]["fix"]
     assert not world.daemon.events("sandbox.unhealthy")
 
 

@@ -1,4 +1,4 @@
-"""`pip install .` gives the same command as the source tree, with nothing missing."""
+"""`pip install .` installs the same command as the source tree, with every file."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def installed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("requirements*.txt")), ids=lambda file: file.name)
-def test_every_requirement_is_pinned_by_hashes(file):
+def test_every_requirement_is_pinned_with_hashes(file):
     text = re.sub(r"(?m)^(#|-r ).*\n", "", file.read_text()).replace("\\\n", " ")
     lines = [line.split() for line in text.splitlines()]
     assert lines
@@ -44,17 +44,17 @@ def run(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_installed_command_knows_every_command(installed):
+def test_installed_command_lists_every_command(installed):
     shown = run(installed, "--help").stdout
     assert [command for command in COMMANDS if f"\n  {command} " not in shown] == []
 
 
-def test_the_installed_command_works(installed):
+def test_installed_command_runs(installed):
     found = run(installed, "check", str(ROOT / "config" / "desired.yaml"))
     assert (found.returncode, found.stderr) == (0, "")
 
 
-def test_every_module_and_file_is_in_it(installed):
+def test_wheel_has_every_module_and_file(installed):
     inside = {str(p.relative_to(installed)) for p in (installed / "reconciler").rglob("*")}
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "reconciler").rglob("*.py")}
     shared = {

@@ -1,21 +1,17 @@
-"""``run``: the daemon, in the foreground."""
+"""``run``: run the daemon in the foreground."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli import options
+from reconciler.cli.context import Context, desired_option
 from reconciler.cli.interrupts import loading
-
-if TYPE_CHECKING:
-    from reconciler.cli.context import Context
 
 
 @click.command()
-@options.desired
+@desired_option
 @click.option("--config", type=click.Path(path_type=Path), help="The settings file.")
 @click.pass_obj
 def run(context: Context, desired: Path | None, config: Path | None) -> int:
@@ -26,13 +22,10 @@ def run(context: Context, desired: Path | None, config: Path | None) -> int:
       RECONCILER_STATE_DIR=/tmp/try RECONCILER_INSTANCE=try reconciler run
 
     \b
-    Sandboxes run on when it ends, and it takes up again where it was.
-    Exit codes: 0 ended by a signal, 1 could not start or go on.
+    The sandboxes keep running after the daemon stops; its next start continues where it left off.
+    Exit codes: 0 stopped by a signal, 1 failed (reason in the log).
     """
     with loading():
-        from reconciler import daemon  # noqa: PLC0415 - it loads the engine's client
+        from reconciler import daemon  # noqa: PLC0415 - loads the engine's client
 
-    return daemon.run(lambda: context.reading(config).settings(desired=desired))
-
-
-COMMANDS = (run,)
+    return daemon.run(lambda: context.with_config(config).settings(desired=desired))

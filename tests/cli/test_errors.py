@@ -1,4 +1,4 @@
-"""Whatever is wrong, a user gets a sentence and an exit code, and never a traceback."""
+"""Every error is a sentence and an exit code, never a traceback."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from tests.cli.cli import Cli
     "arguments",
     [("plan",), ("status",), ("apply",), ("logs", "alice"), ("gc",), ("gc", "--dry-run")],
 )
-def test_an_engine_that_is_not_there(cli: Cli, arguments: tuple[str, ...]) -> None:
+def test_unreachable_engine(cli: Cli, arguments: tuple[str, ...]) -> None:
     done = cli(*arguments)
     assert (done.returncode, done.stdout) == (1, "")
     assert "nobody.sock" in done.stderr.splitlines()[-1]
@@ -25,18 +25,18 @@ def test_an_engine_that_is_not_there(cli: Cli, arguments: tuple[str, ...]) -> No
 
 
 @pytest.mark.parametrize("command", ["plan", "apply"])
-def test_an_engine_address_that_is_none(cli: Cli, command: str) -> None:
+def test_invalid_engine_address(cli: Cli, command: str) -> None:
     done = cli(command, DOCKER_HOST="carrier pigeon")
     assert done.returncode == 1
     assert "carrier pigeon" in done.stderr
 
 
-def test_an_apply_without_an_engine_takes_nothing_in(cli: Cli) -> None:
+def test_apply_without_an_engine_stores_nothing(cli: Cli) -> None:
     cli("apply")
     assert cli("export", RECONCILER_DESIRED=str(cli.home / "none.yaml")).stdout.count("spec:") == 0
 
 
-def test_bad_settings_are_named_all_at_once(cli: Cli) -> None:
+def test_all_invalid_settings_are_named_at_once(cli: Cli) -> None:
     done = cli("status", RECONCILER_WORKERS="0", RECONCILER_PORT_RANGE="9-1")
     assert done.returncode == 1
     assert done.stderr.startswith("reconciler: ")
@@ -44,7 +44,7 @@ def test_bad_settings_are_named_all_at_once(cli: Cli) -> None:
     assert "RECONCILER_PORT_RANGE: " in done.stderr
 
 
-def test_settings_files(cli: Cli) -> None:
+def test_invalid_and_missing_settings_files(cli: Cli) -> None:
     path = cli.home / "settings.yaml"
     path.write_text("instance: mine\ncolour: red\n")
     for arguments in (("--config", path, "status"), ("run", "--config", path)):
@@ -54,25 +54,25 @@ def test_settings_files(cli: Cli) -> None:
     assert "no such file" in cli("--config", cli.home / "none.yaml", "check").stderr
 
 
-def test_flags_go_before_variables(cli: Cli) -> None:
+def test_flags_override_variables(cli: Cli) -> None:
     cli("--state-dir", cli.home / "mine", "--instance", "mine", "apply")
     assert (cli.home / "mine").exists()
     assert not (cli.home / "state").exists()
 
 
-def test_without_a_daemon_reload_says_what_to_start(cli: Cli) -> None:
+def test_reload_without_a_daemon_says_how_to_start_one(cli: Cli) -> None:
     done = cli("reload")
     assert done.returncode == 1
     assert "reconciler run" in done.stderr
 
 
-def test_what_needs_no_engine_answers_without_one(cli: Cli) -> None:
+def test_export_and_events_need_no_engine(cli: Cli) -> None:
     assert "alice" in cli("export").stdout
     assert cli("events", "--json").stdout.strip() == "[]"
     assert cli("events", "nobody").returncode == 0
 
 
-def test_a_state_directory_that_is_a_file(cli: Cli) -> None:
+def test_state_directory_that_is_a_file(cli: Cli) -> None:
     (cli.home / "state").write_text("")
     for command in ("plan", "apply", "events", "run"):
         done = cli(command)
@@ -80,7 +80,7 @@ def test_a_state_directory_that_is_a_file(cli: Cli) -> None:
         assert "state" in done.stderr
 
 
-def test_a_database_that_is_none(cli: Cli) -> None:
+def test_file_that_is_no_database(cli: Cli) -> None:
     (cli.home / "state").mkdir(mode=0o700)
     (cli.home / "state" / "reconciler.db").write_bytes(b"no database" * 1000)
     for command in ("plan", "events", "export"):
@@ -89,7 +89,7 @@ def test_a_database_that_is_none(cli: Cli) -> None:
         assert "reconciler.db" in done.stderr
 
 
-def test_a_database_of_a_later_release(cli: Cli) -> None:
+def test_database_of_a_newer_release(cli: Cli) -> None:
     cli.home.joinpath("state").mkdir(mode=0o700)
     with sqlite3.connect(cli.home / "state" / "reconciler.db") as database:
         database.execute("pragma user_version = 99")
@@ -97,12 +97,12 @@ def test_a_database_of_a_later_release(cli: Cli) -> None:
     assert cli("plan").returncode == 1
 
 
-def test_a_socket_that_nobody_listens_on_is_no_daemon(cli: Cli) -> None:
+def test_socket_without_a_listener_is_no_daemon(cli: Cli) -> None:
     _bind(cli).close()
-    assert "no daemon runs" in cli("reload").stderr
+    assert "no daemon is running" in cli("reload").stderr
 
 
-def test_a_stranger_on_the_socket(cli: Cli) -> None:
+def test_another_program_on_the_socket(cli: Cli) -> None:
     with _bind(cli) as listener:
         listener.listen()
         done = cli.begin("reload")
@@ -112,21 +112,22 @@ def test_a_stranger_on_the_socket(cli: Cli) -> None:
         _, error = done.communicate(timeout=20)
         connection.close()
     assert done.returncode == 1
-    assert error == "reconciler: what listens on the control socket is no daemon of this release\n"
+    assert "the process that listens there is not a daemon of this release" in error
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-def test_another_users_daemon(cli: Cli) -> None:
-    """A folder that hides the socket is not taken for no daemon at all."""
+def test_daemon_of_another_user(cli: Cli) -> None:
+    """A folder that hides the socket is not mistaken for a missing daemon."""
     with _bind(cli):
         script = (
             "import os, sys; from pathlib import Path\n"
             "from reconciler.core.errors import ReconcilerError\n"
-            "from reconciler.cli import backend, client\n"
+            "from reconciler.cli import backend\n"
             "from reconciler.settings import Settings\n"
             "settings = Settings(state_dir=Path(sys.argv[1]))\n"
             "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-            "try: print(backend.daemon_of(settings))\n"
+            "try:\n"
+            "    with backend.running_daemon(settings) as daemon: print(daemon)\n"
             "except ReconcilerError as error: print(error)\n"
         )
         done = subprocess.run(
@@ -136,7 +137,7 @@ def test_another_users_daemon(cli: Cli) -> None:
             text=True,
             check=False,
         )
-    assert "no right to ask the daemon" in done.stdout, done.stderr
+    assert "run this as the daemon's user, or as root" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_ctrl_c_leaves_no_traceback(cli: Cli, arguments: tuple[str, ...]) -> Non
 
 
 @pytest.mark.parametrize("delay", [0.03, 0.1, 0.2])
-def test_ctrl_c_while_it_loads(cli: Cli, delay: float) -> None:
+def test_ctrl_c_while_libraries_load(cli: Cli, delay: float) -> None:
     script = (
         "import os, signal, threading; from reconciler.cli import main\n"
         f"threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
@@ -175,7 +176,7 @@ def test_ctrl_c_while_it_loads(cli: Cli, delay: float) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_reader_that_has_seen_enough(cli: Cli) -> None:
+def test_closed_pipe_is_no_error(cli: Cli) -> None:
     command = f"{sys.executable} -m reconciler schema | true"
     done = subprocess.run(
         ["sh", "-c", command], env=cli.environment, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Commands where no daemon runs: this process looks for itself, and changes only what it says."""
+"""Commands without a daemon: this process queries the engine, and changes only what it must."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.harness.waiting import wait_until
 pytestmark = pytest.mark.engine
 
 
-def test_from_nothing_to_converged(engine_cli: Cli, instance: Instance) -> None:
+def test_plan_and_apply_from_nothing(engine_cli: Cli, instance: Instance) -> None:
     cli = engine_cli
     planned = cli("plan")
     assert planned.returncode == 2
@@ -29,16 +29,16 @@ def test_from_nothing_to_converged(engine_cli: Cli, instance: Instance) -> None:
     assert (cli("plan").returncode, cli("plan").stdout) == (0, "in sync\n")
     assert json.loads(cli("plan", "--json").stdout)["changes"] == []
     assert cli("apply", "--json").returncode == 0
-    story = [entry["event"] for entry in json.loads(cli("events", "alice", "--json").stdout)]
-    assert story[0] == "record.added"
-    assert "sandbox.started" in story
+    history = [entry["event"] for entry in json.loads(cli("events", "alice", "--json").stdout)]
+    assert history[0] == "record.added"
+    assert "sandbox.started" in history
 
 
-def test_status(engine_cli: Cli, instance: Instance) -> None:
+def test_status_of_all_and_of_one(engine_cli: Cli, instance: Instance) -> None:
     engine_cli("apply")
     done = engine_cli("status")
     assert done.returncode == 0
-    assert "no daemon runs here" in done.stderr
+    assert "no daemon is running" in done.stderr
     header, first, *_ = done.stdout.splitlines()
     assert header.split() == ["SANDBOX", "DESIRED", "STATUS", "RESTARTS", "AGE", "URLS", "REASON"]
     assert first.split()[:3] == ["alice", "running", "RUNNING"]
@@ -59,10 +59,12 @@ def test_status(engine_cli: Cli, instance: Instance) -> None:
 
     done = engine_cli("status", "nobody")
     assert done.returncode == 1
-    assert "no sandbox is called nobody" in done.stderr
+    assert "no sandbox is named nobody" in done.stderr
 
 
-def test_apply_converges_the_good_rest(engine_cli: Cli, instance: Instance) -> None:
+def test_apply_applies_everything_but_the_invalid_record(
+    engine_cli: Cli, instance: Instance
+) -> None:
     engine_cli.desired.write_text(GOOD + "  bob: {spec: nope}\n")
     done = engine_cli("apply")
     assert done.returncode == 1
@@ -71,7 +73,7 @@ def test_apply_converges_the_good_rest(engine_cli: Cli, instance: Instance) -> N
     assert instance.docker.state(instance.container("alice")) == "running"
 
 
-def test_apply_says_which_one_is_not_and_why(engine_cli: Cli) -> None:
+def test_apply_reports_which_sandbox_is_not_as_desired(engine_cli: Cli) -> None:
     text = GOOD.replace(
         "sandboxes:\n",
         "  bad: {image: 'not-here:1', pull: never}\nsandboxes:\n  bob: {spec: bad}\n",
@@ -85,7 +87,7 @@ def test_apply_says_which_one_is_not_and_why(engine_cli: Cli) -> None:
     assert "not-here:1" in last[0]
 
 
-def test_mass_deletion_waits_for_a_word(engine_cli: Cli, instance: Instance) -> None:
+def test_mass_deletion_awaits_confirmation(engine_cli: Cli, instance: Instance) -> None:
     engine_cli.desired.write_text(GOOD.replace("replicas: 2", "replicas: 4"))
     engine_cli("apply")
     engine_cli.desired.write_text(GOOD.split("sandboxes:", maxsplit=1)[0] + "sandboxes: {}\n")
@@ -101,7 +103,7 @@ def test_mass_deletion_waits_for_a_word(engine_cli: Cli, instance: Instance) -> 
     assert instance.docker.names(instance.name) == []
 
 
-def test_garbage_goes_and_nothing_else_moves(engine_cli: Cli, instance: Instance) -> None:
+def test_gc_removes_orphans_and_changes_nothing_else(engine_cli: Cli, instance: Instance) -> None:
     stray = instance.container("stray")
     docker = instance.docker
     docker.run(stray, "sleep", "1000", labels=labels(instance.name, "stray"))
@@ -110,20 +112,20 @@ def test_garbage_goes_and_nothing_else_moves(engine_cli: Cli, instance: Instance
     asked = engine_cli("gc", "--dry-run", "--json", RECONCILER_GC_GRACE="10m")
     (row,) = json.loads(asked.stdout)
     assert (row["kind"], row["name"], row["due"]) == ("container", stray, False)
-    # Its age counts from the first time it was seen, durably.
+    # Its grace period starts when it is first seen, and that time is stored.
     engine_cli("gc", RECONCILER_GC_GRACE="10m")
     assert docker.exists(stray)
-    # Nothing proves that this database made it.
+    # Another database may have created it, so the guard blocks its removal.
     assert engine_cli("gc", RECONCILER_GC_GRACE="1ms").returncode == 0
     assert docker.exists(stray)
     done = engine_cli("gc", "--allow-mass-delete", RECONCILER_GC_GRACE="1ms")
     assert (done.returncode, stray in done.stdout) == (0, True)
     assert not docker.exists(stray)
     assert docker.state(instance.container("alice")) == "exited"
-    assert engine_cli("gc", "--dry-run").stdout == "nothing\n"
+    assert engine_cli("gc", "--dry-run").stdout == "no orphans\n"
 
 
-def test_logs(engine_cli: Cli) -> None:
+def test_logs_of_a_container(engine_cli: Cli) -> None:
     engine_cli.desired.write_text(
         GOOD.replace('[sleep, "1000"]', '[sh, -c, "echo one; echo two; sleep 1000"]')
     )
@@ -137,15 +139,15 @@ def test_logs(engine_cli: Cli) -> None:
     )
 
 
-def test_a_locked_state_directory(engine_cli: Cli, daemon: Daemon) -> None:
-    """A daemon that is hidden from its commands by another runtime directory is still heeded."""
+def test_apply_respects_the_lock_of_a_hidden_daemon(engine_cli: Cli, daemon: Daemon) -> None:
+    """A daemon with another runtime directory is found by its lock."""
     daemon.start().wait_event("daemon.ready")
     done = engine_cli("apply")
     assert done.returncode == 1
     assert f"pid {daemon.process.pid}" in done.stderr
 
 
-def test_doctor_finds_all_well(engine_cli: Cli, instance: Instance) -> None:
+def test_doctor_passes_on_a_good_host(engine_cli: Cli, instance: Instance) -> None:
     done = engine_cli("doctor", "--json")
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert findings.keys() >= {"engine", "desired file", "state directory", "host ports"}
@@ -156,7 +158,7 @@ def test_doctor_finds_all_well(engine_cli: Cli, instance: Instance) -> None:
     assert engine_cli("doctor").stdout.startswith("OK   engine: ")
 
 
-def test_doctor_says_how_to_mend(engine_cli: Cli) -> None:
+def test_doctor_prints_a_fix_for_each_failure(engine_cli: Cli) -> None:
     engine_cli.desired.write_text("version: 1\nnonsense: 1\n")
     done = engine_cli(
         "doctor", DOCKER_HOST="unix:///nobody.sock", RECONCILER_DISK_MIN_FREE="999999g"

@@ -1,4 +1,4 @@
-"""Commands beside a daemon: it answers, also where its socket's path is longer than an address."""
+"""Commands beside a daemon, also if its socket's path is longer than a unix address."""
 
 import json
 import signal
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture
-def far(instance: Instance, tmp_path: Path) -> Iterator[Cli]:
-    """Commands beside a daemon whose control socket lies too deep for a unix address."""
+def deep_cli(instance: Instance, tmp_path: Path) -> Iterator[Cli]:
+    """Commands beside a daemon whose control socket has a path too long for a unix address."""
     home = tmp_path / ("deep" * 30)
     home.mkdir()
     deep = {"RECONCILER_RUNTIME_DIR": str(home / "run")}
@@ -30,19 +30,19 @@ def far(instance: Instance, tmp_path: Path) -> Iterator[Cli]:
         assert list((home / "run").iterdir()) == []
 
 
-def test_a_deep_socket_serves_and_goes(far: Cli) -> None:
-    path = far.home / "run" / "control.sock"
+def test_socket_with_a_long_path_serves_and_is_removed(deep_cli: Cli) -> None:
+    path = deep_cli.home / "run" / "control.sock"
     assert len(str(path)) > 108
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
-    done = far("apply")
+    done = deep_cli("apply")
     assert (done.returncode, done.stdout) == (0, "converged: 3 sandboxes are as desired\n")
-    done = far("status")
+    done = deep_cli("status")
     assert "no daemon" not in done.stderr
     assert "alice" in done.stdout
 
 
-def test_reload_answers_with_what_is_wrong(daemon_cli: Cli, daemon: Daemon) -> None:
+def test_reload_reports_errors_and_held_deletions(daemon_cli: Cli, daemon: Daemon) -> None:
     assert daemon_cli("apply").returncode == 0
     assert (daemon_cli("reload").returncode, daemon_cli("reload").stdout) == (0, "")
     daemon.write(GOOD + "  bob: {spec: nope}\n")
@@ -56,11 +56,11 @@ def test_reload_answers_with_what_is_wrong(daemon_cli: Cli, daemon: Daemon) -> N
     daemon.write("")
     done = daemon_cli("reload")
     assert done.returncode == 1
-    assert "3 deletions wait to be confirmed" in done.stderr
+    assert "3 deletions await confirmation" in done.stderr
     assert "alice" in daemon_cli("export").stdout
 
 
-def test_another_file_is_planned_here_and_never_applied(daemon_cli: Cli, daemon: Daemon) -> None:
+def test_another_desired_file_is_planned_but_not_applied(daemon_cli: Cli, daemon: Daemon) -> None:
     assert daemon_cli("apply").returncode == 0
     other = daemon_cli.home / "other.yaml"
     other.write_text(GOOD + "  bob: {spec: box}\n")
@@ -74,15 +74,15 @@ def test_another_file_is_planned_here_and_never_applied(daemon_cli: Cli, daemon:
     assert "bob" not in daemon_cli("export").stdout
 
 
-def test_a_log_that_is_followed_ends_with_the_daemon(daemon_cli: Cli, daemon: Daemon) -> None:
+def test_followed_log_ends_with_the_daemon(daemon_cli: Cli, daemon: Daemon) -> None:
     following = _follow_log(daemon_cli, daemon)
     assert daemon.terminate() == 0
     _, error = following.communicate(timeout=60)
-    assert (following.returncode, error) == (1, "reconciler: the daemon has ended\n")
+    assert (following.returncode, error) == (1, "reconciler: the daemon stopped\n")
     assert daemon.events("library.log") == []
 
 
-def test_ctrl_c_on_what_follows(daemon_cli: Cli, daemon: Daemon) -> None:
+def test_ctrl_c_ends_follow_and_watch(daemon_cli: Cli, daemon: Daemon) -> None:
     following = _follow_log(daemon_cli, daemon)
     watching = daemon_cli.begin("status", "--watch", "--json")
     assert watching.stdout is not None
@@ -95,7 +95,7 @@ def test_ctrl_c_on_what_follows(daemon_cli: Cli, daemon: Daemon) -> None:
     assert daemon_cli("status").returncode == 0
 
 
-def test_events_go_on_over_a_restart(daemon_cli: Cli, daemon: Daemon) -> None:
+def test_followed_events_continue_after_a_restart(daemon_cli: Cli, daemon: Daemon) -> None:
     assert daemon_cli("apply").returncode == 0
     following = daemon_cli.begin("events", "bob", "--follow", "--json")
     daemon.terminate()
@@ -108,7 +108,7 @@ def test_events_go_on_over_a_restart(daemon_cli: Cli, daemon: Daemon) -> None:
     following.communicate()
 
 
-def test_without_the_engine_nothing_is_called_in_sync(
+def test_nothing_is_in_sync_without_the_engine(
     daemon: Daemon, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     daemon.env["DOCKER_HOST"] = proxy.host
@@ -123,14 +123,14 @@ def test_without_the_engine_nothing_is_called_in_sync(
     assert done.stderr.startswith("reconciler: ")
     done = cli("apply", "--timeout", "1s")
     assert done.returncode == 1
-    assert "the engine cannot be asked" in done.stderr
+    assert "the engine is unreachable" in done.stderr
     done = cli("status")
     assert done.returncode == 1
-    assert "engine: cannot be asked" in done.stdout
+    assert "engine: unreachable" in done.stdout
 
 
 def _follow_log(cli: Cli, daemon: Daemon) -> "subprocess.Popen[str]":
-    """Follow a log; returns once a line of it was shown, for before that it may ask anything."""
+    """Start to follow a log, and wait until it has printed a line."""
     daemon.write(GOOD.replace("[sleep, ", "[sh, -c, 'echo hello; sleep $0', "))
     assert cli("apply").returncode == 0
     following = cli.begin("logs", "alice", "--follow")

@@ -1,4 +1,4 @@
-"""A daemon whose engine cannot be found: one plain error, tried again, and no traceback."""
+"""A daemon that cannot find its engine logs one plain error, and retries without a traceback."""
 
 import json
 import secrets
@@ -13,15 +13,15 @@ import pytest
 from tests.cli.cli import Cli
 
 
-def lost(cli: Cli, env: Mapping[str, str]) -> str:
-    """The first error that the daemon logs of its engine; it then ends when it is asked to."""
-    apart = {
+def engine_error(cli: Cli, env: Mapping[str, str]) -> str:
+    """Run the daemon; return the first error of its engine, and require a clean stop."""
+    isolated = {
         "RECONCILER_LOG_FORMAT": "json",
         "RECONCILER_RUNTIME_DIR": "run",
-        # Two daemons of one instance do not run side by side on one host, and tests do.
+        # Tests run in parallel, and two daemons of one instance refuse to.
         "RECONCILER_INSTANCE": f"t{secrets.token_hex(4)}",
     }
-    own = Cli(cli.home, {**apart, **env})
+    own = Cli(cli.home, {**isolated, **env})
     process = own.begin("run")
     assert process.stderr is not None
     try:
@@ -50,35 +50,37 @@ def lost(cli: Cli, env: Mapping[str, str]) -> str:
         "x",
     ],
 )
-def test_an_address_that_is_none(cli: Cli, host: str) -> None:
-    assert "must be unix:///path/to.sock or tcp://host:port" in lost(cli, {"DOCKER_HOST": host})
+def test_invalid_docker_host(cli: Cli, host: str) -> None:
+    assert "must be unix:///path/to.sock or tcp://host:port" in engine_error(
+        cli, {"DOCKER_HOST": host}
+    )
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 100_000, "\0", '"text"'])
-def test_a_broken_configuration(cli: Cli, content: str) -> None:
+def test_broken_docker_configuration(cli: Cli, content: str) -> None:
     (cli.home / "config.json").write_text(content)
-    error = lost(cli, {"DOCKER_HOST": "", "DOCKER_CONFIG": str(cli.home)})
+    error = engine_error(cli, {"DOCKER_HOST": "", "DOCKER_CONFIG": str(cli.home)})
     assert str(cli.home / "config.json") in error
 
 
-def test_a_context_that_is_not_there(cli: Cli) -> None:
+def test_missing_docker_context(cli: Cli) -> None:
     env = {"DOCKER_HOST": "", "DOCKER_CONTEXT": "gone", "DOCKER_CONFIG": str(cli.home)}
-    assert "set DOCKER_HOST" in lost(cli, env)
+    assert "set DOCKER_HOST" in engine_error(cli, env)
 
 
-def test_certificates_that_are_not_there(cli: Cli) -> None:
+def test_missing_tls_certificates(cli: Cli) -> None:
     missing = str(Path(cli.home) / "certificates")
     env = {"DOCKER_HOST": "tcp://h", "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": missing}
-    assert "DOCKER_CERT_PATH" in lost(cli, env)
+    assert "DOCKER_CERT_PATH" in engine_error(cli, env)
 
 
-def test_no_home_is_needed_where_the_settings_say_all(cli: Cli) -> None:
+def test_no_home_is_needed_if_docker_host_is_set(cli: Cli) -> None:
     env = {"HOME": "", "DOCKER_HOST": f"unix://{cli.home}/nobody.sock"}
-    assert "nobody.sock" in lost(cli, env)
+    assert "nobody.sock" in engine_error(cli, env)
 
 
-def test_a_user_without_a_passwd_entry(cli: Cli) -> None:
-    """What a user id has that no account bears: nothing may ask where its home is."""
+def test_user_without_a_passwd_entry(cli: Cli) -> None:
+    """A user id without an account has no home, and nothing may require one."""
     script = (
         "import os, pathlib, sys\n"
         "def home():\n"
@@ -101,4 +103,4 @@ def test_a_user_without_a_passwd_entry(cli: Cli) -> None:
     )
     assert "nobody.sock" in done.stdout
     assert "Traceback" not in done.stderr
-    assert "a defect of this program" not in done.stderr
+    assert "internal error" not in done.stderr
