@@ -56,11 +56,12 @@ def status(
         _watch(settings, name, as_json=as_json, secrets=show_secrets)
     with backend(settings, quiet=as_json) as asked:
         answer = asked.status(name, secrets=show_secrets)
+    unknown = name is not None and not answer["sandboxes"]
     if as_json:
         say_json(answer)
-    else:
+    elif not unknown:
         render.print_status(answer)
-    if name is not None and not answer["sandboxes"]:
+    if name is not None and unknown:
         say(f"reconciler: {render.former_line(name, answer['former'])}", err=True)
         return 1
     return 0 if answer["engine"]["reachable"] else 1
