@@ -78,7 +78,7 @@ def test_a_full_state_disk_blocks_only_new_sandboxes(
     examined = daemon.cli("doctor")
     assert examined.returncode == 1
     assert "FAIL state disk" in examined.stdout
-    assert "below 16.0 MiB no new sandbox is made" in examined.stdout
+    assert "no sandbox is created below 16.0 MiB" in examined.stdout
     # Between the two limits, also a new process goes on waiting.
     daemon.kill9()
     fill(daemon.state_dir, 20)
