@@ -39,12 +39,13 @@ def sandbox_row(
             "oom_killed": death.oom_killed,
             "log_tail": list(death.log_tail),
         }
+    absent = "deleted" if snapshot.fate is Fate.DELETED else "held"
     row = {
         "id": names_of(snapshot).current,
         "name": snapshot.key,
         "spec": record.spec_name if record else None,
         "image": record.spec.image if record else None,
-        "desired": _desired_state(snapshot),
+        "desired": str(desired.state) if desired else absent,
         "status": str(status),
         "reason": reason,
         "next": decide(snapshot).waiting_for,
@@ -62,12 +63,6 @@ def sandbox_row(
         else:
             row["session_api_key"] = current.session_key if current else None
     return row
-
-
-def _desired_state(snapshot: Snapshot) -> str:
-    if snapshot.desired is not None:
-        return str(snapshot.desired.state)
-    return "deleted" if snapshot.fate is Fate.DELETED else "held"
 
 
 def exposed_urls(snapshot: Snapshot, pattern: str) -> list[dict[str, Any]]:

@@ -135,7 +135,10 @@ def weaknesses(settings: Settings, endpoint: Endpoint | None) -> list[tuple[str,
     found = [
         (f"every user can write {path}", f"chmod o-w {path}")
         for path in (desired, desired.parent)
-        if (status := _stat(path)) and _is_open(status)
+        if (status := _stat(path))
+        and status.st_mode & stat.S_IWOTH
+        # In a sticky folder such as /tmp, nobody can replace another user's file.
+        and not (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX)
     ]
     if status := _stat(state):
         if status.st_uid not in {0, os.geteuid()}:
@@ -166,12 +169,6 @@ def _stat(path: Path) -> os.stat_result | None:
         return path.stat()
     except OSError:
         return None
-
-
-def _is_open(status: os.stat_result) -> bool:
-    # In a sticky folder such as /tmp, nobody can replace another user's file.
-    sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
-    return bool(status.st_mode & stat.S_IWOTH) and not sticky
 
 
 def _nearest(path: Path) -> Path:
