@@ -1,7 +1,7 @@
-"""Which activities of the daemon make progress, and which hang.
+"""Detect activities of the daemon that hang.
 
-An activity has to move on within ``IDLE`` seconds. While it waits for something outside that has a
-time limit, such as a call to the engine, it has until that limit instead: a slow engine is no hang.
+An activity has to make progress within ``IDLE`` seconds. While it waits for something with a time
+limit, such as a call to the engine, that limit counts instead: a slow engine is no hang.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SLACK: Final = 5.0
 
 
 class _Activity:
-    """One activity: when it has to have moved on, and until when each of its waits may last."""
+    """One activity: its deadline for progress, and the deadline of each of its waits."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -34,29 +34,29 @@ class _Activity:
 
     @contextmanager
     def waiting(self, limit: float) -> Iterator[None]:
-        mark = object()
-        self._waits[mark] = self._clock() + limit + _SLACK
+        key = object()
+        self._waits[key] = self._clock() + limit + _SLACK
         try:
             yield
         finally:
-            del self._waits[mark]
+            del self._waits[key]
             self._due = self._clock() + IDLE
 
 
 class Progress:
-    """The activities under way. ``clock`` is monotonic, in seconds."""
+    """The running activities. ``clock`` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._activities: dict[str, _Activity] = {}
 
     def hung(self) -> list[str]:
-        """The names of the activities that do not move on."""
+        """Return the names of the activities that hang."""
         return sorted(name for name, it in self._activities.items() if it.hangs())
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Collect the activities of the block, and of the tasks that are created in it."""
+        """Track the activities of the block, and of tasks that are created in it."""
         token = _collector.set(self)
         try:
             yield
@@ -81,7 +81,7 @@ _current: ContextVar[_Activity | None] = ContextVar("activity", default=None)
 
 @contextmanager
 def activity(name: str) -> Iterator[None]:
-    """What the current task does in the block is this activity."""
+    """Track what the current task does in the block as the activity ``name``."""
     collector = _collector.get()
     with nullcontext() if collector is None else collector._activity(name):  # noqa: SLF001
         yield
@@ -89,7 +89,7 @@ def activity(name: str) -> Iterator[None]:
 
 @contextmanager
 def waiting(limit: float) -> Iterator[None]:
-    """The current activity, if any, waits in the block for at most ``limit`` seconds."""
+    """Allow the current activity, if any, to wait in the block for ``limit`` seconds."""
     current = _current.get()
     with nullcontext() if current is None else current.waiting(limit):
         yield

@@ -1,8 +1,8 @@
-"""Blocking calls on files, in daemon threads, each with a time limit.
+"""Run blocking file calls in daemon threads, each with a time limit.
 
-A file system can hang: a network mount whose server is gone, a FUSE mount whose process does not
-answer. The call then never returns. Here it blocks one thread, which nothing waits for, also not
-the end of the process.
+A file system can hang: a network mount without its server, a FUSE mount without its process. A call
+then never returns. Here it blocks one thread, and neither the event loop nor the exit of the
+process waits for that thread.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ MAX_HUNG: Final = 64
 
 
 class DaemonThreads(ThreadPoolExecutor):
-    """Runs each call in a daemon thread. Neither a loop's end nor the process's waits for one.
+    """Runs each call in a new daemon thread, which nothing waits for at exit.
 
-    A pool only by name: a loop takes no other kind as its default executor.
+    It is no pool, but an event loop accepts only this type as its default executor.
     """
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -63,13 +63,18 @@ class SerialThread(Executor):
         self._thread: threading.Thread | None = None
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Have the call done after those before it.
+        """Queue the call behind those before it.
 
         Raises:
             OSError: the thread cannot be started.
         """
         if self._thread is None:
-            thread = threading.Thread(target=self._work, daemon=True, name=self._name)
+
+            def work() -> None:
+                while (call := self._calls.get()) is not None:
+                    call()
+
+            thread = threading.Thread(target=work, daemon=True, name=self._name)
             _begin(thread)
             self._thread = thread
         future: Future[R] = Future()
@@ -77,12 +82,8 @@ class SerialThread(Executor):
         return future
 
     def shutdown(self, *_: object, **__: object) -> None:
-        """Let the thread end after what it has to do; waits for nothing."""
+        """End the thread after the queued calls; do not wait for it."""
         self._calls.put(None)
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
 
 
 def _begin(thread: threading.Thread) -> None:
@@ -95,7 +96,7 @@ def _begin(thread: threading.Thread) -> None:
 def _settle(future: Future[R], call: Callable[[], R]) -> None:
     try:
         result = call()
-    except BaseException as error:  # noqa: BLE001 - it is raised where the call is awaited
+    except BaseException as error:  # noqa: BLE001 - raised where the call is awaited
         future.set_exception(error)
     else:
         future.set_result(result)
@@ -150,10 +151,10 @@ class BoundedCalls:
         return future.result()
 
     async def each(self, keys: Iterable[K], call: Callable[[K], R]) -> dict[K, R | OSError]:
-        """Run the call for each key. One thread does all, unless a call hangs.
+        """Run the call for each key, in one thread unless a call hangs.
 
         Returns:
-            Each key's result, or the OSError that the call raised or that says that it hangs.
+            Each key's result, or the OSError of the call, a TimeoutError if it hangs.
         """
         found: dict[K, R | OSError] = {key: _timed_out(self._limit) for key in keys}
         if len(self._hung) >= 2 * MAX_HUNG:
@@ -166,18 +167,16 @@ class BoundedCalls:
         rest = [key for key in found if key not in self._hung and key not in walk.results]
         while rest and (room := MAX_HUNG - len(self._hung)) > 0:
             batch, rest = rest[:room], rest[room:]
-            alone = (self._one(key, call) for key in batch)
-            found |= zip(batch, await asyncio.gather(*alone), strict=True)
+            alone = (self.run(key, call, key) for key in batch)
+            results = await asyncio.gather(*alone, return_exceptions=True)
+            for key, result in zip(batch, results, strict=True):
+                if isinstance(result, BaseException) and not isinstance(result, OSError):
+                    raise result
+                found[key] = result
         return found | {key: _not_tried() for key in rest}
 
-    async def _one(self, key: K, call: Callable[[K], R]) -> R | OSError:
-        try:
-            return await self.run(key, call, key)
-        except OSError as error:
-            return error
-
     async def _follow(self, walk: _Walk[K, R]) -> None:
-        """Wait until the walk is over, or hangs at one key."""
+        """Wait until the walk ends, or one of its calls hangs."""
         try:
             future = self._start(walk, walk.run)
         except OSError as error:
@@ -217,12 +216,12 @@ class BoundedCalls:
         if self._running.get(key) is future:
             del self._running[key]
         if not future.cancelled():
-            # Nothing may wait for it any more; an exception that nobody asks for is logged.
+            # asyncio would log an exception that is never retrieved.
             future.exception()
 
 
 class _Walk(Generic[K, R]):
-    """One thread's way through several calls. ``current`` is the key that it is at."""
+    """Several calls in one thread. ``current`` is the key of the running call."""
 
     def __init__(self, keys: list[K], call: Callable[[K], R]) -> None:
         self.keys = keys
@@ -246,8 +245,8 @@ class _Walk(Generic[K, R]):
 
 
 def _not_tried() -> TimeoutError:
-    return TimeoutError(errno.ETIMEDOUT, f"not tried: {MAX_HUNG} other files do not answer")
+    return TimeoutError(errno.ETIMEDOUT, f"not tried: {MAX_HUNG} other file calls hang")
 
 
 def _timed_out(limit: float) -> TimeoutError:
-    return TimeoutError(errno.ETIMEDOUT, f"no answer within {limit:g} s; its disk or mount hangs")
+    return TimeoutError(errno.ETIMEDOUT, f"no answer within {limit:g} s; check its disk or mount")

@@ -33,7 +33,7 @@ from reconciler.reconcile.queue import WorkQueue
 from reconciler.reconcile.retries import Retries
 from reconciler.reconcile.workers import Workers
 from reconciler.resources.disk_guard import DiskGuard
-from reconciler.resources.image_gc import Images
+from reconciler.resources.image_gc import ImageCollector
 from reconciler.resources.image_pulls import ImagePuller
 from reconciler.telemetry.supervision import supervise
 from reconciler.threads import BoundedCalls
@@ -112,7 +112,7 @@ class Manager:
             resync_interval=settings.resync_interval,
             recorder=recorder,
         )
-        self.images = Images(
+        self.images = ImageCollector(
             engine,
             store=store,
             in_use=self._images_in_use,
@@ -287,7 +287,7 @@ class Manager:
             EngineError: the engine cannot be asked.
         """
         await self.informer.sync_once()
-        await self.disk.look()
+        await self.disk.measure()
 
     async def close(self) -> None:
         """End what runs in the background. The sandboxes go on."""
@@ -304,8 +304,8 @@ class Manager:
                 self.collector.sweep(*self.cache.ids())
                 self.guard.report()
                 self._identities.sweep()
-                self.images.renew()
-                await self.images.settle()
+                self.images.mark_used()
+                await self.images.resolve_pulls()
 
     # --- wiring -------------------------------------------------------------------------------
 

@@ -252,7 +252,7 @@ class Queries:
         manager = self._manager
         date = manager.store.clock.date
         rows = [{**row, "removed": False, "error": None} for row in self.orphans()]
-        for image, remove_at in manager.images.idle():
+        for image, remove_at in manager.images.unused():
             rows.append(
                 {
                     "kind": "image",

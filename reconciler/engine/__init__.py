@@ -1,1 +1,1 @@
-"""What runs containers: the protocol, and Docker behind it."""
+"""The container engine: the protocol, and Docker behind it."""

@@ -1,8 +1,8 @@
-"""What an engine must be able to do, in this project's own words.
+"""Define what the daemon needs from a container engine.
 
-Every method has a timeout of its own and raises only errors of ``reconciler.core.errors``:
-``EngineUnavailable`` where the outcome is unknown, the others where the engine said no. Every
-change is idempotent: what already is so is a success.
+Every method has a timeout and raises only errors of ``reconciler.core.errors``:
+``EngineUnavailable`` if the outcome is unknown, the others if the engine refused. Every change is
+idempotent: it succeeds if the object already is in the requested state.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Who the engine is. ``root`` is the folder where it keeps its data, on its own host.
+    """The engine's name, versions, data folder and abilities.
 
-    ``missing_limits`` are those of ``resources`` that it cannot enforce.
-
-    ``local``: it was reached by a socket of this host, so ``root`` is, as a rule, a folder here.
-    ``gateway`` is its address on its default bridge; empty where it has none or does not say.
+    Attributes:
+        root: Folder of its data, on the engine's host.
+        missing_limits: Fields of ``resources`` that it cannot enforce.
+        local: It was reached through a socket of this host, so ``root`` usually is a folder here.
+        gateway: Its address on its default bridge; empty if unknown.
     """
 
     name: str
@@ -44,7 +45,7 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One line of a list: enough to see whether an inspection is needed."""
+    """One row of a container list: enough to see whether an inspection is needed."""
 
     id: str
     name: str
@@ -55,9 +56,9 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class BrokenRow:
-    """One row of a list that cannot be read. ``id`` and ``sandbox`` are empty where they cannot.
+    """One row of a list that cannot be decoded.
 
-    ``id`` is a container's id or a volume's name.
+    ``id`` is a container's id or a volume's name. Both ``id`` and ``sandbox`` may be empty.
     """
 
     id: str
@@ -67,9 +68,9 @@ class BrokenRow:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All that bears the instance's label, or nothing: a partial answer raises.
+    """All objects with the instance's label. A partial response raises instead.
 
-    ``sees_volumes`` is False where the engine, or a proxy before it, forbids to list volumes.
+    ``sees_volumes`` is False if the engine, or a proxy in front of it, forbids listing volumes.
     """
 
     containers: tuple[Summary, ...]
@@ -80,17 +81,17 @@ class Listing:
 
     @property
     def markers(self) -> set[str]:
-        """The owners that have a marker: a volume by which a daemon is known to the others."""
+        """The owners that have a marker: a volume that announces a daemon to the others."""
         return {v.owner for v in self.volumes if v.name == naming.marker_name(v.instance, v.owner)}
 
     @property
     def owners(self) -> set[str]:
-        """Every owner that a label names; an empty one where a label is missing."""
+        """Every owner that a label names; an empty one for a missing label."""
         return {c.owner for c in self.containers} | {v.owner for v in self.volumes}
 
 
 class EventKind(StrEnum):
-    """What an event is about."""
+    """The kind of object of an event."""
 
     CONTAINER = "container"
     VOLUME = "volume"
@@ -98,9 +99,9 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineEvent:
-    """A hint that something may have changed. ``sandbox`` is empty where the engine does not say.
+    """A hint that an object may have changed. ``sandbox`` is empty if it is unknown.
 
-    ``id`` is a container's id or a volume's name; ``what`` is the engine's own verb (start, die).
+    ``id`` is a container's id or a volume's name; ``what`` is the engine's verb (start, die).
     """
 
     kind: EventKind
@@ -112,7 +113,7 @@ class EngineEvent:
 
 @dataclass(frozen=True, slots=True)
 class PullProgress:
-    """How far a pull is. ``total`` is 0 while it is not known."""
+    """The progress of a pull. ``bytes_total`` is 0 while it is unknown."""
 
     layers_done: int
     layers: int
@@ -122,10 +123,12 @@ class PullProgress:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image of the host, whoever's it is. ``size`` is in bytes, those that it shares too.
+    """One image of the host, of this instance or not.
 
-    ``references`` are its tags, else its digests. ``in_use`` is False also where the engine does
-    not say, which is the rule.
+    Attributes:
+        references: Its tags, else its digests.
+        size: Bytes, including shared layers.
+        in_use: False also if the engine does not report it, which is usual.
     """
 
     id: str
@@ -135,140 +138,141 @@ class Image:
 
 
 class Engine(Protocol):
-    """One engine, seen by one instance: it lists and hears only what bears the instance's label."""
+    """One engine, as one instance sees it: lists and events only show the instance's objects."""
 
     async def close(self) -> None:
-        """Let go of every connection."""
+        """Close every connection."""
 
     def forbidden(self) -> Sequence[Forbidden]:
-        """One error for each part of the engine's API that was forbidden lately."""
+        """Return one error for each part of the API that was forbidden recently."""
 
     def warnings(self) -> Sequence[str]:
-        """What the engine warned of when it made containers: each text once."""
+        """Return each distinct warning that the engine sent when it created containers."""
 
     async def ping(self) -> None:
-        """Return if the engine answers."""
+        """Return if the engine answers, else raise."""
 
     async def info(self) -> EngineInfo:
-        """Who the engine is."""
+        """Return the engine's name, versions, data folder and abilities."""
 
     async def list(self) -> Listing:
-        """Containers in every phase, and volumes."""
+        """List containers in every phase, and volumes."""
 
     async def inspect(self, container_id: str) -> Container | None:
-        """One container by id or name; None where it is not there or is not of this instance."""
+        """Return a container by id or name; None if missing or of another instance."""
 
     async def inspect_volume(self, name: str) -> Volume | None:
-        """One volume by name, whatever labels it has; None where it is not there."""
+        """Return a volume by name, with any labels; None if it is missing."""
 
     def events(self) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
-        """Events from now on. Entered once the engine has accepted the subscription.
+        """Iterate over events from now on. Entered once the engine accepted the subscription.
 
-        The iteration ends when the stream does, for whatever reason; nobody reconnects here.
+        The iteration ends with the stream, for any reason; this method does not reconnect.
         """
 
     async def create_volume(self, name: str, labels: Mapping[str, str]) -> Volume:
-        """Make the volume and return it; the one that exists already, with its labels, if any."""
+        """Create the volume and return it, or return the existing one with its labels."""
 
     async def remove_volume(self, name: str) -> None:
-        """Remove the volume, whatever labels it has; one that is gone is a success.
+        """Remove the volume, with any labels. One that is gone is a success.
 
         Raises:
             Busy: a container still uses it.
         """
 
-    async def create(self, blueprint: ContainerConfig) -> str:
-        """Make the container, without starting it, and return its id.
+    async def create(self, config: ContainerConfig) -> str:
+        """Create the container, without starting it, and return its id.
 
-        Where a container of the same name exists, its id is returned if it has the same nonce: an
-        earlier create made it, whose answer was lost.
+        If a container with the same name and nonce exists, its id is returned: an earlier create
+        made it, and its response was lost.
 
         Raises:
-            ImageNotFound: the image is not there.
+            ImageNotFound: the image is missing.
             NameTaken: another container has the name.
-            Refused: the engine will not make it: a mount's source is missing, an option is wrong.
+            Refused: the engine rejects it: a mount's source is missing, an option is wrong.
         """
 
     async def prepare(self, container_id: str, stand_in: ContainerConfig) -> None:
-        """Make the workspace belong to the sandbox's user, before the first start.
+        """Set the owner of the workspace to the sandbox's user, before the first start.
 
-        Where the container itself cannot be used for that, one with the name and the labels of
-        ``stand_in`` is made for the moment, and removed.
+        If the container itself cannot be used for that, a temporary one with the name and labels
+        of ``stand_in`` is created and removed.
         """
 
     async def start(self, container_id: str) -> None:
-        """Start it.
+        """Start the container.
 
         Raises:
-            PortTaken: a host port is held by somebody else.
+            PortTaken: another process uses a host port.
             Refused: it cannot be started: no such program, no such device.
+            Unstartable: leftovers of an earlier run are in the way.
         """
 
     async def stop(self, container_id: str, grace: float) -> None:
-        """Ask it to end, kill it after ``grace`` seconds, return when it has ended."""
+        """Send the stop signal, kill after ``grace`` seconds, return when it has exited."""
 
     async def pause(self, container_id: str) -> None:
-        """Freeze its processes."""
+        """Freeze the container's processes."""
 
     async def unpause(self, container_id: str) -> None:
-        """Thaw its processes."""
+        """Continue the container's processes."""
 
     async def update(self, container_id: str, limits: Limits) -> None:
-        """Give it these limits and this restart policy, without a restart.
+        """Change limits and restart policy, without a restart.
 
-        Where the engine cannot take a limit away, it gets the highest one that has the same effect.
+        If the engine cannot remove a limit, it sets the highest one, which has the same effect.
 
         Raises:
-            Refused: the engine will not, for instance as more is in use, or it had no effect.
+            Refused: the engine rejects it, such as a limit below current use, or ignores it.
         """
 
     async def rename(self, container_id: str, name: str) -> None:
-        """Give it another name.
+        """Rename the container.
 
         Raises:
             NameTaken: another container has the name.
         """
 
     async def remove(self, container_id: str) -> None:
-        """Kill it if it lives and remove it with its anonymous volumes; return when it is gone.
+        """Kill and remove the container with its anonymous volumes; return when it is gone.
 
         Raises:
-            Removing: the engine is still at it; the more files a container has, the longer.
+            Removing: the engine is still removing it; many files take long.
         """
 
     async def has_image(self, image: str) -> bool:
-        """Whether a create would find the image."""
+        """Return whether a create would find the image."""
 
     async def image_id(self, image: str) -> str | None:
-        """The id of the image that a create would find."""
+        """Return the id of the image that a create would find; None without one."""
 
     async def image_labels(self, image_id: str) -> Mapping[str, str]:
-        """The labels that a container of this image inherits.
+        """Return the labels that a container inherits from this image.
 
         Raises:
-            NotFound: the image is not there.
+            NotFound: the image is missing.
         """
 
     async def images(self) -> Sequence[Image]:
-        """All images of the host but the layers of a build."""
+        """List all images of the host except intermediate layers of builds."""
 
     async def remove_image(self, image_id: str) -> None:
-        """Remove an image that nothing uses; one that is gone is a success.
+        """Remove an unused image; one that is gone is a success.
 
         Raises:
-            Busy: a container in any phase uses it, it has more than one name, or another image was
-                made from it.
+            Busy: a container in any phase uses it, it has more than one name, or another image
+                depends on it.
         """
 
     async def pull(self, image: str, progress: Callable[[PullProgress], None]) -> None:
         """Pull the image with the user's own credentials for its registry.
 
         Raises:
-            PullFailed: it cannot be had.
+            PullFailed: the registry does not provide it.
         """
 
     async def log_tail(self, container_id: str, lines: int, *, since: float = 0.0) -> Sequence[str]:
-        """The last lines of both streams, each cut at a bound; only those after ``since``.
+        """Return the last lines of both streams, each cut at a limit; only those after ``since``.
 
         Bytes that are not UTF-8 are decoded with ``surrogateescape``.
         """
@@ -276,10 +280,10 @@ class Engine(Protocol):
     def follow_logs(
         self, container_id: str, lines: int
     ) -> AbstractAsyncContextManager[AsyncIterator[str]]:
-        """The last lines, each cut at a bound, and then more as they come."""
+        """Iterate over the last lines, each cut at a limit, and then new ones."""
 
     async def run_in(self, container_id: str, command: Sequence[str], limit: float) -> int:
-        """Run a command in it and return its exit code.
+        """Run a command in the container and return its exit code.
 
         Raises:
             CommandTimeout: it did not end within ``limit`` seconds; it keeps running.

@@ -1,9 +1,10 @@
-"""Watches the disks: while one is too full nothing new is made, and what may go is collected."""
+"""Measure the disks. While one is too full, create nothing new and remove unused images."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -29,15 +30,15 @@ Role = Literal["state", "engine"]
 _ROLES: Final[tuple[Role, ...]] = ("state", "engine")
 _MEASURE_EVERY: Final = 5.0
 _COLLECT_EVERY: Final = 60.0
-# An engine keeps its data elsewhere after a restart at the earliest.
-_ASK_EVERY: Final = 300.0
-_LIMIT: Final = 5.0
+# The engine's data folder only changes with a restart.
+_FIND_ENGINE_EVERY: Final = 300.0
+_TIMEOUT: Final = 5.0
 _FACT: Final = "disk-pressure"
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """One filesystem: bytes free without privileges, bytes in all, and which one it is."""
+    """One file system: bytes free for users, bytes in total, and its device number."""
 
     free: int
     total: int
@@ -45,37 +46,38 @@ class Space:
 
 
 class Statvfs:
-    """Measures file systems, each within ``limit`` seconds: one that hangs blocks nothing."""
+    """Measures file systems, each within ``limit`` seconds, so that a hung one blocks nothing."""
 
-    def __init__(self, limit: float = _LIMIT) -> None:
+    def __init__(self, limit: float = _TIMEOUT) -> None:
         self._calls = BoundedCalls(limit)
 
     async def __call__(self, path: Path) -> Space:
-        """The space of the file system that holds the path.
+        """Return the space of the path's file system.
 
         Raises:
-            OSError: it is unavailable, or not available in time (TimeoutError).
+            OSError: it cannot be measured, or not in time (TimeoutError).
         """
         return await self._calls.run(path, space_of, path)
 
 
 def space_of(path: Path) -> Space:
-    """Asks the system; may hang as long as the filesystem does.
+    """Measure a file system; blocks as long as the file system hangs.
 
     Raises:
-        OSError: it cannot be told.
+        OSError: it cannot be measured.
     """
-    found = os.statvfs(path)
-    unit = found.f_frsize
-    return Space(found.f_bavail * unit, found.f_blocks * unit, path.stat().st_dev)
+    result = os.statvfs(path)
+    unit = result.f_frsize
+    return Space(result.f_bavail * unit, result.f_blocks * unit, path.stat().st_dev)
 
 
 class DiskGuard:
-    """What is known of the disks of the state directory and, where it is on this host, the engine.
+    """The disks of the state directory and, if it is on this host, of the engine.
 
-    ``collect(enough)`` removes what may go until ``await enough()``; False: it is not known yet
-    what may, so it is to be asked again soon. ``on_change`` is called when new sandboxes may no
-    longer be made, or may be made again.
+    Args:
+        collect: Removes unused images until ``await enough()``. It returns False while it cannot
+            know which are unused; it is then called again soon.
+        on_change: Called when the creation of sandboxes becomes blocked or allowed again.
     """
 
     def __init__(
@@ -102,27 +104,27 @@ class DiskGuard:
         self._paths: dict[Role, Path] = {"state": state_dir}
         self._spaces: dict[Role, Space] = {}
         self._reasons: Mapping[str, str] | None = None
-        self._said: set[Role] = set()
-        self._ask_at = self._collect_at = 0.0
+        self._logged: set[Role] = set()
+        self._find_engine_at = self._collect_at = 0.0
 
-    # --- what is known ------------------------------------------------------------------------
+    # --- status -------------------------------------------------------------------------------
 
     @property
     def hold(self) -> str:
-        """Why nothing new may be made now; empty where it may."""
+        """Why nothing new may be created now; empty if it may."""
         if self._reasons is None:
             return UNMEASURED
         return "; ".join(self._reasons.values())
 
     def facts(self) -> dict[str, Any]:
-        """What ``status`` says of the disks; sizes are in bytes."""
+        """Return what ``status`` shows about the disks; sizes are in bytes."""
         return {
             "pressure": list((self._reasons or {}).values()),
             "disks": [asdict(usage) for usage, _ in self._usages()],
         }
 
     def _usages(self) -> list[tuple[Usage, frozenset[Role]]]:
-        """One for each filesystem, with what it is for."""
+        """Return the usage of each file system, with its roles: one disk may have both."""
         spaces = self._spaces
         if len({space.device for space in spaces.values()}) < len(spaces):
             paths = ", ".join(str(self._paths[role]) for role in spaces)
@@ -132,54 +134,49 @@ class DiskGuard:
             for role, space in spaces.items()
         ]
 
-    # --- life ---------------------------------------------------------------------------------
+    # --- loop ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Watch, for ever."""
+        """Check every few seconds, without end."""
         while True:
             await self.check()
             await asyncio.sleep(_MEASURE_EVERY)
 
     async def check(self) -> None:
-        """Measure; where the engine's disk is too full, collect; then say how things stand."""
-        await self.look()
-        due = self._engine_is_full() and self._clock() >= self._collect_at
-        if due and await self._collect(self._has_room):
-            self._collect_at = self._clock() + _COLLECT_EVERY
-        self._say()
+        """Measure, remove unused images if the engine's disk is too full, and log changes."""
+        await self.measure()
 
-    async def look(self) -> None:
-        """Measure, and close or open the gate; nothing is said or collected."""
-        await self._find_engine()
+        async def enough() -> bool:
+            await self._measure_one("engine")
+            await self._measure_one("state")
+            self._judge()
+            return not self._engine_is_full()
+
+        due = self._engine_is_full() and self._clock() >= self._collect_at
+        if due and await self._collect(enough):
+            self._collect_at = self._clock() + _COLLECT_EVERY
+        self._log_changes()
+
+    async def measure(self) -> None:
+        """Measure and update ``hold``, without logging or removing anything."""
+        if self._clock() >= self._find_engine_at:
+            with suppress(EngineError, TimeoutError):
+                async with asyncio.timeout(_TIMEOUT):
+                    info = await self._engine.info()
+                self._find_engine_at = self._clock() + _FIND_ENGINE_EVERY
+                if info.local and info.root:
+                    self._paths["engine"] = Path(info.root)
+                else:
+                    self._paths.pop("engine", None)
+                    self._forget("engine")
         for role in tuple(self._paths):
             await self._measure_one(role)
         self._judge()
-
-    async def _has_room(self) -> bool:
-        await self._measure_one("engine")
-        await self._measure_one("state")
-        self._judge()
-        return not self._engine_is_full()
 
     def _engine_is_full(self) -> bool:
         return "engine" in self._spaces and "engine" in self._under()
 
     # --- measure ------------------------------------------------------------------------------
-
-    async def _find_engine(self) -> None:
-        if self._clock() < self._ask_at:
-            return
-        try:
-            async with asyncio.timeout(_LIMIT):
-                info = await self._engine.info()
-        except (EngineError, TimeoutError):
-            return
-        self._ask_at = self._clock() + _ASK_EVERY
-        if info.local and info.root:
-            self._paths["engine"] = Path(info.root)
-        else:
-            self._paths.pop("engine", None)
-            self._forget("engine")
 
     def _forget(self, role: Role) -> None:
         self._spaces.pop(role, None)
@@ -192,10 +189,10 @@ class DiskGuard:
         try:
             self._spaces[role] = await self._measure(path)
         except FileNotFoundError:
-            # The engine's folder is on another host, or the state is only to be made.
+            # The engine's folder is on another host, or the state directory does not exist yet.
             self._forget(role)
         except OSError as error:
-            # What was known of it stays: nothing is concluded.
+            # The last known value stays.
             self._recorder.complain(
                 events.DiskUnmeasured(path=str(path), error=error.strerror or str(error)),
                 about=role,
@@ -206,7 +203,7 @@ class DiskGuard:
     # --- judge --------------------------------------------------------------------------------
 
     def _under(self) -> set[Role]:
-        """The roles of the disks that are under pressure, as it is remembered over restarts."""
+        """Return the roles of the disks that are under pressure, also from before a restart."""
         known = (self._store.fact(_FACT) or "").split()
         return {role for role in _ROLES if role in known}
 
@@ -220,7 +217,7 @@ class DiskGuard:
         self._remember(
             {r for usage, roles in usages if usage.disk in reasons for r in roles}
             | (
-                # What cannot be measured stays what it was.
+                # A disk that cannot be measured keeps its state.
                 under - self._spaces.keys()
             )
         )
@@ -229,23 +226,23 @@ class DiskGuard:
         if changed:
             self._on_change()
 
-    def _say(self) -> None:
-        reasons, said = self._reasons or {}, set[Role]()
+    def _log_changes(self) -> None:
+        reasons, logged = self._reasons or {}, set[Role]()
         for usage, roles in self._usages():
             disk, path, free, total = usage.disk, usage.path, usage.free, usage.total
             if usage.disk in reasons:
-                said |= roles
-                if not roles <= self._said:
+                logged |= roles
+                if not roles <= self._logged:
                     self._recorder.log(
                         events.DiskPressure(
                             disk=disk, path=path, free=free, total=total, reason=reasons[disk]
                         )
                     )
-            elif roles & self._said:
+            elif roles & self._logged:
                 self._recorder.log(
                     events.DiskRelieved(disk=disk, path=path, free=free, total=total)
                 )
-        self._said = said
+        self._logged = logged
 
 
 def _usage(disk: str, path: str, space: Space) -> Usage:

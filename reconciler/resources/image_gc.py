@@ -1,4 +1,4 @@
-"""The images that this instance brought to the host: which they are, and which of them may go."""
+"""Track the images that this instance pulled, and remove those that are unused."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 _PULLS: Final = "pulls"
 
 
-class Images:
-    """Notes what a pull brought, durably, and collects it when asked to.
+class ImageCollector:
+    """Remembers which images pulls added to the host, and removes them on request.
 
-    ``in_use`` gives the ids of the images of all our containers; None while it is not certain that
-    these, and the records, are all there are: then nothing is collected. ``min_age`` is in seconds
-    since an image was last in use.
+    Args:
+        in_use: Returns the image ids of all our containers; None while containers or records are
+            not completely known, so that nothing may be removed.
+        pinned: References of images that are never removed.
+        min_age: Seconds since an image was last used, after which it may be removed.
     """
 
     def __init__(
@@ -46,24 +48,24 @@ class Images:
         self._min_age = min_age
         self._recorder = recorder
         self._clock = clock
-        self._under_way: set[str] = set()
+        self._pulling: set[str] = set()
 
-    # --- what is ours -------------------------------------------------------------------------
+    # --- pulled images ------------------------------------------------------------------------
 
     @asynccontextmanager
     async def pulling(self, image: str) -> AsyncIterator[None]:
-        """A pull of the image is done in here; what was not on the host before is ours after.
+        """Wrap a pull: an image that was not on the host before is ours afterwards.
 
-        An engine that does not say leaves the image to be taken for somebody else's. What came of a
-        pull whose end nobody saw is found out by ``settle``, after a kill too.
+        If the engine does not answer before the pull, the image counts as not ours. If it does not
+        answer after the pull, or the daemon is killed, ``resolve_pulls`` finds the result later.
         """
-        await self._settle(image)
+        await self._resolve_pull(image)
         before = await self._listed()
         if before is None:
             yield
             return
         self._put_pull(image, sorted(before))
-        self._under_way.add(image)
+        self._pulling.add(image)
         try:
             yield
         except EngineUnavailable:
@@ -72,15 +74,15 @@ class Images:
             self._put_pull(image, None)
             raise
         finally:
-            self._under_way.discard(image)
-        await self._settle(image)
+            self._pulling.discard(image)
+        await self._resolve_pull(image)
 
-    async def settle(self) -> None:
-        """Find out what came of the pulls whose end nobody saw."""
-        for image in self._pulls().keys() - self._under_way:
-            await self._settle(image)
+    async def resolve_pulls(self) -> None:
+        """Find the results of pulls whose end this daemon did not see."""
+        for image in self._pulls().keys() - self._pulling:
+            await self._resolve_pull(image)
 
-    async def _settle(self, image: str) -> None:
+    async def _resolve_pull(self, image: str) -> None:
         before = self._pulls().get(image)
         if before is None:
             return
@@ -89,15 +91,12 @@ class Images:
         except EngineError:
             return
         if id_ is not None and (id_ not in before or id_ in self._store.images):
-            self._note(image, id_)
+            now, known = self._clock(), self._store.images.get(id_)
+            self._store.put_image(id_, PulledImage(image, known.pulled_at if known else now, now))
         self._put_pull(image, None)
 
-    def _note(self, image: str, id_: str) -> None:
-        now, known = self._clock(), self._store.images.get(id_)
-        self._store.put_image(id_, PulledImage(image, known.pulled_at if known else now, now))
-
     def _pulls(self) -> dict[str, list[str]]:
-        """The ids of all images that the host had before each pull, by what was pulled."""
+        """Return the image ids that the host had before each unresolved pull, by reference."""
         pulls: dict[str, list[str]] = json.loads(self._store.fact(_PULLS) or "{}")
         return pulls
 
@@ -107,7 +106,7 @@ class Images:
         self._store.put_fact(_PULLS, json.dumps(pulls) if pulls else None)
 
     async def _listed(self) -> Mapping[str, Image] | None:
-        """All images of the host by id. What we knew of one that is gone is forgotten."""
+        """List the host's images by id, and forget those of ours that are gone."""
         known = set(self._store.images)
         try:
             listed = {image.id: image for image in await self._engine.images()}
@@ -117,14 +116,14 @@ class Images:
             self._store.drop_image(id_)
         return listed
 
-    def renew(self) -> None:
-        """Note which are in use now."""
+    def mark_used(self) -> None:
+        """Record which images are in use now."""
         fresh = renewed(self._store.images, self._in_use() or (), self._clock())
         for id_, image in fresh.items():
             self._store.put_image(id_, image)
 
-    def idle(self) -> list[tuple[PulledImage, float]]:
-        """Those that nothing has or names, and when at the earliest each may go."""
+    def unused(self) -> list[tuple[PulledImage, float]]:
+        """Return the images that no container or record uses, and when each may be removed."""
         in_use, named = self._in_use(), self._named()
         if in_use is None:
             return []
@@ -134,42 +133,40 @@ class Images:
             if id_ not in in_use and image.reference not in named
         ]
 
-    # --- what may go --------------------------------------------------------------------------
+    # --- removal ------------------------------------------------------------------------------
 
     async def collect(self, enough: Callable[[], Awaitable[bool]]) -> bool:
-        """Remove those that may go, one at a time, until there is enough room or none is left.
+        """Remove unused images, one at a time, until ``enough`` or none is left.
 
-        False: it is not certain what may go, so nothing went.
+        Return False if it is not known which are unused; nothing was removed then.
         """
         try:
             listed = await self._listed()
             kept = None if listed is None else await self._kept(listed)
             if listed is None or kept is None:
                 return False
-            await self._remove_but(kept, listed, enough)
+            named = self._named()
+            # Images that are pulled from now on are not candidates.
+            known = {id_: image for id_, image in self._store.images.items() if id_ in listed}
+            candidates = images_to_collect(
+                known, kept=kept, now=self._clock(), min_age=self._min_age
+            )
+            for id_ in candidates:
+                # A record that was added meanwhile may need the next one.
+                if self._named() != named:
+                    break
+                if await self._remove(listed[id_], known[id_].reference) and await enough():
+                    break
         except EngineError as error:
             self._complain("", error)
             return isinstance(error, EngineUnavailable)
         return True
 
-    async def _remove_but(
-        self, kept: set[str], listed: Mapping[str, Image], enough: Callable[[], Awaitable[bool]]
-    ) -> None:
-        named = self._named()
-        # What is pulled from now on is not among them.
-        known = {id_: image for id_, image in self._store.images.items() if id_ in listed}
-        for id_ in images_to_collect(known, kept=kept, now=self._clock(), min_age=self._min_age):
-            # A record that came meanwhile may want the next one.
-            if self._named() != named:
-                return
-            if await self._remove(listed[id_], known[id_].reference) and await enough():
-                return
-
     def _named(self) -> set[str]:
         return {record.spec.image for record in self._store.records.values()} | {*self._pinned}
 
     async def _kept(self, listed: Mapping[str, Image]) -> set[str] | None:
-        """The engine itself says which image a name leads to: names can be written in many ways."""
+        """Return the ids to keep. The engine resolves names, which have several spellings."""
         named = self._named()
         ids = {await self._engine.image_id(name) for name in sorted(named)}
         in_use = self._in_use()
@@ -179,10 +176,11 @@ class Images:
         return {*(id_ for id_ in ids if id_), *in_use, *elsewhere}
 
     async def _remove(self, image: Image, reference: str) -> bool:
+        """Remove one image; False if it is in use or the engine refuses."""
         try:
             await self._engine.remove_image(image.id)
         except Busy:
-            # A container that is not ours, another image or another name needs it.
+            # Another container, image or name uses it.
             return False
         except EngineUnavailable:
             raise

@@ -1,4 +1,4 @@
-"""Pulls in the background, one for an image however many wait for it."""
+"""Pull images in the background, each once for all sandboxes that wait for it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
     from reconciler.telemetry.recorder import Recorder
 
 _PROGRESS_EVERY: Final = 5.0
-# Names of waiting sandboxes in one line of the log.
+# Waiting sandboxes that one log line names.
 _SHOWN: Final = 20
 
 
 class ImagePuller:
-    """What is known of the image that each key wants, and the pulls that are under way.
+    """The state of the image that each key wants, and the running pulls.
 
-    ``on_done(key, image, error)`` is called for every key that waited; ``error`` None is success.
-    ``pulling(image)`` is what a pull is done in, for who wants to know what it brought.
+    Args:
+        on_done: Called with key, image and error (None for success), for every key that waited.
+        pulling: Context manager in which an image is pulled, to find out what the pull added.
     """
 
     def __init__(
@@ -51,20 +52,20 @@ class ImagePuller:
         self._started: set[str] = set()
 
     def state(self, key: str, image: str) -> ImageState:
-        """What is known, for this key, of the image that it wants now."""
+        """Return the state of the image that the key wants now."""
         known_image, state = self._states.get(key, (image, ImageState.UNKNOWN))
         return state if known_image == image else ImageState.UNKNOWN
 
     def mark(self, key: str, image: str, state: ImageState) -> None:
-        """Learn something of the image."""
+        """Record the state of the image that the key wants."""
         self._states[key] = (image, state)
 
     def request(self, key: str, image: str) -> None:
-        """Have the image pulled; the key waits for it."""
+        """Pull the image, unless a pull is running; the key waits for it."""
         self.release(key, image)
         self._states[key] = (image, ImageState.PULLING)
         if image not in self._pulls:
-            # In a context of its own: others may wait for it than the key that began it.
+            # In a new context: the pull may outlive the key that requested it.
             self._pulls[image] = asyncio.create_task(
                 self._pull(image),
                 name=f"pull {image}",
@@ -72,7 +73,7 @@ class ImagePuller:
             )
 
     def release(self, key: str, image: str | None) -> None:
-        """The key wants ``image`` now, or nothing: a pull that nobody waits for is ended."""
+        """Record that the key wants ``image`` now, or none; cancel a pull that no key waits for."""
         former, _ = self._states.get(key, (image, ImageState.UNKNOWN))
         if former == image or former is None:
             return
@@ -85,7 +86,7 @@ class ImagePuller:
                 self._recorder.log(events.PullCancelled(image=former))
 
     async def close(self) -> None:
-        """End every pull."""
+        """Cancel every pull."""
         pulls = list(self._pulls.values())
         for task in pulls:
             task.cancel()
@@ -97,7 +98,7 @@ class ImagePuller:
     async def _pull(self, image: str) -> None:
         began = self._clock()
         if image not in self._failing:
-            # Of a pull that is tried again, the log has the failure, and how often it was repeated.
+            # A repeated pull is not logged: the log has its failure, and the number of repeats.
             self._started.add(image)
             self._recorder.log(events.PullStarted(image=image, sandboxes=self._shown(image)))
         try:
@@ -107,9 +108,9 @@ class ImagePuller:
             self._fail(image, error)
         except ReconcilerError as error:
             self._fail(image, PullFailed(f"{image}: {error}"))
-        except Exception as error:  # noqa: BLE001 - a defect must leave nobody waiting
+        except Exception as error:  # noqa: BLE001 - a defect must not leave keys waiting
             log_failure(f"pull {image}", error, self._recorder, retry_in=None)
-            self._fail(image, PullFailed(f"{image}: a defect of this program, see its log"))
+            self._fail(image, PullFailed(f"{image}: internal error; see the daemon's log"))
         else:
             seconds = round(self._clock() - began, 1)
             self._failing.discard(image)
@@ -137,7 +138,7 @@ class ImagePuller:
 
 
 class _Progress:
-    """Says how far a pull is, at a rate that a person can read."""
+    """Logs the progress of a pull every few seconds."""
 
     def __init__(self, image: str, recorder: Recorder, clock: Callable[[], float]) -> None:
         self._image = image

@@ -84,7 +84,7 @@ def test_a_snapshot_does_not_become_the_sandbox(quick: World, snapshots: list[st
     quick.docker.rm(debug)
     theirs = quick.docker.run(quick.name("alice"), *SLEEP, image=image)
     quick.daemon.start()
-    quick.wait_error("alice", quick.name("alice"), "did not make it")
+    quick.wait_error("alice", quick.name("alice"), "did not create it")
     assert quick.id("alice") == theirs
 
 
@@ -97,7 +97,7 @@ def test_a_lost_database_adopts_no_snapshot(quick: World, snapshots: list[str]) 
     quick.docker.rm(quick.name("alice"))
     theirs = quick.docker.run(quick.name("alice"), *SLEEP, image=image)
     quick.daemon.start()
-    quick.wait_error("alice", "did not make it")
+    quick.wait_error("alice", "did not create it")
     assert quick.id("alice") == theirs
 
 

@@ -105,7 +105,7 @@ async def test_a_broken_answer_is_an_error_about_the_question(tmp_path: Path, bo
     broken = Answer(body)
     async with answering(tmp_path, {OF_LIST: broken, OF_ONE: broken, "/info": broken}) as engine:
         for question in (engine.list(), engine.inspect("a" * 64), engine.info()):
-            with pytest.raises(Unreadable, match="cannot be understood"):
+            with pytest.raises(Unreadable, match="cannot be decoded"):
                 await question
 
 

@@ -18,9 +18,7 @@ from reconciler.core.errors import (
 )
 from reconciler.core.model import Check, CheckState, Phase
 from reconciler.core.spec import SandboxSpec
-from reconciler.engine.docker import chown as owners
-from reconciler.engine.docker import decode as codec
-from reconciler.engine.docker import errors
+from reconciler.engine.docker import chown, decode, errors
 from reconciler.engine.docker.create import create_body
 from reconciler.engine.docker.pull import Pull, registry_of, split_reference
 from reconciler.engine.docker.stream import Frames, Lines
@@ -74,7 +72,7 @@ def inspected(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_container_is_decoded() -> None:
-    seen = codec.container(inspected(), "mine")
+    seen = decode.container(inspected(), "mine")
     assert seen is not None
     assert (seen.name, seen.sandbox, seen.spec) == ("oh-agent-server-alice", "alice", "agent")
     assert (seen.phase, seen.exit_code, seen.oom_killed) == (Phase.EXITED, 137, True)
@@ -91,27 +89,27 @@ def test_a_container_is_decoded() -> None:
 @pytest.mark.parametrize("labels", [None, {}, {"io.sandbox-reconciler.instance": "other"}])
 def test_a_container_of_somebody_else_is_none(labels: Any) -> None:
     config = {**inspected()["Config"], "Labels": labels}
-    assert codec.container(inspected(Config=config), "mine") is None
+    assert decode.container(inspected(Config=config), "mine") is None
 
 
 @pytest.mark.parametrize("missing", ["Id", "Name", "State", "Config", "HostConfig", "Mounts"])
 def test_a_container_that_lacks_something_is_an_error(missing: str) -> None:
     answer = inspected()
     del answer[missing]
-    with pytest.raises(EngineError, match="cannot be understood"), errors.understood("it"):
-        codec.container(answer, "mine")
+    with pytest.raises(EngineError, match="cannot be decoded"), errors.decode_errors("it"):
+        decode.container(answer, "mine")
 
 
 def test_a_phase_that_nobody_knows_is_an_error() -> None:
     state = {**inspected()["State"], "Status": "melting"}
-    with pytest.raises(EngineError), errors.understood("it"):
-        codec.container(inspected(State=state), "mine")
+    with pytest.raises(EngineError), errors.decode_errors("it"):
+        decode.container(inspected(State=state), "mine")
 
 
 @pytest.mark.parametrize("phase", ["created", "removing", "dead", "restarting", "paused"])
 def test_every_phase_is_known(phase: str) -> None:
     state = {**inspected()["State"], "Status": phase, "StartedAt": "0001-01-01T00:00:00Z"}
-    seen = codec.container(inspected(State=state), "mine")
+    seen = decode.container(inspected(State=state), "mine")
     assert seen is not None
     assert (seen.phase, seen.started_at) == (phase, None)
 
@@ -122,15 +120,15 @@ def test_every_phase_is_known(phase: str) -> None:
 )
 def test_a_row_has_its_own_name(names: Any, name: str) -> None:
     row = {"Id": "a" * 64, "Names": names, "Labels": LABELS, "State": "running"}
-    assert codec.summary(row).name == name
+    assert decode.summary(row).name == name
 
 
 def test_a_partial_list_of_volumes_is_an_error() -> None:
     with pytest.raises(ValueError, match="partial"):
-        codec.volume_rows({"Volumes": [], "Warnings": ["a driver does not answer"]})
+        decode.volume_rows({"Volumes": [], "Warnings": ["a driver does not answer"]})
     with pytest.raises(KeyError):
-        codec.volume_rows({"Warnings": None})
-    assert codec.volume_rows({"Volumes": None, "Warnings": None}) == []
+        decode.volume_rows({"Warnings": None})
+    assert decode.volume_rows({"Volumes": None, "Warnings": None}) == []
 
 
 def event(**changes: Any) -> bytes:
@@ -140,7 +138,7 @@ def event(**changes: Any) -> bytes:
 
 
 def test_an_event_is_decoded() -> None:
-    heard = codec.event(event(), "mine")
+    heard = decode.event(event(), "mine")
     assert heard is not None
     assert (heard.kind, heard.what, heard.sandbox) == (EventKind.CONTAINER, "die", "alice")
     assert (heard.id, heard.at) == ("a" * 64, 1.5)
@@ -161,12 +159,12 @@ def test_an_event_is_decoded() -> None:
     ],
 )
 def test_a_line_that_tells_nothing_of_ours(line: bytes) -> None:
-    assert codec.event(line, "mine") is None
+    assert decode.event(line, "mine") is None
 
 
 def test_a_workspace_event_has_no_sandbox() -> None:
     actor = {"ID": "openhands-workspace-x", "Attributes": {"driver": "local"}}
-    heard = codec.event(event(Type="volume", Action="destroy", Actor=actor), "mine")
+    heard = decode.event(event(Type="volume", Action="destroy", Actor=actor), "mine")
     assert heard is not None
     assert (heard.kind, heard.sandbox) == (EventKind.VOLUME, "")
 
@@ -238,8 +236,8 @@ def test_the_log_driver(log: Any, engine_driver: str, expected: Any) -> None:
 
 
 def test_an_engine_names_its_log_driver() -> None:
-    assert codec.log_driver({"LoggingDriver": "journald"}) == "journald"
-    assert codec.log_driver({}) == ""
+    assert decode.log_driver({"LoggingDriver": "journald"}) == "journald"
+    assert decode.log_driver({}) == ""
 
 
 def test_a_spec_that_says_nothing_asks_for_nothing() -> None:
@@ -393,7 +391,7 @@ def test_references(image: str, reference: tuple[str, str], registry: str) -> No
 
 @pytest.mark.parametrize("image", ["sha256:" + "a" * 64, "a" * 64])
 def test_an_id_cannot_be_pulled(image: str) -> None:
-    with pytest.raises(PullFailed, match="image's id"):
+    with pytest.raises(PullFailed, match="is an image id"):
         split_reference(image)
 
 
@@ -434,13 +432,13 @@ def test_an_error_in_the_stream_ends_the_pull() -> None:
 )
 def test_users_are_found(user: str, owner: tuple[int, int]) -> None:
     passwd, group = "# odd\nroot:x:0:0::/:\nagent:x:10:20::/:\n", "staff:x:50:\n"
-    assert owners.resolve(user, passwd, group) == owners.Owner(*owner)
+    assert chown.resolve(user, passwd, group) == chown.Owner(*owner)
 
 
 @pytest.mark.parametrize("user", ["nobody", "agent:nobody"])
 def test_users_that_are_not_there(user: str) -> None:
     with pytest.raises(Refused, match="is not in the image"):
-        owners.resolve(user, "agent:x:10:20::/:", "")
+        chown.resolve(user, "agent:x:10:20::/:", "")
 
 
 def mount(path: str, mode: str) -> dict[str, str]:
@@ -448,10 +446,10 @@ def mount(path: str, mode: str) -> dict[str, str]:
 
 
 def test_an_archive_gives_a_folder_and_what_is_below_it() -> None:
-    archive = owners.chown_archive("b", {"": 0o2750, "c": 0o700}, owners.Owner(7, 8), 1.0)
+    archive = chown.chown_archive("b", {"": 0o2750, "c": 0o700}, chown.Owner(7, 8), 1.0)
     assert archive.startswith(b"b/\0")
     assert b"b/c/\0" in archive
-    assert owners.head(archive).owner == owners.Owner(7, 8)
+    assert chown.head(archive).owner == chown.Owner(7, 8)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +465,7 @@ def test_an_archive_gives_a_folder_and_what_is_below_it() -> None:
 def test_an_archive_is_put_beside_a_workspace_only_where_something_can_be_written(
     path: str, more: dict[str, Any], *, expected: bool
 ) -> None:
-    assert owners.can_write_beside(path, SandboxSpec.model_validate({"image": "x", **more})) is (
+    assert chown.can_write_beside(path, SandboxSpec.model_validate({"image": "x", **more})) is (
         expected
     )
 
@@ -483,17 +481,17 @@ def test_an_archive_is_put_beside_a_workspace_only_where_something_can_be_writte
     ],
 )
 def test_the_way_from_a_workspace_to_the_working_dir(working_dir: str, folders: list[str]) -> None:
-    assert owners.way_down("/workspace/", working_dir) == folders
+    assert chown.folders_between("/workspace/", working_dir) == folders
 
 
 def test_modes_come_in_gos_own_bits() -> None:
-    assert owners.place(header(1 << 31 | 1 << 22 | 1 << 20 | 0o750, "")) == owners.Place(0o3750, "")
+    assert chown.place(header(1 << 31 | 1 << 22 | 1 << 20 | 0o750, "")) == chown.Place(0o3750, "")
 
 
 def test_only_a_link_has_a_target() -> None:
-    assert owners.place(header(1 << 27 | 0o777, "/a")).link == "/a"
+    assert chown.place(header(1 << 27 | 0o777, "/a")).link == "/a"
     # As Podman 5.8 answers for a folder.
-    assert owners.place(header(1 << 31 | 0o755, "/workspace")).link == ""
+    assert chown.place(header(1 << 31 | 0o755, "/workspace")).link == ""
 
 
 def header(mode: int, target: str) -> str:
@@ -505,7 +503,7 @@ def header(mode: int, target: str) -> str:
 @pytest.mark.parametrize("archive", [b"", b"x" * 5000, b"\0" * 10240])
 def test_what_is_no_archive(archive: bytes) -> None:
     with pytest.raises(ValueError, match="archive"):
-        owners.head(archive)
+        chown.head(archive)
 
 
 @pytest.mark.parametrize(
@@ -513,7 +511,7 @@ def test_what_is_no_archive(archive: bytes) -> None:
 )
 def test_what_is_no_date_makes_no_container_unreadable(date):
     state = {**inspected()["State"], "StartedAt": date, "FinishedAt": date}
-    seen = codec.container({**inspected(), "State": state, "Created": date}, "mine")
+    seen = decode.container({**inspected(), "State": state, "Created": date}, "mine")
     assert (seen.created_at, seen.started_at, seen.finished_at) == (0.0, None, None)
 
 
@@ -533,7 +531,7 @@ def test_what_is_no_date_makes_no_container_unreadable(date):
 )
 def test_a_healthcheck_is_decoded(health: Any, check: Check | None) -> None:
     state = {**inspected()["State"], "Health": health}
-    seen = codec.container(inspected(State=state), "mine")
+    seen = decode.container(inspected(State=state), "mine")
     assert seen
     assert seen.check == check
 
@@ -549,7 +547,7 @@ def test_a_healthcheck_is_decoded(health: Any, check: Check | None) -> None:
     ],
 )
 def test_the_engines_address_on_its_bridge(pools: Any, gateway: str) -> None:
-    assert codec.gateway({"IPAM": {"Config": pools}}) == gateway
+    assert decode.gateway({"IPAM": {"Config": pools}}) == gateway
 
 
 def test_an_event_of_a_healthcheck_has_no_state_in_its_name() -> None:
@@ -559,7 +557,7 @@ def test_an_event_of_a_healthcheck_has_no_state_in_its_name() -> None:
         "Actor": {"ID": "a" * 64, "Attributes": {**LABELS, "name": "x"}},
         "timeNano": 1,
     }
-    seen = codec.event(json.dumps(event).encode(), "mine")
+    seen = decode.event(json.dumps(event).encode(), "mine")
     assert seen
     assert seen.what == "health_status"
 
@@ -580,11 +578,11 @@ def test_a_rootless_engine_without_cgroups() -> None:
         "MemoryLimit": False,
         "PidsLimit": True,
     }
-    seen = codec.info(VERSION, about, api_version="1.41")
+    seen = decode.info(VERSION, about, api_version="1.41")
     assert (seen.rootless, seen.missing_limits) == (True, ("cpus", "memory"))
-    assert codec.info(VERSION, INFO, api_version="1.41").missing_limits == ()
+    assert decode.info(VERSION, INFO, api_version="1.41").missing_limits == ()
 
 
 def test_warnings_of_a_create() -> None:
-    assert codec.warnings({"Warnings": ["a\n b", "c"]}) == ("a b", "c")
-    assert codec.warnings({"Warnings": None}) == codec.warnings({}) == ()
+    assert decode.warnings({"Warnings": ["a\n b", "c"]}) == ("a b", "c")
+    assert decode.warnings({"Warnings": None}) == decode.warnings({}) == ()

@@ -162,7 +162,7 @@ def test_a_context_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(SettingsError, match=r"config\.json: is not JSON"):
+    with pytest.raises(SettingsError, match=r"config\.json: not JSON"):
         resolve(None, environ(tmp_path))
 
 

@@ -218,21 +218,21 @@ class FakeEngine:
         async with self._doing(*_call("remove", name)):
             self.host.drop_volume(name)
 
-    async def create(self, blueprint: ContainerConfig) -> str:
-        async with self._doing("create", blueprint.name):
-            holder = self.host.find(blueprint.name)
-            nonce = blueprint.labels[naming.LABEL_NONCE]
+    async def create(self, config: ContainerConfig) -> str:
+        async with self._doing("create", config.name):
+            holder = self.host.find(config.name)
+            nonce = config.labels[naming.LABEL_NONCE]
             if holder and self._ours(holder) and nonce and holder.seen.nonce == nonce:
                 return holder.seen.id
-            return self.host.create(blueprint)
+            return self.host.create(config)
 
-    async def prepare(self, container_id: str, blueprint: ContainerConfig) -> None:
+    async def prepare(self, container_id: str, config: ContainerConfig) -> None:
         async with self._doing("prepare", container_id):
             self.host.box(container_id)
-            workspace = blueprint.spec.workspace
-            if blueprint.volume and workspace:
-                owner = workspace.owner or blueprint.spec.user
-                self.host.volumes[blueprint.volume].owner = owner
+            workspace = config.spec.workspace
+            if config.volume and workspace:
+                owner = workspace.owner or config.spec.user
+                self.host.volumes[config.volume].owner = owner
 
     async def start(self, container_id: str) -> None:
         async with self._doing("start", container_id):

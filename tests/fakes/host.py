@@ -39,7 +39,7 @@ class Box:
 
     seen: Container
     labels: Mapping[str, str]
-    blueprint: ContainerConfig | None = None
+    config: ContainerConfig | None = None
     joined: str = ""
     log: deque[str] = field(default_factory=lambda: deque(maxlen=_LOG_LINES))
 
@@ -234,21 +234,21 @@ class FakeHost:
     def find(self, key: str) -> Box | None:
         return self.boxes.get(key) or self._by_name(key)
 
-    def create(self, blueprint: ContainerConfig) -> str:
-        self._check_spec(blueprint)
-        box = self._make(blueprint.name, blueprint.labels, blueprint.ports)
-        volume = blueprint.volume
+    def create(self, config: ContainerConfig) -> str:
+        self._check_spec(config)
+        box = self._make(config.name, config.labels, config.ports)
+        volume = config.volume
         if volume and volume not in self.volumes:
-            self.make_volume(volume, blueprint.labels)
-        box.blueprint = blueprint
+            self.make_volume(volume, config.labels)
+        box.config = config
         box.seen = replace(
             box.seen,
             volumes=frozenset({volume} if volume else ()),
-            image=blueprint.spec.image,
-            image_id=id_of(blueprint.spec.image),
-            stop_timeout=blueprint.spec.stop_timeout,
-            session_key=blueprint.env.get(naming.SESSION_KEY_VARIABLE),
-            limits=_limits_of(blueprint),
+            image=config.spec.image,
+            image_id=id_of(config.spec.image),
+            stop_timeout=config.spec.stop_timeout,
+            session_key=config.env.get(naming.SESSION_KEY_VARIABLE),
+            limits=_limits_of(config),
         )
         if other := self._shares_network_of(box):
             box.joined = other.seen.id
@@ -264,11 +264,11 @@ class FakeHost:
         box.seen = replace(
             box.seen, phase=Phase.RUNNING, started_at=self.now(), exit_code=0, oom_killed=False
         )
-        checked = box.seen.image in self.checked and box.blueprint is not None
-        if checked and box.blueprint.spec.healthcheck == "image":
+        checked = box.seen.image in self.checked and box.config is not None
+        if checked and box.config.spec.healthcheck == "image":
             box.seen = replace(box.seen, check=Check(CheckState.STARTING))
         self.emit(box, "start")
-        command = box.blueprint.spec.command if box.blueprint else None
+        command = box.config.spec.command if box.config else None
         lines, code = run(command or ())
         box.log.extend(lines)
         if code is not None:
@@ -413,8 +413,8 @@ class FakeHost:
                 f"container {holder.seen.id[:12]} has the name {name}: remove or rename it"
             )
 
-    def _check_spec(self, blueprint: ContainerConfig) -> None:
-        spec = blueprint.spec
+    def _check_spec(self, config: ContainerConfig) -> None:
+        spec = config.spec
         if tagged(spec.image) not in self.images:
             raise ImageNotFound(f"no such image: {spec.image}")
         for mount in spec.mounts:
@@ -431,20 +431,20 @@ class FakeHost:
             if port in held:
                 raise PortTaken(f"port {port} is already allocated", port)
         self._network_of(box)
-        spec = box.blueprint.spec if box.blueprint else None
+        spec = box.config.spec if box.config else None
         if spec and any(device in self.missing for device in spec.resources.devices):
             raise Refused("error gathering device information: no such file or directory")
         if spec and spec.command and spec.command[0].startswith("no-such"):
             raise Refused(f"exec: {spec.command[0]!r}: executable file not found")
 
     def _shares_network_of(self, box: Box) -> Box | None:
-        mode = box.blueprint.spec.network.mode if box.blueprint else ""
+        mode = box.config.spec.network.mode if box.config else ""
         kind, _, name = mode.partition(":")
         return self.find(box.joined or name) if kind == "container" else None
 
     def _network_of(self, box: Box) -> str:
         """The id of what it joins at a start: what it joined before, or what has the name."""
-        mode = box.blueprint.spec.network.mode if box.blueprint else "bridge"
+        mode = box.config.spec.network.mode if box.config else "bridge"
         if mode.startswith("container:"):
             other = self._shares_network_of(box)
             if other is None:
@@ -460,9 +460,9 @@ class FakeHost:
         return self.networks[mode]
 
 
-def _limits_of(blueprint: ContainerConfig) -> Limits:
+def _limits_of(config: ContainerConfig) -> Limits:
     """As the engine fills them in: swap is as much again as memory."""
-    resources = blueprint.spec.resources
+    resources = config.spec.resources
     memory = resources.memory or 0
     cpus, pids = round((resources.cpus or 0) * 1e9), resources.pids or 0
     return Limits(nano_cpus=cpus, memory=memory, memory_swap=2 * memory, pids=pids)

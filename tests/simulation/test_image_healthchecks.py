@@ -142,7 +142,7 @@ async def test_a_check_that_is_switched_off_is_not_run(checked: Stage):
 async def test_the_host_name_stays_over_replacements(stage: Stage):
     await stage.converge({"alice": {}, "bob": {"hostname": "licensed.example"}})
     for _ in range(2):
-        names = [stage.host.box(f"{PREFIX}{key}").blueprint for key in ("alice", "bob")]
+        names = [stage.host.box(f"{PREFIX}{key}").config for key in ("alice", "bob")]
         assert [made and made.hostname for made in names] == ["alice", "licensed.example"]
         edited = {"env": {"A": "b"}}
         await stage.converge({"alice": edited, "bob": {"hostname": "licensed.example", **edited}})

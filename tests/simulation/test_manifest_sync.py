@@ -138,11 +138,11 @@ async def test_an_env_file_that_changes_replaces_the_sandbox(stage: Stage, tmp_p
     env = tmp_path / "llm.env"
     env.write_text("MODEL=small\n", encoding="utf-8")
     await stage.converge({"alice": {"env_file": str(env)}, "bob": "running"})
-    assert stage.host.box("oh-agent-server-alice").blueprint.env["MODEL"] == "small"
+    assert stage.host.box("oh-agent-server-alice").config.env["MODEL"] == "small"
     bob = stage.seen("bob").id
     env.write_text("MODEL=large\n", encoding="utf-8")
     await stage.converge({"alice": {"env_file": str(env)}, "bob": "running"})
-    assert stage.host.box("oh-agent-server-alice").blueprint.env["MODEL"] == "large"
+    assert stage.host.box("oh-agent-server-alice").config.env["MODEL"] == "large"
     assert stage.seen("bob").id == bob
 
 

@@ -11,7 +11,7 @@ from reconciler.core.errors import (
     NotFound,
     PortTaken,
 )
-from reconciler.engine.docker import errors as docker_errors
+from reconciler.engine.docker import errors
 from reconciler.telemetry import events
 from tests.simulation.stage import PLAIN, Stage
 
@@ -20,11 +20,11 @@ TEN_MINUTES = 600.0
 MOST_TRIES = 40
 MOST_CALLS = 400
 TRANSLATORS = {
-    "create": docker_errors.on_create,
-    "start": docker_errors.on_start_of("x"),
-    "pause": docker_errors.on_pause,
-    "unpause": docker_errors.on_unpause,
-    "rename": docker_errors.on_rename,
+    "create": errors.on_create,
+    "start": errors.on_start_of("x"),
+    "pause": errors.on_pause,
+    "unpause": errors.on_unpause,
+    "rename": errors.on_rename,
 }
 RED = {**PLAIN, "env": {"COLOUR": "red"}}
 BRIEF = {**PLAIN, "workspace": {"path": "/workspace", "retain": 0}}
@@ -44,7 +44,7 @@ SCENES: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def refusals(verb: str) -> list[EngineError]:
     """One error of each kind that a status from 400 to 599 becomes."""
-    say = TRANSLATORS.get(verb, docker_errors.common)
+    say = TRANSLATORS.get(verb, errors.common)
     made = (say(status, f"scripted {status}") for status in range(400, 600))
     return list({type(error): error for error in made}.values())
 

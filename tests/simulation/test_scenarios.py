@@ -327,7 +327,7 @@ async def test_the_newest_edit_wins_while_a_create_is_on_its_way(stage: Stage):
     await stage.after(60)
     await stage.quiet()
     assert stage.phases() == {"alice": "running"}
-    assert stage.host.box(ALICE).blueprint.env["EDIT"] == "4"
+    assert stage.host.box(ALICE).config.env["EDIT"] == "4"
 
 
 async def test_one_that_cannot_be_made_is_complained_of_once_and_told_when_it_is_well(

@@ -121,7 +121,7 @@ def test_it_is_ready_without_an_engine_and_reports_the_wait(world: World, servic
     assert "daemon.waiting" in service.events(cursor)
     text = service.show("StatusText")
     assert text.startswith(WAITING)
-    assert "see that the engine runs" in text
+    assert "check that the engine is running" in text
     service.engine.start()
     service.wait_text("7 of 7 sandboxes are as desired")
     world.wait_status(**STATUSES)
@@ -217,7 +217,7 @@ def test_it_restarts_after_the_oom_killer(world: World, service: Service) -> Non
 def test_it_survives_an_engine_stop(world: World, service: Service, end: str) -> None:
     ids, pid = world.ids(), service.pid
     getattr(service.engine, end)()
-    assert service.wait_text("see that the engine runs").startswith(WAITING)
+    assert service.wait_text("check that the engine is running").startswith(WAITING)
     service.write(without(service.desired, "dave"))
     service.engine.start()
     service.wait_text("6 of 6 sandboxes are as desired")

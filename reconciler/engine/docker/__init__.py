@@ -1,1 +1,1 @@
-"""Docker, and what speaks its API, behind the engine protocol."""
+"""Docker, and engines that speak its API."""

@@ -1,7 +1,7 @@
-"""Which parts of its API an engine allows, or a filtering proxy before it.
+"""Track which parts of the API an engine, or a filtering proxy in front of it, forbids.
 
-The parts have the names that docker-socket-proxy and its like give them: one for each first segment
-of a path, and POST for whatever changes something.
+The parts have the names that docker-socket-proxy gives them: the first segment of the path, and
+POST for every request that changes something.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
     from reconciler.engine.docker.requests import Request
 
-# Proxies answer with any of these. So does Docker itself, about networks and registries.
+# Proxies send any of these. Docker itself also does, about networks and registries.
 _STATUSES: Final = frozenset({401, 403, 405})
 _OF_DOCKER: Final = re.compile(
     r"endpoint with name|manually attachable|pull access denied|requested access|unauthorized:"
     r"|authentication required|denied: |insufficient_scope"
 )
 _POST: Final = "POST"
-# Seconds after which a refusal counts no longer: what is needed is asked for again by then.
+# Seconds after which a refusal expires: by then, what is needed was requested again.
 _LONGEST_KEPT: Final = 900.0
 
-# What does not work without a part. One that is not named here can be done without.
+# What does not work without a part. Other parts are not needed.
 NEEDS: Final = {
-    "CONTAINERS": "no sandbox can be seen",
+    "CONTAINERS": "no sandbox can be observed",
     _POST: "nothing can be created, started, stopped or removed",
-    "VOLUMES": "no sandbox with a workspace can be created, and no volume is collected",
-    "EVENTS": "changes are found by a list every few seconds, and not at once",
+    "VOLUMES": "no sandbox with a workspace can be created, and no volume is removed",
+    "EVENTS": "changes are noticed every few seconds instead of at once",
     "EXEC": "exec probes have no result",
-    "IMAGES": "no image can be pulled or removed; those that are present are used",
-    "INFO": "the disk of the engine is not watched",
+    "IMAGES": "no image can be pulled or removed; only images on the engine can be used",
+    "INFO": "the engine's disk is not monitored",
     "VERSION": "the version of the engine is unknown",
-    "PING": "the version of the API is guessed where VERSION is forbidden, too",
+    "PING": "the API version is guessed if VERSION is forbidden too",
 }
 
 
@@ -47,7 +47,7 @@ class _Refusal(NamedTuple):
 
 
 class Access:
-    """What was forbidden lately. ``clock`` is monotonic, in seconds."""
+    """The parts that were forbidden recently. ``clock`` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -56,50 +56,45 @@ class Access:
 
     @property
     def forbidden(self) -> tuple[Forbidden, ...]:
-        """One error for each part of the API that was refused lately, by name."""
+        """One error for each part of the API that was forbidden recently, sorted by name."""
         since = self._clock() - _LONGEST_KEPT
         self._refusals = {kind: it for kind, it in self._refusals.items() if it.at >= since}
         parts = {it.error.part: it.error for it in self._refusals.values()}
         return tuple(parts[part] for part in sorted(parts))
 
     def answered(self, request: Request) -> None:
-        """The engine did not forbid the request."""
+        """Record that the engine did not forbid the request."""
         self._refusals.pop(_kind(request), None)
         if not request.changes:
             self._readable.add(part_of(request))
 
     def refused(self, request: Request, status: int, text: str) -> Forbidden | None:
-        """The error where the status and the text are those of a rule, and not of the object."""
+        """Return the error if status and text mean a rule of a proxy, and not the object."""
         if status not in _STATUSES or _OF_DOCKER.search(text):
             return None
         part = part_of(request)
         if request.changes and part in self._readable:
             part = _POST
-        error = _forbidden(request, part, f"{status} {text}")
+        needs = NEEDS.get(part, "what needs it does not work")
+        names = [part] if part == _POST or not request.changes else [part, _POST]
+        allow = " and ".join(f"{name}=1" for name in names)
+        error = Forbidden(
+            f"{request} is forbidden ({cut(f'{status} {text}')}): {needs}; allow {allow} in the "
+            "proxy in front of the engine",
+            part,
+        )
         if part in NEEDS:
             self._refusals[_kind(request)] = _Refusal(error, self._clock())
         return error
 
 
-def _forbidden(request: Request, part: str, text: str) -> Forbidden:
-    """With what needs the part of the API, and how to allow it."""
-    needs = NEEDS.get(part, "what needs it does not work")
-    names = [part] if part == _POST or not request.changes else [part, _POST]
-    allow = " and ".join(f"{name}=1" for name in names)
-    return Forbidden(
-        f"{request} is forbidden ({cut(text)}): {needs}; allow {allow} in the proxy before the "
-        "engine",
-        part,
-    )
-
-
 def part_of(request: Request) -> str:
-    """The part of the API that a request is of."""
+    """Return the part of the API that a request belongs to."""
     return request.path.partition("/")[0].lstrip("_").upper()
 
 
 def _kind(request: Request) -> str:
-    """The request without the name of what it is about."""
+    """Return the request without the name of its object."""
     first, *rest = request.path.split("/")
     last = rest[-1] if len(rest) > 1 or rest in (["create"], ["json"]) else "*"
     return f"{request.method} {first} {last}"

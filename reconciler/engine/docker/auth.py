@@ -1,7 +1,7 @@
-"""Credentials for an image's registry, from where Docker's own clients keep them.
+"""Read credentials for an image's registry from where Docker's clients keep them.
 
-config.json is read anew for each pull: a `docker login` counts at once. A secret is only ever put
-into the header that the engine is sent.
+config.json is read at each pull, so a `docker login` takes effect at once. A secret only goes into
+the header of the request to the engine.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core.errors import PullFailed, SettingsError, Unreadable
-from reconciler.engine.docker.bounded_json import decode
-from reconciler.engine.docker.errors import understood
+from reconciler.engine.docker.errors import decode_errors
 from reconciler.engine.docker.host import read_config
+from reconciler.engine.docker.stream import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,20 +29,26 @@ if TYPE_CHECKING:
 Config = dict[str, Any]
 
 _HELPER: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
-_TOKEN_USER: Final = "<token>"  # noqa: S105 - how a helper marks a token, not a secret
-_LONGEST_ANSWER: Final = 1 << 20
+_TOKEN_USER: Final = "<token>"  # noqa: S105 - marks a token, and is no secret
+# Bytes.
+_LONGEST_OUTPUT: Final = 1 << 20
 _CHUNK: Final = 1 << 16
-_END: Final = 2.0
+# Seconds to wait for a killed helper.
+_KILL_TIMEOUT: Final = 2.0
 _NONE_FOUND: Final = b"credentials not found"
 
 
 async def auth_header(
     registry: str, index: str, environ: Mapping[str, str], seconds: float, files: BoundedCalls
 ) -> dict[str, str]:
-    """The header that carries the credentials; empty where there are none.
+    """Return the header that carries the credentials; empty without any.
 
-    ``registry`` is a host, or empty for the engine's default one, whose address ``index`` is. A
-    credential helper may take ``seconds``.
+    Args:
+        registry: Host of the registry; empty for the engine's default one.
+        index: Address of the engine's default registry.
+        environ: Names the folder of config.json, and the PATH of credential helpers.
+        seconds: Time limit of a credential helper.
+        files: Reads config.json.
 
     Raises:
         PullFailed: config.json cannot be read, or a credential helper is missing or fails.
@@ -52,14 +58,20 @@ async def auth_header(
     except SettingsError as error:
         raise PullFailed(str(error)) from error
     except OSError as error:
-        raise PullFailed(f"Docker's config.json cannot be read: {error.strerror}") from error
+        raise PullFailed(
+            f"Docker's config.json cannot be read ({error.strerror}): check the file and its "
+            "permissions"
+        ) from error
     server = index if is_default(registry, index) else registry
     found = await _from_helper(config, server, environ, seconds) or _from_file(config, server)
-    return {"X-Registry-Auth": _encode({**found, "serveraddress": server})} if found else {}
+    if not found:
+        return {}
+    credentials = json.dumps({**found, "serveraddress": server})
+    return {"X-Registry-Auth": base64.urlsafe_b64encode(credentials.encode()).decode()}
 
 
 def is_default(registry: str, index: str) -> bool:
-    """The host is another name of the engine's default registry."""
+    """Return whether the host is another name of the engine's default registry."""
     host = _host(index)
     return not registry or host == registry or host.endswith(f".{registry}")
 
@@ -67,50 +79,42 @@ def is_default(registry: str, index: str) -> bool:
 async def _from_helper(
     config: Config, server: str, environ: Mapping[str, str], seconds: float
 ) -> dict[str, str]:
-    helper = _helper_of(config, server)
+    """Ask the credential helper of the server; empty without a helper or an entry."""
+    helpers = config.get("credHelpers")
+    named = _lookup(helpers, server) if isinstance(helpers, dict) else None
+    helper = named or config.get("credsStore") or ""
     if not helper:
         return {}
-    answer = await _ask(helper, server, environ, seconds)
-    if not answer:
+    if not (isinstance(helper, str) and _HELPER.fullmatch(helper)):
+        raise PullFailed(
+            "Docker's config.json names a credential helper with an invalid name: correct "
+            "`credHelpers` or `credsStore`"
+        )
+    code, output = await _run(helper, server.encode(), environ, seconds)
+    if code:
+        if _NONE_FOUND in output:
+            return {}
+        raise _failed(helper, f"it ended with exit code {code}")
+    try:
+        with decode_errors("credentials"):
+            answer = parse_json(output)
+    except Unreadable as error:
+        raise _failed(helper, "its output is not JSON") from error
+    if not isinstance(answer, dict) or not answer:
         return {}
     try:
         user, secret = str(answer["Username"]), str(answer["Secret"])
     except KeyError as error:
-        raise _broken(helper, "its answer lacks a name or a secret") from error
+        raise _failed(helper, "its output lacks a name or a secret") from error
     if user == _TOKEN_USER:
         return {"identitytoken": secret}
     return {"username": user, "password": secret}
 
 
-def _helper_of(config: Config, server: str) -> str:
-    helpers = config.get("credHelpers")
-    named = _lookup(helpers, server) if isinstance(helpers, dict) else None
-    helper = named or config.get("credsStore") or ""
-    if helper and not (isinstance(helper, str) and _HELPER.fullmatch(helper)):
-        raise PullFailed("Docker's config.json names a credential helper that no program can have")
-    return str(helper)
-
-
-async def _ask(
-    helper: str, server: str, environ: Mapping[str, str], seconds: float
-) -> dict[str, Any]:
-    """What the helper says, or nothing where it knows no such server."""
-    code, output = await _run(helper, server.encode(), environ, seconds)
-    if code:
-        if _NONE_FOUND in output:
-            return {}
-        raise _broken(helper, f"it ended with {code}")
-    try:
-        with understood("credentials"):
-            answer = decode(output)
-    except Unreadable as error:
-        raise _broken(helper, "its answer is not JSON") from error
-    return answer if isinstance(answer, dict) else {}
-
-
 async def _run(
     helper: str, server: bytes, environ: Mapping[str, str], seconds: float
 ) -> tuple[int, bytes]:
+    """Run a credential helper; return its exit code and the beginning of its output."""
     try:
         process = await asyncio.create_subprocess_exec(
             f"docker-credential-{helper}",
@@ -122,78 +126,68 @@ async def _run(
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "its environment"
-        raise _broken(helper, f"it cannot be run ({why})") from error
+        why = error.strerror if isinstance(error, OSError) else "its environment is invalid"
+        raise _failed(helper, f"it cannot be run ({why})") from error
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         async with asyncio.timeout(seconds):
-            return await _talk(process, server)
+            with suppress(ConnectionError):
+                process.stdin.write(server)
+                await process.stdin.drain()
+            process.stdin.close()
+            output = b""
+            while chunk := await process.stdout.read(_CHUNK):
+                output = (output + chunk)[:_LONGEST_OUTPUT]
+            return await process.wait(), output
     except TimeoutError as error:
         await _kill(process)
-        raise _broken(helper, f"it took longer than {seconds:g} s") from error
+        raise _failed(helper, f"it took longer than {seconds:g} s") from error
     except BaseException:
         await _kill(process)
         raise
 
 
-async def _talk(process: asyncio.subprocess.Process, server: bytes) -> tuple[int, bytes]:
-    """Its exit code, and what it answers as far as an answer can be long, once it has ended."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with suppress(ConnectionError):
-        process.stdin.write(server)
-        await process.stdin.drain()
-    process.stdin.close()
-    output = b""
-    while chunk := await process.stdout.read(_CHUNK):
-        output = (output + chunk)[:_LONGEST_ANSWER]
-    return await process.wait(), output
-
-
 async def _kill(process: asyncio.subprocess.Process) -> None:
-    """End it, and what it has started, which may hold its output open."""
+    """Kill the helper and its children, which may hold its output open."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(_END):
+        async with asyncio.timeout(_KILL_TIMEOUT):
             while await process.stdout.read(_CHUNK):
                 pass
             await process.wait()
     except TimeoutError:
-        # A child in a session of its own keeps the output open.
+        # A child in another session keeps the output open.
         process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-def _broken(helper: str, what: str) -> PullFailed:
+def _failed(helper: str, why: str) -> PullFailed:
     return PullFailed(
-        f"the credential helper docker-credential-{helper} gave nothing: {what}; fix it, or take "
-        "it out of Docker's config.json"
+        f"the credential helper docker-credential-{helper} failed: {why}; fix it, or remove it "
+        "from Docker's config.json"
     )
 
 
 def _from_file(config: Config, server: str) -> dict[str, str]:
+    """Read the credentials that `docker login` stored in config.json itself."""
     auths = config.get("auths")
     entry = _lookup(auths, server) if isinstance(auths, dict) else None
     if not isinstance(entry, dict):
         return {}
     if token := entry.get("identitytoken"):
         return {"identitytoken": str(token)}
-    user, password = _decode(entry.get("auth")) or (entry.get("username"), entry.get("password"))
+    user, password = entry.get("username"), entry.get("password")
+    with suppress(binascii.Error, ValueError, TypeError):
+        name, colon, secret = base64.b64decode(entry.get("auth") or "").decode().partition(":")
+        if colon:
+            user, password = name, secret.rstrip("\0")
     return {"username": str(user), "password": str(password)} if user else {}
 
 
-def _decode(auth: object) -> tuple[str, str] | None:
-    if not isinstance(auth, str):
-        return None
-    try:
-        user, colon, password = base64.b64decode(auth).decode().partition(":")
-    except (binascii.Error, ValueError):
-        return None
-    return (user, password.rstrip("\0")) if colon else None
-
-
 def _lookup(entries: dict[str, Any], server: str) -> Any:
-    """An entry by the server's very name, else by its host: files hold URLs as well as hosts."""
+    """Return the entry of the server, else of its host: keys may be URLs or hosts."""
     if server in entries:
         return entries[server]
     host = _host(server)
@@ -202,7 +196,3 @@ def _lookup(entries: dict[str, Any], server: str) -> Any:
 
 def _host(address: str) -> str:
     return address.partition("://")[2].partition("/")[0] or address.partition("/")[0]
-
-
-def _encode(credentials: dict[str, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(credentials).encode()).decode()

@@ -1,10 +1,11 @@
-"""Whose a workspace is to be, and the archive that makes it so. Pure.
+"""Resolve the owner of a workspace, and build the archive that sets it. Pure.
 
-A new volume belongs to root. Nothing in the engine's API changes that, but an archive put into a
-container that has not started yet sets the owner of what it holds. The volume's root is an entry
-of its parent's archive: Docker mounts all volumes before it unpacks. It passes over an entry called
-``.``, and with go-archive 0.3 (as in Debian's 28.5.2) refuses ``../workspace``. Podman mounts none:
-it changes the folder below, whose owner the volume takes over at its first use.
+A new volume belongs to root, and the engine's API has no call to change that. But an archive that
+is put into a container that has not started yet sets the owner of its entries. The volume's root is
+an entry of its parent's archive, because Docker mounts all volumes before it unpacks. Docker skips
+an entry called ``.``, and with go-archive 0.3 (as in Debian's 28.5.2) rejects ``../workspace``.
+Podman mounts no volume: it changes the folder below the mount, and the volume takes over the
+folder's owner at its first use.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.core.errors import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from reconciler.core.spec import SandboxSpec
 
@@ -39,7 +40,7 @@ _FIELDS: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Numbers of a user and of a group."""
+    """A numeric user id and group id."""
 
     uid: int
     gid: int
@@ -47,7 +48,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a path in a container leads to: permissions, and the target where it is a link."""
+    """What is at a path in a container: its mode, and the target if it is a link."""
 
     mode: int
     link: str
@@ -55,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The first entry of an archive. ``content`` is empty for what is not a file."""
+    """The first entry of an archive. ``content`` is empty unless it is a file."""
 
     owner: Owner
     link: str
@@ -63,16 +64,16 @@ class Head:
 
 
 def can_write_beside(path: str, spec: SandboxSpec) -> bool:
-    """Whether the engine takes an archive at the parent of ``path``, in the container itself."""
+    """Return whether the container itself accepts an archive at the parent of ``path``."""
     parent = PurePosixPath(posixpath.normpath(path)).parent
     fixed = (mount.container_path for mount in spec.mounts if mount.mode == "ro")
     return not spec.security.read_only and not any(map(parent.is_relative_to, fixed))
 
 
 def remapped_root(root_dir: str, options: Sequence[str]) -> Owner | None:
-    """What root in a container is on the host of an engine with userns-remap; None without it.
+    """Return which host owner a container's root is with userns-remap; None without it.
 
-    Such an engine keeps its data in a folder that is called by these two numbers.
+    Such an engine keeps its data in a folder that is named UID.GID.
     """
     numbers = _NUMBERS.search(root_dir)
     if numbers is None or "name=userns" not in options:
@@ -81,57 +82,62 @@ def remapped_root(root_dir: str, options: Sequence[str]) -> Owner | None:
 
 
 def is_remapped(seen: Owner, owner: Owner, root: Owner) -> bool:
-    """Whether ``seen`` on the host is ``owner`` in a container whose root is ``root`` there.
+    """Return whether ``seen`` on the host is ``owner`` in a container with root mapped to ``root``.
 
-    The ids of a container are mapped by one range or more. Beyond the first range only a change
-    from root shows.
+    One or more ranges map a container's ids. Beyond the first range, only a change from root can be
+    detected.
     """
     first = Owner(root.uid + owner.uid, root.gid + owner.gid)
     return seen == first or (seen.uid not in {0, root.uid} and owner.uid != 0)
 
 
 def is_root(user: str) -> bool:
-    """A container's user that is root, as which a new volume is made."""
+    """Return whether a container's user is root, who owns a new volume."""
     return user.partition(":")[0] in {"", "0", "root"}
 
 
 def numeric(user: str) -> Owner | None:
-    """The owner that ``uid:gid`` names; None where the container's accounts are needed."""
+    """Parse ``uid:gid``; None if the image's account files are needed."""
     uid, _, gid = user.partition(":")
     whole = _NUMERIC.fullmatch(uid) and _NUMERIC.fullmatch(gid)
     return Owner(int(uid), int(gid)) if whole else None
 
 
 def resolve(user: str, passwd: str, group: str) -> Owner:
-    """The owner that ``uid``, ``name``, ``name:group`` or a mix names, as the engine takes it.
+    """Return the owner of ``uid``, ``name``, ``name:group`` or a mix, by the engine's rules.
 
     Raises:
-        Refused: the image knows no such user or group.
+        Refused: the image has no such user or group.
     """
     name, _, wanted = user.partition(":")
     account = _find(passwd, name)
     if account is None and not _NUMERIC.fullmatch(name):
         raise Refused(f"user {name!r} is not in the image's /etc/passwd: correct `user`")
     uid, gid = (int(account[2]), int(account[3])) if account else (int(name), 0)
-    return Owner(uid, _group(wanted, group) if wanted else gid)
+    if wanted:
+        entry = _find(group, wanted)
+        if entry is None and not _NUMERIC.fullmatch(wanted):
+            raise Refused(f"group {wanted!r} is not in the image's /etc/group: correct `user`")
+        gid = int(entry[2]) if entry else int(wanted)
+    return Owner(uid, gid)
 
 
 def place(header: str) -> Place:
-    """What the engine's header about a path says.
+    """Decode the engine's header about a path.
 
     Raises:
-        ValueError: it cannot be read; KeyError: it lacks something.
+        ValueError, KeyError: it cannot be decoded.
     """
     stat = json.loads(base64.b64decode(header))
     mode = int(stat["mode"])
     special = sum(unix for go, unix in _SPECIAL if mode & go)
-    # Podman names a target, the path itself, also for what is no link.
+    # Podman sends the path itself as the target of what is no link.
     link = str(stat["linkTarget"]) if mode & _SYMLINK else ""
     return Place(mode & _PERMISSIONS | special, link)
 
 
-def way_down(path: str, working_dir: str) -> list[str]:
-    """The folders below ``path`` that lead to ``working_dir``, relative, the outermost first."""
+def folders_between(path: str, working_dir: str) -> list[str]:
+    """Return the folders from below ``path`` to ``working_dir``, relative, outermost first."""
     top = PurePosixPath(posixpath.normpath(path))
     folder = PurePosixPath(posixpath.normpath(working_dir))
     if not folder.is_relative_to(top):
@@ -141,9 +147,9 @@ def way_down(path: str, working_dir: str) -> list[str]:
 
 
 def chown_archive(top: str, modes: Mapping[str, int], owner: Owner, now: float) -> bytes:
-    """An archive that gives the folder ``top`` and those below it to ``owner``.
+    """Build an archive that sets the owner of the folder ``top`` and of folders below it.
 
-    ``modes`` are theirs by relative path; the empty path is ``top`` itself.
+    ``modes`` maps their relative paths to their modes; the empty path is ``top``.
     """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -156,10 +162,10 @@ def chown_archive(top: str, modes: Mapping[str, int], owner: Owner, now: float) 
 
 
 def head(archive: bytes) -> Head:
-    """The first entry of an archive, of which only the beginning need be given.
+    """Return the first entry of an archive, of which the beginning is enough.
 
     Raises:
-        ValueError: there is none.
+        ValueError: not an archive, or an empty one.
     """
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as entries:
@@ -173,23 +179,10 @@ def head(archive: bytes) -> Head:
     return Head(Owner(entry.uid, entry.gid), link, archive[entry.offset_data : end])
 
 
-def _group(wanted: str, group: str) -> int:
-    entry = _find(group, wanted)
-    if entry is None and not _NUMERIC.fullmatch(wanted):
-        raise Refused(f"group {wanted!r} is not in the image's /etc/group: correct `user`")
-    return int(entry[2]) if entry else int(wanted)
-
-
 def _find(accounts: str, name: str) -> list[str] | None:
-    """The line of a name or else of a number."""
-    lines = list(_accounts(accounts))
-    by_name = (line for line in lines if line[0] == name)
-    by_number = (line for line in lines if line[2] == name)
+    """Return the fields of the account with this name, else of the one with this number."""
+    lines = [line.split(":") for line in accounts.splitlines()]
+    valid = [line for line in lines if len(line) >= _FIELDS and _NUMERIC.fullmatch(line[2])]
+    by_name = (line for line in valid if line[0] == name)
+    by_number = (line for line in valid if line[2] == name)
     return next(by_name, None) or next(by_number, None)
-
-
-def _accounts(text: str) -> Iterator[list[str]]:
-    for line in text.splitlines():
-        fields = line.split(":")
-        if len(fields) >= _FIELDS and _NUMERIC.fullmatch(fields[2]):
-            yield fields

@@ -1,7 +1,10 @@
-"""A blueprint as the body of Docker's create call. Pure.
+"""Build the bodies of Docker's create and update calls. Pure.
 
-Folders of the host are mounted by ``Mounts`` and not by ``Binds``: a source that is missing is then
-an error, and not a new empty folder of root's.
+Host folders are mounted with ``Mounts``, not with ``Binds``: a missing source is then an error
+instead of a new empty folder that belongs to root.
+
+An update treats 0 as "unchanged". So a limit is removed by setting the highest accepted value:
+memory to the host's (20.10 refuses -1), cores to their number.
 """
 
 from __future__ import annotations
@@ -15,36 +18,99 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reconciler.core.container_config import ContainerConfig
-    from reconciler.core.spec import LogSpec, MountSpec, ResourcesSpec, SandboxSpec, SecuritySpec
+    from reconciler.core.model import Limits
+    from reconciler.core.spec import LogSpec
 
 JSON_FILE: Final = "json-file"
 _ROTATED: Final = frozenset({JSON_FILE, "local"})
-_OWN_NAMES: Final = frozenset({"host", "none"})
+# Network modes that take no extra hosts; neither does "container:NAME".
+_WITHOUT_HOSTS: Final = frozenset({"host", "none"})
+_DEFAULT_CPU_SHARES: Final = 1024
 
 
-def create_body(blueprint: ContainerConfig, engine_driver: str = JSON_FILE) -> dict[str, Any]:
-    """Return all of the container, as JSON values; ``engine_driver`` is the engine's log driver."""
-    spec = blueprint.spec
+def create_body(config: ContainerConfig, engine_driver: str = JSON_FILE) -> dict[str, Any]:
+    """Return the body of a create call; ``engine_driver`` is the engine's default log driver."""
+    spec, resources, security = config.spec, config.spec.resources, config.spec.security
+    mode = spec.network.mode
+    takes_hosts = mode not in _WITHOUT_HOSTS and not mode.startswith("container:")
+    mounts: list[dict[str, Any]] = [
+        {
+            "Type": "bind",
+            "Source": mount.host_path,
+            "Target": mount.container_path,
+            "ReadOnly": mount.mode == "ro",
+        }
+        for mount in spec.mounts
+    ]
+    if config.volume is not None and spec.workspace is not None:
+        volume = {
+            "Type": "volume",
+            "Source": config.volume,
+            "Target": spec.workspace.path,
+            # Docker creates a missing volume; the labels mark it as ours.
+            "VolumeOptions": {"Labels": volume_labels(config.labels)},
+        }
+        mounts.insert(0, volume)
+    gpus = resources.gpus
+    selection: dict[str, Any] = (
+        {"DeviceIDs": list(gpus)}
+        if isinstance(gpus, tuple)
+        else {"Count": -1 if gpus == "all" else gpus}
+    )
+    host_config = {
+        "Init": spec.init,
+        "NetworkMode": mode,
+        "ExtraHosts": [f"{name}:{at}" for name, at in spec.network.extra_hosts.items()]
+        if takes_hosts
+        else None,
+        "PortBindings": {
+            f"{inner}/tcp": [{"HostIp": config.publish_address, "HostPort": str(outer)}]
+            for inner, outer in config.ports.items()
+        },
+        "Mounts": mounts,
+        "RestartPolicy": {"Name": "no"},
+        "LogConfig": _log_config(spec.log, engine_driver),
+        "NanoCpus": None if resources.cpus is None else round(resources.cpus * 1e9),
+        "Memory": resources.memory,
+        "PidsLimit": resources.pids,
+        "ShmSize": resources.shm,
+        "Ulimits": [
+            {"Name": name, "Soft": limit, "Hard": limit}
+            if isinstance(limit, int)
+            else {"Name": name, "Soft": limit.soft, "Hard": limit.hard}
+            for name, limit in resources.ulimits.items()
+        ]
+        or None,
+        "Devices": [_device(device) for device in resources.devices] or None,
+        "DeviceRequests": None if gpus is None else [{"Capabilities": [["gpu"]], **selection}],
+        "CapAdd": list(security.cap_add) or None,
+        "CapDrop": list(security.cap_drop) or None,
+        "SecurityOpt": ["no-new-privileges"] if security.no_new_privileges else None,
+        "ReadonlyRootfs": security.read_only,
+        "Runtime": security.runtime,
+    }
+    # A name without a value unsets a variable of the image.
+    unset = {naming.WEBHOOK_VARIABLE} - config.env.keys()
     body: dict[str, Any] = {
         "Image": spec.image,
         "Cmd": None if spec.command is None else list(spec.command),
-        "Env": _environment(blueprint.env),
-        "Labels": dict(blueprint.labels),
+        "Env": [*(f"{name}={value}" for name, value in config.env.items()), *unset],
+        "Labels": dict(config.labels),
         "User": spec.user,
         "WorkingDir": spec.working_dir,
-        "Hostname": blueprint.hostname,
+        "Hostname": config.hostname,
         "Healthcheck": {"Test": ["NONE"]} if spec.healthcheck == "none" else None,
-        "ExposedPorts": {f"{port}/tcp": {} for port in blueprint.ports},
+        "ExposedPorts": {f"{port}/tcp": {} for port in config.ports},
         "StopTimeout": math.ceil(spec.stop_timeout),
-        "HostConfig": _host_config(blueprint, engine_driver),
+        "HostConfig": _without_none(host_config),
     }
     return _without_none(body)
 
 
 def stand_in_body(image: str, path: str, stand_in: ContainerConfig) -> dict[str, Any]:
-    """A container that is never started, and only gives access to a volume and an image.
+    """Return the body for a container that only gives access to a volume and is never started.
 
-    Its labels and its session key are set, since it would inherit those of the image.
+    Labels and session key are set, because the container would inherit them from the image.
     """
     return {
         "Image": image,
@@ -59,74 +125,61 @@ def stand_in_body(image: str, path: str, stand_in: ContainerConfig) -> dict[str,
 
 
 def volume_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """A container's labels without those that are about the container's spec."""
+    """Return a container's labels with those about its spec emptied."""
     spec = {naming.LABEL_SPEC: "", naming.LABEL_SPEC_HASH: ""}
     return {**labels, **{key: spec[key] for key in labels.keys() & spec.keys()}}
 
 
-def _environment(env: Mapping[str, str]) -> list[str]:
-    """As Docker takes it: a name alone unsets what the image sets."""
-    unset = {naming.WEBHOOK_VARIABLE} - env.keys()
-    return [*(f"{name}={value}" for name, value in env.items()), *unset]
+def update_body(wanted: Limits, current: Limits, *, cores: int, host_memory: int) -> dict[str, Any]:
+    """Return what differs; memory always with swap, because Docker checks them together."""
+    body: dict[str, Any] = {}
+    changed = set(current.changed_to(wanted))
+    if "restart_policy" in changed:
+        body["RestartPolicy"] = {"Name": wanted.restart_policy}
+    if "nano_cpus" in changed:
+        body["NanoCpus"] = wanted.nano_cpus or cores * 10**9
+    if "cpu_quota" in changed:
+        body["CpuQuota"] = wanted.cpu_quota or -1
+    if "cpu_shares" in changed:
+        body["CpuShares"] = wanted.cpu_shares or _DEFAULT_CPU_SHARES
+    if "cpuset" in changed:
+        body["CpusetCpus"] = wanted.cpuset or f"0-{cores - 1}"
+    if changed & {"memory", "memory_swap"}:
+        body["Memory"] = wanted.memory or host_memory
+        body["MemorySwap"] = wanted.memory_swap or -1
+    if "memory_reservation" in changed:
+        body["MemoryReservation"] = wanted.memory_reservation or -1
+    if "pids" in changed:
+        body["PidsLimit"] = wanted.pids or -1
+    return body
 
 
-def _host_config(blueprint: ContainerConfig, engine_driver: str) -> dict[str, Any]:
-    spec = blueprint.spec
-    config: dict[str, Any] = {
-        "Init": spec.init,
-        "NetworkMode": spec.network.mode,
-        "ExtraHosts": _extra_hosts(spec),
-        "PortBindings": _port_bindings(blueprint),
-        "Mounts": _mounts(blueprint),
-        "RestartPolicy": {"Name": "no"},
-        "LogConfig": _log(spec.log, engine_driver),
-        **_resources(spec.resources),
-        **_security(spec.security),
-    }
-    return _without_none(config)
+def limits_after(body: Mapping[str, Any], wanted: Limits) -> dict[str, int | str]:
+    """Return the fields of ``Limits`` that an inspection should show after the update."""
+    expected: dict[str, int | str] = {}
+    for key, name in _LIMIT_NAMES.items():
+        if key in body:
+            expected[name] = body[key] if key == "MemorySwap" else max(body[key], 0)
+    if "CpusetCpus" in body:
+        expected["cpuset"] = body["CpusetCpus"]
+    if "RestartPolicy" in body:
+        expected["restart_policy"] = wanted.restart_policy
+    return expected
 
 
-def _extra_hosts(spec: SandboxSpec) -> list[str] | None:
-    mode = spec.network.mode
-    if mode in _OWN_NAMES or mode.startswith("container:"):
-        return None
-    return [f"{name}:{address}" for name, address in spec.network.extra_hosts.items()]
+_LIMIT_NAMES: Final = {
+    "NanoCpus": "nano_cpus",
+    "CpuQuota": "cpu_quota",
+    "CpuShares": "cpu_shares",
+    "Memory": "memory",
+    "MemorySwap": "memory_swap",
+    "MemoryReservation": "memory_reservation",
+    "PidsLimit": "pids",
+}
 
 
-def _port_bindings(blueprint: ContainerConfig) -> dict[str, list[dict[str, str]]]:
-    address = blueprint.publish_address
-    return {
-        f"{inner}/tcp": [{"HostIp": address, "HostPort": str(outer)}]
-        for inner, outer in blueprint.ports.items()
-    }
-
-
-def _mounts(blueprint: ContainerConfig) -> list[dict[str, Any]]:
-    workspace = blueprint.spec.workspace
-    mounts = [_bind(mount) for mount in blueprint.spec.mounts]
-    if blueprint.volume is None or workspace is None:
-        return mounts
-    volume = {
-        "Type": "volume",
-        "Source": blueprint.volume,
-        "Target": workspace.path,
-        # Docker makes a volume that is missing: it is then to be known as ours.
-        "VolumeOptions": {"Labels": volume_labels(blueprint.labels)},
-    }
-    return [volume, *mounts]
-
-
-def _bind(mount: MountSpec) -> dict[str, Any]:
-    return {
-        "Type": "bind",
-        "Source": mount.host_path,
-        "Target": mount.container_path,
-        "ReadOnly": mount.mode == "ro",
-    }
-
-
-def _log(log: LogSpec, engine_driver: str) -> dict[str, Any] | None:
-    """Return the log's configuration; None leaves it to the host."""
+def _log_config(log: LogSpec, engine_driver: str) -> dict[str, Any] | None:
+    """Return the log's configuration; None leaves it to the engine."""
     if log.driver is None and engine_driver != JSON_FILE and not log.options:
         return None
     driver = log.driver or engine_driver
@@ -135,49 +188,12 @@ def _log(log: LogSpec, engine_driver: str) -> dict[str, Any] | None:
     return {"Type": driver, "Config": {**(rotation if rotates else {}), **log.options}}
 
 
-def _resources(resources: ResourcesSpec) -> dict[str, Any]:
-    return {
-        "NanoCpus": None if resources.cpus is None else round(resources.cpus * 1e9),
-        "Memory": resources.memory,
-        "PidsLimit": resources.pids,
-        "ShmSize": resources.shm,
-        "Ulimits": [_ulimit(name, value) for name, value in resources.ulimits.items()] or None,
-        "Devices": [_device(device) for device in resources.devices] or None,
-        "DeviceRequests": _gpus(resources),
-    }
-
-
-def _ulimit(name: str, value: Any) -> dict[str, Any]:
-    soft, hard = (value, value) if isinstance(value, int) else (value.soft, value.hard)
-    return {"Name": name, "Soft": soft, "Hard": hard}
-
-
 def _device(device: str) -> dict[str, str]:
-    """``/dev/a``, ``/dev/a:/dev/b``, ``/dev/a:rw`` or ``/dev/a:/dev/b:rw``."""
+    """Parse ``/dev/a``, ``/dev/a:/dev/b``, ``/dev/a:rw`` or ``/dev/a:/dev/b:rw``."""
     host, *rest = device.split(":")
     inside = rest.pop(0) if rest and rest[0].startswith("/") else host
     rights = rest[0] if rest else "rwm"
     return {"PathOnHost": host, "PathInContainer": inside, "CgroupPermissions": rights}
-
-
-def _gpus(resources: ResourcesSpec) -> list[dict[str, Any]] | None:
-    gpus = resources.gpus
-    if gpus is None:
-        return None
-    request: dict[str, Any] = {"Capabilities": [["gpu"]]}
-    if isinstance(gpus, tuple):
-        return [{**request, "DeviceIDs": list(gpus)}]
-    return [{**request, "Count": -1 if gpus == "all" else gpus}]
-
-
-def _security(security: SecuritySpec) -> dict[str, Any]:
-    return {
-        "CapAdd": list(security.cap_add) or None,
-        "CapDrop": list(security.cap_drop) or None,
-        "SecurityOpt": ["no-new-privileges"] if security.no_new_privileges else None,
-        "ReadonlyRootfs": security.read_only,
-        "Runtime": security.runtime,
-    }
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Docker's answers as this project's nouns. Pure; a missing or wrong value raises any exception.
+"""Decode Docker's responses into this project's types. Pure.
 
-Callers wrap these in ``docker_errors.understood``, which turns every exception into Unreadable.
-What is returned is in range and can be encoded, whatever the engine sent.
+A missing or wrong value raises any exception. Callers wrap these functions in
+``errors.decode_errors``, which turns every exception into Unreadable. Numbers that are returned are
+in range and texts can be encoded, even if the engine sends garbage.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from reconciler.core import naming
 from reconciler.core.errors import Unreadable
 from reconciler.core.model import Check, CheckState, Container, Limits, Phase, Volume
-from reconciler.engine.docker.bounded_json import decode
-from reconciler.engine.docker.errors import cut, understood
+from reconciler.engine.docker.errors import cut, decode_errors
+from reconciler.engine.docker.stream import parse_json
 from reconciler.engine.protocol import (
     BrokenRow,
     EngineEvent,
@@ -44,11 +45,11 @@ CONTAINER_EVENTS: Final = (
     "health_status",
     "update",
     "destroy",
-    # Podman's name for the same, up to 6.1 at least.
+    # Podman's name for destroy, up to 6.1 at least.
     "remove",
 )
-_SAME: Final = {"remove": "destroy"}
-# Podman's own states, where its answers to Docker's clients show them (5.4 and 4.3 do).
+_ALIASES: Final = {"remove": "destroy"}
+# Podman's states, which its Docker-compatible API shows in 5.4 and 4.3.
 _PHASES: Final = {
     "configured": Phase.CREATED,
     "initialized": Phase.CREATED,
@@ -61,6 +62,7 @@ _NAMELESS: Final = "<none>"
 _ANONYMOUS: Final = re.compile(r"[0-9a-f]{64}")
 _DEFAULT_STOP_TIMEOUT: Final = 10.0
 _LIMITS: Final = {"CpuCfsQuota": "cpus", "MemoryLimit": "memory", "PidsLimit": "pids"}
+# Characters.
 _LONGEST_TEXT: Final = 4096
 _LAST_DATE: Final = datetime.max.replace(tzinfo=UTC).timestamp()
 _INT32: Final = 2**31
@@ -70,10 +72,10 @@ _ID: Final = re.compile(r"[\w.:-]{1,256}", re.ASCII)
 
 
 def epoch(date: Any) -> float | None:
-    """Seconds since the epoch of one of the engine's dates; None where there is none.
+    """Parse one of the engine's dates to seconds since the epoch.
 
-    That is Docker's date of what never happened, and anything that is not a date: nothing is
-    decided by a date, so a broken one makes no answer unreadable.
+    None for Docker's date of what never happened, and for what is not a date: no decision depends
+    on a date, so a broken one does not make the response unreadable.
     """
     try:
         read = datetime.fromisoformat(date)
@@ -84,52 +86,51 @@ def epoch(date: Any) -> float | None:
 
 
 def identifier(answer: Mapping[str, Any]) -> str:
-    """The id of a container, an image or a command."""
+    """Return the id of a container, an image or an exec."""
     value = text(answer["Id"])
     if not _ID.fullmatch(value):
-        raise ValueError("an id that is none")
+        raise ValueError("not an id")
     return value
 
 
 def whole(value: Any, low: int, end: int) -> int:
-    """A whole number from ``low`` to below ``end``."""
+    """Return the value, if it is a whole number from ``low`` to below ``end``."""
     if type(value) is not int or not low <= value < end:
-        raise ValueError("a whole number in range was expected")
+        raise ValueError("expected a whole number in range")
     return value
 
 
 def exit_code(value: Any) -> int:
-    """How a container or a command ended; Windows uses all of 32 bits."""
+    """Return the value, if it is an exit code; Windows uses all 32 bits."""
     return whole(value, -_INT32, 2 * _INT32)
 
 
 def rows(answer: Any, read: Callable[[Any], T]) -> tuple[tuple[T, ...], tuple[BrokenRow, ...]]:
-    """What a list holds, and those of its rows that cannot be read."""
+    """Decode a list; return the good rows, and those that cannot be decoded."""
     if not isinstance(answer, list):
-        raise TypeError("a list was expected")
+        raise TypeError("expected a list")
     good, broken = [], []
     for row in answer:
         try:
-            with understood("one row of a list"):
+            with decode_errors("one row of a list"):
                 good.append(read(row))
         except Unreadable as error:
-            broken.append(_broken(row, error))
+            fields = row if isinstance(row, dict) else {}
+            labels = fields.get("Labels")
+            sandbox = labels.get(naming.LABEL_SANDBOX) if isinstance(labels, dict) else ""
+            id_ = fields.get("Id", fields.get("Name"))
+            try:
+                broken.append(BrokenRow(text(id_), text(sandbox), str(error)))
+            except (TypeError, ValueError):
+                broken.append(BrokenRow("", "", str(error)))
     return tuple(good), tuple(broken)
 
 
-def _broken(row: Any, error: Unreadable) -> BrokenRow:
-    fields = row if isinstance(row, dict) else {}
-    labels = fields.get("Labels")
-    sandbox = labels.get(naming.LABEL_SANDBOX) if isinstance(labels, dict) else ""
-    try:
-        return BrokenRow(text(fields.get("Id", fields.get("Name"))), text(sandbox), str(error))
-    except (TypeError, ValueError):
-        return BrokenRow("", "", str(error))
-
-
 def summary(row: Mapping[str, Any]) -> Summary:
-    """One row of a container list."""
-    name = _listed_name(row)
+    """Decode one row of a container list."""
+    # Legacy links add extra names (/other/alias); keep only the top-level one.
+    names = [text(name[1:]) for name in row["Names"] or () if name.count("/") == 1]
+    name = names[0] if names else identifier(row)[:12]
     return Summary(
         id=identifier(row),
         name=name,
@@ -140,7 +141,7 @@ def summary(row: Mapping[str, Any]) -> Summary:
 
 
 def volume_rows(answer: Mapping[str, Any]) -> list[Any]:
-    """The rows of a volume list, where it is whole."""
+    """Return the rows of a volume list; ValueError if the list is partial."""
     if warnings := answer.get("Warnings"):
         raise ValueError(f"the list is partial: {cut(str(warnings))}")
     listed = answer["Volumes"]
@@ -148,7 +149,7 @@ def volume_rows(answer: Mapping[str, Any]) -> list[Any]:
 
 
 def volume(row: Mapping[str, Any]) -> Volume:
-    """A volume, listed or inspected, whatever labels it has."""
+    """Decode a volume, listed or inspected, with any labels."""
     labels, name = _labels(row), text(row["Name"])
     return Volume(
         name=name,
@@ -162,12 +163,16 @@ def volume(row: Mapping[str, Any]) -> Volume:
 
 
 def container(answer: Mapping[str, Any], instance: str) -> Container | None:
-    """An inspected container; None where it is not of this instance."""
+    """Decode an inspected container; None if it belongs to another instance."""
     config, state, host = answer["Config"], answer["State"], answer["HostConfig"]
     labels = _labels(config)
     if labels.get(naming.LABEL_INSTANCE) != instance:
         return None
     name = text(answer["Name"]).removeprefix("/")
+    mounted = {text(mount["Name"]) for mount in answer["Mounts"] or () if mount["Type"] == "volume"}
+    timeout = config.get("StopTimeout")
+    key = f"{naming.SESSION_KEY_VARIABLE}="
+    keys = (text(item.removeprefix(key)) for item in config["Env"] or () if item.startswith(key))
     return Container(
         id=identifier(answer),
         name=name,
@@ -182,12 +187,14 @@ def container(answer: Mapping[str, Any], instance: str) -> Container | None:
         oom_killed=bool(state.get("OOMKilled")),
         error=cut(state.get("Error") or ""),
         ports=_ports(host["PortBindings"] or {}),
-        volumes=_named_volumes(answer["Mounts"] or ()),
+        volumes=frozenset(name for name in mounted if not _ANONYMOUS.fullmatch(name)),
         image=text(config["Image"]),
         image_id=text(answer["Image"]),
-        stop_timeout=_stop_timeout(config),
+        stop_timeout=_DEFAULT_STOP_TIMEOUT
+        if timeout is None
+        else float(whole(timeout, -_INT32, _INT32)),
         check=_check(state),
-        session_key=_variable(config["Env"] or (), naming.SESSION_KEY_VARIABLE),
+        session_key=next(keys, None),
         owner=text(labels.get(naming.LABEL_OWNER, "")),
         nonce=text(labels.get(naming.LABEL_NONCE, "")),
         base=text(labels.get(naming.LABEL_CONTAINER, "")),
@@ -197,7 +204,7 @@ def container(answer: Mapping[str, Any], instance: str) -> Container | None:
 
 
 def _check(state: Mapping[str, Any]) -> Check | None:
-    """The HEALTHCHECK; Docker leaves it out or calls it none where there is none, Podman empty."""
+    """Decode the HEALTHCHECK. Without one, Docker omits it or says none; Podman sends it empty."""
     health = state.get("Health") or {}
     status = health.get("Status")
     if status not in _CHECK_STATES:
@@ -223,27 +230,22 @@ def _limits(host: Mapping[str, Any]) -> Limits:
 
 
 def _limit(value: Any) -> int:
-    """A limit; 0 for none, however the engine says that."""
+    """Return a limit; 0 for each way in which the engine says that there is none."""
     return value if isinstance(value, int) and 0 < value < _INT64 else 0
 
 
 def _count(value: Any) -> int:
-    """A number that is only shown and compared; 0 where the engine gives none."""
+    """Return a number that is only shown and compared; 0 if the engine sends none."""
     return value if isinstance(value, int) and 0 <= value < _INT32 else 0
 
 
 def is_asked_for(answer: Mapping[str, Any], asked: str) -> bool:
-    """Docker also finds a container by the beginning of its id, which a name may happen to be."""
+    """Return whether the container has this id or name: Docker also finds one by an id's prefix."""
     return asked in {identifier(answer), text(answer["Name"]).removeprefix("/")}
 
 
-def is_ours(labels: Mapping[str, str] | None, instance: str) -> bool:
-    """The labels say that the object is of this instance."""
-    return (labels or {}).get(naming.LABEL_INSTANCE) == instance
-
-
 def image(row: Mapping[str, Any]) -> Image:
-    """One row of an image list. Docker counts an image's containers only where it is asked to."""
+    """Decode one row of an image list. Docker counts an image's containers only on request."""
     tags = _names(row["RepoTags"])
     return Image(
         id=identifier(row),
@@ -260,7 +262,7 @@ def info(
     api_version: str,
     local: bool = False,
 ) -> EngineInfo:
-    """Who the engine is, from its two answers about itself; None where one is forbidden."""
+    """Decode the responses to ``version`` and ``info``; each is None if it is forbidden."""
     components = str(version.get("Components", "")) if version is not None else ""
     options = (about.get("SecurityOptions") or ()) if about is not None else ()
     return EngineInfo(
@@ -269,25 +271,27 @@ def info(
         api_version=text(version["ApiVersion"]) if version is not None else api_version,
         root=text(about["DockerRootDir"]) if about is not None else "",
         rootless="name=rootless" in options,
-        missing_limits=_missing_limits(about or {}),
+        missing_limits=tuple(
+            limit for key, limit in _LIMITS.items() if (about or {}).get(key) is False
+        ),
         local=local,
     )
 
 
 def log_driver(info: Mapping[str, Any]) -> str:
-    """Return the engine's own log driver; empty where it names none."""
+    """Return the engine's default log driver; empty if it names none."""
     return text(info.get("LoggingDriver") or "")
 
 
 def index_server(info: Mapping[str, Any]) -> str:
-    """The address of the engine's default registry; empty where it names none."""
+    """Return the address of the engine's default registry; empty if it names none."""
     return text(info.get("IndexServerAddress") or "")
 
 
 def gateway(network: Mapping[str, Any]) -> str:
-    """The engine's own address on an inspected network; empty where it has none.
+    """Return the engine's address on an inspected network; empty if it has none.
 
-    Before its first restart, Docker 20.10 names only the subnet: its address is then the first.
+    Before its first restart, Docker 20.10 names only the subnet; its address is then the first.
     """
     for pool in network["IPAM"]["Config"] or ():
         if pool.get("Gateway"):
@@ -298,59 +302,40 @@ def gateway(network: Mapping[str, Any]) -> str:
 
 
 def warnings(answer: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the engine warns of in its answer to a create."""
+    """Return the warnings in the response to a create."""
     return tuple(cut(text(each)) for each in answer.get("Warnings") or ())
 
 
-def _missing_limits(about: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(limit for key, limit in _LIMITS.items() if about.get(key) is False)
-
-
 def event(line: bytes, instance: str) -> EngineEvent | None:
-    """One line of the event stream; None where it is about nothing of ours, or cannot be read.
+    """Decode one line of the event stream; None if it is not about this instance or unreadable.
 
-    A hint that cannot be read costs time until the next list, and nothing else.
+    A hint that cannot be read only delays what the next list shows.
     """
     try:
-        with understood("an event"):
-            data = decode(line)
-            kind = EventKind(data["Type"])
-            read = _container_event if kind is EventKind.CONTAINER else _volume_event
-            return read(data, instance)
+        with decode_errors("an event"):
+            data = parse_json(line)
+            kind, actor = EventKind(data["Type"]), data["Actor"]
+            if kind is EventKind.CONTAINER:
+                labels, id_ = actor["Attributes"], text(actor["ID"])
+                if (labels or {}).get(naming.LABEL_INSTANCE) != instance:
+                    return None
+                sandbox = _sandbox(labels, text(labels.get("name", "")))
+            else:
+                # Podman leaves the id of a volume's event empty and names it in the attributes.
+                id_, sandbox = text(actor["ID"] or actor["Attributes"]["name"]), ""
+                # A volume's events carry no labels, so only its name shows the instance.
+                if not id_.startswith((WORKSPACE_PREFIX, naming.marker_prefix(instance))):
+                    return None
+            action = text(data["Action"]).partition(":")[0]
+            return EngineEvent(
+                kind=kind,
+                id=id_,
+                what=_ALIASES.get(action, action),
+                sandbox=sandbox,
+                at=whole(data["timeNano"], 0, _INT64) / 1e9,
+            )
     except Unreadable:
         return None
-
-
-def _container_event(data: Mapping[str, Any], instance: str) -> EngineEvent | None:
-    labels = data["Actor"]["Attributes"]
-    if not is_ours(labels, instance):
-        return None
-    sandbox = _sandbox(labels, text(labels.get("name", "")))
-    return _event(data, EventKind.CONTAINER, sandbox)
-
-
-def _volume_event(data: Mapping[str, Any], instance: str) -> EngineEvent | None:
-    # A volume's events carry no labels: its name is all there is to go by.
-    known = (WORKSPACE_PREFIX, naming.marker_prefix(instance))
-    ours = _volume_name(data).startswith(known)
-    return _event(data, EventKind.VOLUME, "") if ours else None
-
-
-def _volume_name(data: Mapping[str, Any]) -> str:
-    # Podman leaves the id of a volume's event empty and names it among the attributes.
-    actor = data["Actor"]
-    return text(actor["ID"] or actor["Attributes"]["name"])
-
-
-def _event(data: Mapping[str, Any], kind: EventKind, sandbox: str) -> EngineEvent:
-    action = text(data["Action"]).partition(":")[0]
-    return EngineEvent(
-        kind=kind,
-        id=text(data["Actor"]["ID"]) if kind is EventKind.CONTAINER else _volume_name(data),
-        what=_SAME.get(action, action),
-        sandbox=sandbox,
-        at=whole(data["timeNano"], 0, _INT64) / 1e9,
-    )
 
 
 def _names(references: Any) -> tuple[str, ...]:
@@ -359,12 +344,6 @@ def _names(references: Any) -> tuple[str, ...]:
 
 def _phase(state: str) -> Phase:
     return _PHASES.get(state) or Phase(state)
-
-
-def _listed_name(row: Mapping[str, Any]) -> str:
-    # A container that is linked to has a name of its own and one below each that links to it.
-    own = [text(name[1:]) for name in row["Names"] or () if name.count("/") == 1]
-    return own[0] if own else identifier(row)[:12]
 
 
 def _labels(answer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -377,7 +356,7 @@ def _sandbox(labels: Mapping[str, Any], name: str) -> str:
 
 
 def _ports(bindings: Mapping[str, Any]) -> dict[int, int]:
-    """Fixed TCP ports: container to host."""
+    """Return the fixed TCP ports, from container to host."""
     ports = {}
     for key, published in bindings.items():
         number, _, protocol = key.partition("/")
@@ -387,27 +366,12 @@ def _ports(bindings: Mapping[str, Any]) -> dict[int, int]:
     return ports
 
 
-def _named_volumes(mounts: Any) -> frozenset[str]:
-    names = {text(mount["Name"]) for mount in mounts if mount["Type"] == "volume"}
-    return frozenset(name for name in names if not _ANONYMOUS.fullmatch(name))
-
-
-def _stop_timeout(config: Mapping[str, Any]) -> float:
-    timeout = config.get("StopTimeout")
-    return _DEFAULT_STOP_TIMEOUT if timeout is None else float(whole(timeout, -_INT32, _INT32))
-
-
-def _variable(env: Any, name: str) -> str | None:
-    values = (text(item.partition("=")[2]) for item in env if item.startswith(f"{name}="))
-    return next(values, None)
-
-
 def text(value: Any) -> str:
-    """A text of at most 4096 characters, all of which can be encoded."""
+    """Return the value, if it is an encodable text of at most 4096 characters."""
     if not isinstance(value, str):
-        raise TypeError("text was expected")
+        raise TypeError("expected a text")
     if len(value) > _LONGEST_TEXT:
-        raise ValueError("a text that is too long")
-    # Half of a surrogate pair can be decoded from JSON and be written nowhere.
+        raise ValueError("the text is too long")
+    # JSON can hold half of a surrogate pair, which cannot be encoded.
     value.encode()
     return value

@@ -1,4 +1,4 @@
-"""Docker as an Engine: what each method asks of it, and which refusals are successes."""
+"""Implement the engine protocol with Docker's API."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ from reconciler.core.errors import (
     Removing,
 )
 from reconciler.core.model import Phase
-from reconciler.engine.docker import decode as codec
-from reconciler.engine.docker import errors, requests
+from reconciler.engine.docker import decode, errors, requests
 from reconciler.engine.docker.client import Client
-from reconciler.engine.docker.create import JSON_FILE, create_body
-from reconciler.engine.docker.errors import understood
-from reconciler.engine.docker.exec_logs import Inside
+from reconciler.engine.docker.create import JSON_FILE, create_body, limits_after, update_body
+from reconciler.engine.docker.errors import decode_errors
+from reconciler.engine.docker.exec_logs import ExecLogs
 from reconciler.engine.docker.images import Images
 from reconciler.engine.docker.requests import delete, get, post
 from reconciler.engine.docker.stream import Lines, lines_of
-from reconciler.engine.docker.update import expected, update_body
 from reconciler.engine.docker.workspace import Workspaces
 from reconciler.engine.protocol import Listing
 
@@ -47,21 +45,21 @@ if TYPE_CHECKING:
 _MOST_WARNINGS: Final = 32
 _NO_VOLUMES: Final[Mapping[str, Any]] = {"Volumes": []}
 _LONGEST_EVENT: Final = 1 << 20
-# Seconds; an engine that takes long over a removal is not to be kept busy by being asked.
-_GONE_POLL: Final = 0.02
-_LONGEST_GONE_POLL: Final = 1.0
-# Seconds to wait for a removal that another request began.
-_BRIEFLY: Final = 5.0
+# Seconds between two checks for a removal, growing so that a slow engine is not kept busy.
+_REMOVAL_POLL: Final = 0.02
+_LONGEST_REMOVAL_POLL: Final = 1.0
+# Seconds to wait for a removal that another request started.
+_OTHER_REMOVAL: Final = 5.0
 _EVENT_OVERLAP: Final = 1.0
-# Seconds; an engine has another log driver after a restart at the earliest.
-_DRIVER_SECONDS: Final = 60.0
+# Seconds; the engine's default log driver only changes with a restart.
+_LOG_DRIVER_SECONDS: Final = 60.0
 
 
 class DockerEngine:
-    """One Docker engine, or one that speaks its API, seen by one instance.
+    """One Docker engine, or one that speaks its API, as one instance sees it.
 
-    Reached at first use, and again at the next one where that failed. Changes may take
-    ``call_timeout`` seconds each, questions ``read_timeout``, a whole pull ``pull_timeout``.
+    It connects at first use, and again at the next use if that failed. Changes may take
+    ``call_timeout`` seconds each, reads ``read_timeout``, a whole pull ``pull_timeout``.
     """
 
     def __init__(
@@ -80,29 +78,29 @@ class DockerEngine:
         self._images = Images(self._client, read_timeout, pull_timeout)
         self._workspaces = Workspaces(self._client, call_timeout)
         self._warnings: list[str] = []
-        self._inside = Inside(self._client, read_timeout, call_timeout)
-        self._driver: tuple[str, float] | None = None
+        self._exec_logs = ExecLogs(self._client, read_timeout, call_timeout)
+        self._default_log_driver: tuple[str, float] | None = None
 
     async def close(self) -> None:
-        """Let go of every connection."""
+        """Close every connection."""
         await self._client.close()
 
     def forbidden(self) -> Sequence[Forbidden]:
-        """One error for each part of the API that was forbidden lately."""
+        """Return one error for each part of the API that was forbidden recently."""
         return self._client.forbidden
 
     def warnings(self) -> Sequence[str]:
-        """What the engine warned of when it made containers: each text once."""
+        """Return each distinct warning that the engine sent when it created containers."""
         return tuple(self._warnings)
 
     async def access(self) -> Mapping[str, Forbidden | None]:
-        """Try each part of the engine's API that is used; the error where it is forbidden.
+        """Try each part of the API that the daemon uses; map it to its error if it is forbidden.
 
-        A part that cannot be tried without another one that is forbidden is not in the answer.
-        Nothing is changed: what is asked to be changed does not exist.
+        A part that needs a forbidden one is left out. The requests change nothing, because their
+        objects do not exist.
 
         Raises:
-            EngineUnavailable: it does not answer.
+            EngineUnavailable: the engine does not answer.
         """
         found: dict[str, Forbidden | None] = {}
         for part, request in requests.samples(self._instance).items():
@@ -111,96 +109,93 @@ class DockerEngine:
                 continue
             found[part] = None
             try:
-                await self._ask(request)
+                await self._read(request)
             except Forbidden as error:
                 found[part] = error
             except EngineUnavailable:
                 raise
             except EngineError:
-                continue  # such as that nobody has the name
+                continue  # allowed; such as NotFound
         return found
 
     async def ping(self) -> None:
-        """Return if the engine answers."""
+        """Return if the engine answers, else raise."""
         await self._unless_forbidden(get("_ping"))
 
     async def info(self) -> EngineInfo:
-        """Who the engine is."""
+        """Return the engine's name, versions, data folder and abilities."""
         version = await self._unless_forbidden(get("version"))
         about = await self._unless_forbidden(get("info"))
-        with understood("itself"):
-            who = codec.info(
+        with decode_errors("itself"):
+            info = decode.info(
                 version,
                 about,
                 local=self._client.is_local,
                 api_version=self._client.api_version,
             )
-        return replace(who, gateway=await self._gateway())
-
-    async def _gateway(self) -> str:
         try:
-            bridge = await self._ask(get("networks/bridge"))
-            with understood("its default bridge"):
-                return codec.gateway(bridge)
+            bridge = await self._read(get("networks/bridge"))
+            with decode_errors("its default bridge"):
+                return replace(info, gateway=decode.gateway(bridge))
         except EngineError:
             # It has no bridge, or a proxy hides it: then nothing depends on its address.
-            return ""
+            return info
 
-    # --- what is there ------------------------------------------------------------------------
+    # --- observed state -----------------------------------------------------------------------
 
     async def list(self) -> Listing:
-        """Containers in every phase, and volumes; apart from them, the rows that cannot be read."""
-        containers = await self._ask(requests.containers_of(self._instance))
+        """List containers in every phase, volumes, and the rows that cannot be decoded."""
+        containers = await self._read(requests.containers_of(self._instance))
         volumes = await self._unless_forbidden(requests.volumes_of(self._instance))
-        with understood("what it has"):
-            seen, broken = codec.rows(containers, codec.summary)
-            kept, lost = codec.rows(
-                codec.volume_rows(_NO_VOLUMES if volumes is None else volumes), codec.volume
-            )
-            return Listing(seen, kept, broken, lost, sees_volumes=volumes is not None)
+        with decode_errors("its containers and volumes"):
+            good, broken = decode.rows(containers, decode.summary)
+            rows = decode.volume_rows(_NO_VOLUMES if volumes is None else volumes)
+            good_volumes, broken_volumes = decode.rows(rows, decode.volume)
+        return Listing(good, good_volumes, broken, broken_volumes, sees_volumes=volumes is not None)
 
     async def inspect(self, container_id: str) -> Container | None:
-        """One container by id or name; None where it is not there or is not of this instance."""
-        answer = await self._look(container_id)
+        """Return a container by id or name; None if missing or of another instance."""
+        answer = await self._inspect(container_id)
         if answer is None:
             return None
-        with understood(f"container {container_id[:12]}"):
-            return codec.container(answer, self._instance)
+        with decode_errors(f"container {container_id[:12]}"):
+            return decode.container(answer, self._instance)
 
     async def inspect_volume(self, name: str) -> Volume | None:
-        """One volume by name, whatever labels it has; None where it is not there."""
+        """Return a volume by name, with any labels; None if it is missing."""
         try:
-            answer = await self._ask(get(requests.volume(name)))
+            answer = await self._read(get(requests.volume(name)))
         except NotFound:
             return None
-        with understood(f"volume {name}"):
-            return codec.volume(answer)
+        with decode_errors(f"volume {name}"):
+            return decode.volume(answer)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[EngineEvent]]:
-        """Events from now on; those of the second before may come too."""
+        """Iterate over events from now on; those of the second before may come too."""
+
+        async def events(lines: AsyncIterator[bytes]) -> AsyncIterator[EngineEvent]:
+            with suppress(EngineUnavailable):
+                async for line in lines:
+                    event = decode.event(line, self._instance)
+                    if event is not None:
+                        yield event
+
         request = requests.events(time.time() - _EVENT_OVERLAP)
         async with self._client.stream(request, self._read_timeout) as chunks:
-            yield self._decoded(lines_of(chunks, Lines(_LONGEST_EVENT)))
-
-    async def _decoded(self, lines: AsyncIterator[bytes]) -> AsyncIterator[EngineEvent]:
-        with suppress(EngineUnavailable):
-            async for line in lines:
-                event = codec.event(line, self._instance)
-                if event is not None:
-                    yield event
+            yield events(lines_of(chunks, Lines(_LONGEST_EVENT)))
 
     # --- volumes ------------------------------------------------------------------------------
 
     async def create_volume(self, name: str, labels: Mapping[str, str]) -> Volume:
-        """Make the volume and return it. Docker answers with the one that exists already."""
+        """Create the volume and return it. Docker returns one that already exists."""
         body = {"Name": name, "Labels": dict(labels)}
         answer = await self._change(post("volumes/create", body))
-        with understood(f"volume {name}"):
-            return codec.volume(answer)
+        with decode_errors(f"volume {name}"):
+            return decode.volume(answer)
 
     async def remove_volume(self, name: str) -> None:
-        """Remove the volume, whatever labels it has.
+        """Remove the volume, with any labels. One that is gone is a success.
 
         Raises:
             Busy: a container still uses it.
@@ -210,150 +205,153 @@ class DockerEngine:
 
     # --- containers ---------------------------------------------------------------------------
 
-    async def create(self, blueprint: ContainerConfig) -> str:
-        """Make the container, without starting it, and return its id.
+    async def create(self, config: ContainerConfig) -> str:
+        """Create the container, without starting it, and return its id.
 
         Raises:
-            Busy: the name is still held by a container that is being removed.
-            ImageNotFound: the image is not there.
+            Busy: a container that is being removed still has the name.
+            ImageNotFound: the image is missing.
             NameTaken: another container has the name.
-            Refused: the engine will not make it: a mount's source is missing, an option is wrong.
+            Refused: the engine rejects it: a mount's source is missing, an option is wrong.
         """
-        body = create_body(blueprint, await self._log_driver())
-        request = post("containers/create", body, name=blueprint.name)
+        body = create_body(config, await self._log_driver())
+        request = post("containers/create", body, name=config.name)
         try:
             answer = await self._change(request, errors.on_create)
         except NameTaken as error:
-            return await self._adopt(blueprint, error)
-        with understood("a new container"):
-            container_id = codec.identifier(answer)
-            fresh = [text for text in codec.warnings(answer) if text not in self._warnings]
+            return await self._adopt(config, error)
+        with decode_errors("a new container"):
+            container_id = decode.identifier(answer)
+            fresh = [text for text in decode.warnings(answer) if text not in self._warnings]
         self._warnings += fresh[: _MOST_WARNINGS - len(self._warnings)]
-        await self._hold_to_runtime(container_id, blueprint)
+        await self._check_runtime(container_id, config)
         return container_id
 
     async def _log_driver(self) -> str:
-        """Return the engine's own log driver; json-file where it does not say."""
+        """Return the engine's default log driver; json-file if it does not say."""
         now = asyncio.get_running_loop().time()
-        if self._driver is None or now >= self._driver[1]:
+        if self._default_log_driver is None or now >= self._default_log_driver[1]:
             try:
-                driver = codec.log_driver(await self._ask(get("info")))
+                driver = decode.log_driver(await self._read(get("info")))
             except EngineUnavailable:
                 raise
             except EngineError:
                 driver = ""
-            self._driver = (driver or JSON_FILE, now + _DRIVER_SECONDS)
-        return self._driver[0]
+            self._default_log_driver = (driver or JSON_FILE, now + _LOG_DRIVER_SECONDS)
+        return self._default_log_driver[0]
 
-    async def _hold_to_runtime(self, container_id: str, blueprint: ContainerConfig) -> None:
-        """Podman (up to 6.1) passes over a runtime: what was to be isolated would not be."""
-        wanted = blueprint.spec.security.runtime
-        made = await self._look(container_id) if wanted else None
-        if made is None:
+    async def _check_runtime(self, container_id: str, config: ContainerConfig) -> None:
+        """Refuse a container with another runtime: Podman up to 6.1 ignores the requested one."""
+        wanted = config.spec.security.runtime
+        answer = await self._inspect(container_id) if wanted else None
+        if answer is None:
             return
-        with understood("a container"):
-            used = str(made["HostConfig"]["Runtime"])
+        with decode_errors("a container"):
+            used = str(answer["HostConfig"]["Runtime"])
         if used != wanted:
             await self.remove(container_id)
             raise Refused(
-                f"the engine does not take the runtime {wanted!r}: make it the engine's default "
-                "and leave `security.runtime` out"
+                f"the engine ignores the runtime {wanted!r}: make it the engine's default and "
+                "remove `security.runtime`"
             )
 
-    async def _adopt(self, blueprint: ContainerConfig, error: NameTaken) -> str:
-        """A create that was never heard of left the container that is asked for."""
-        holder = await self._look(blueprint.name)
+    async def _adopt(self, config: ContainerConfig, error: NameTaken) -> str:
+        """Return the id of a container that an earlier create made, whose response was lost."""
+        holder = await self._inspect(config.name)
         if holder is None:
-            raise Busy(f"the name {blueprint.name} is not free yet") from error
-        with understood("a container"):
-            short = codec.identifier(holder)[:12]
+            raise Busy(
+                f"the container name {config.name} is not free yet: its last owner is being removed"
+            ) from error
+        with decode_errors("a container"):
+            short = decode.identifier(holder)[:12]
             image = errors.cut(str(holder["Config"]["Image"]))
-            container = codec.container(holder, self._instance)
-        nonce = blueprint.labels[naming.LABEL_NONCE]
+            container = decode.container(holder, self._instance)
+        nonce = config.labels[naming.LABEL_NONCE]
         if container is None or not nonce or container.nonce != nonce:
             raise NameTaken(
-                f"container {short} (image {image}) has the name {blueprint.name}, and this daemon "
-                "did not make it: remove or rename it"
+                f"container {short} (image {image}) has the name {config.name}, and this daemon "
+                "did not create it: remove or rename it"
             ) from error
         return container.id
 
     async def prepare(self, container_id: str, stand_in: ContainerConfig) -> None:
-        """Make the workspace belong to the sandbox's user, before the first start.
+        """Set the owner of the workspace to the sandbox's user, before the first start.
 
         Raises:
             Refused: the user is not in the image, or the engine does not change the owner.
         """
-        await self._workspaces.settle(container_id, stand_in)
+        await self._workspaces.set_owner(container_id, stand_in)
 
     async def start(self, container_id: str) -> None:
-        """Start it.
+        """Start the container.
 
         Raises:
-            PortTaken: a host port is held by somebody else.
+            PortTaken: another process uses a host port.
             Refused: it cannot be started: no such program, no such device.
+            Unstartable: leftovers of an earlier run are in the way.
         """
         await self._do(container_id, "start", errors.on_start_of(container_id))
 
     async def stop(self, container_id: str, grace: float) -> None:
-        """Ask it to end, kill it after ``grace`` seconds, return when it has ended."""
+        """Send the stop signal, kill after ``grace`` seconds, return when it has exited."""
         seconds = math.ceil(grace)
         request = post(requests.container(container_id, "stop"), t=str(seconds))
         with suppress(NotFound):
             await self._client.call(request, seconds + self._call_timeout)
 
     async def pause(self, container_id: str) -> None:
-        """Freeze its processes."""
-        with suppress(errors.AlreadySo):
+        """Freeze the container's processes."""
+        with suppress(errors.AlreadyDone):
             await self._do(container_id, "pause", errors.on_pause)
 
     async def unpause(self, container_id: str) -> None:
-        """Thaw its processes."""
-        with suppress(errors.AlreadySo):
+        """Continue the container's processes."""
+        with suppress(errors.AlreadyDone):
             await self._do(container_id, "unpause", errors.on_unpause)
 
     async def update(self, container_id: str, limits: Limits) -> None:
-        """Give it these limits and this restart policy, without a restart.
+        """Change limits and restart policy, without a restart.
 
         Raises:
-            Refused: the engine will not, for instance as more is in use, or it had no effect.
+            Refused: the engine rejects it, such as a limit below current use, or ignores it.
         """
-        seen = await self.inspect(container_id)
-        about = await self._ask(get("info"))
-        if seen is None:
+        before = await self.inspect(container_id)
+        info = await self._read(get("info"))
+        if before is None:
             raise NotFound(f"container {container_id[:12]} is gone")
-        with understood("itself"):
-            cores, memory = int(about["NCPU"]), int(about["MemTotal"])
-        body = update_body(limits, seen.limits, cores=cores, host_memory=memory)
+        with decode_errors("itself"):
+            cores, memory = int(info["NCPU"]), int(info["MemTotal"])
+        body = update_body(limits, before.limits, cores=cores, host_memory=memory)
         path = requests.container(container_id, "update")
         await self._change(post(path, body), errors.on_update)
-        now = await self.inspect(container_id)
-        kept = {
-            name: value
-            for name, value in expected(body, limits).items()
-            if now is not None and getattr(now.limits, name) != value
-        }
-        if kept:
+        after = await self.inspect(container_id)
+        unchanged = sorted(
+            name
+            for name, value in limits_after(body, limits).items()
+            if after is not None and getattr(after.limits, name) != value
+        )
+        if unchanged:
             raise Refused(
-                f"the engine reports success, and did not change {', '.join(sorted(kept))}: see "
-                "whether the host's kernel supports that limit"
+                f"the engine reports success but did not change {', '.join(unchanged)}: check "
+                "whether the host's kernel supports this limit"
             )
 
     async def rename(self, container_id: str, name: str) -> None:
-        """Give it another name.
+        """Rename the container.
 
         Raises:
             NameTaken: another container has the name.
         """
         request = post(requests.container(container_id, "rename"), name=name)
-        with suppress(errors.AlreadySo):
+        with suppress(errors.AlreadyDone):
             await self._change(request, errors.on_rename)
 
     async def remove(self, container_id: str) -> None:
-        """Kill it if it lives and remove it with its anonymous volumes; return when it is gone.
+        """Kill and remove the container with its anonymous volumes; return when it is gone.
 
         Raises:
-            EngineTimeout: it is not gone after ``call_timeout`` seconds, nor is it being removed.
-            Removing: the engine is still at it; the more files a container has, the longer.
+            EngineTimeout: it still exists after ``call_timeout`` seconds and is not being removed.
+            Removing: the engine is still removing it; many files take long.
         """
         request = delete(f"containers/{container_id}", force="1", v="1")
         try:
@@ -363,59 +361,57 @@ class DockerEngine:
                 except NotFound:
                     pass
                 except Busy:
-                    # Another removal is under way: there is no answer to wait for.
-                    brief = min(self._call_timeout, _BRIEFLY)
-                    limit.reschedule(asyncio.get_running_loop().time() + brief)
-                # The name is free once the container is gone, a moment after a removal is answered.
-                await self._until_gone(container_id)
+                    # Another request removes it, whose response does not come here.
+                    seconds = min(self._call_timeout, _OTHER_REMOVAL)
+                    limit.reschedule(asyncio.get_running_loop().time() + seconds)
+                # The name is free once the container is gone, a moment after the response.
+                pause = _REMOVAL_POLL
+                while await self._inspect(container_id) is not None:
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, _LONGEST_REMOVAL_POLL)
         except (TimeoutError, EngineTimeout) as error:
-            await self._judge_removal(container_id, error)
+            await self._raise_unless_removed(container_id, error)
 
-    async def _judge_removal(self, container_id: str, error: Exception) -> None:
-        """Tell a removal that takes long from one that hangs.
+    async def _raise_unless_removed(self, container_id: str, error: Exception) -> None:
+        """Distinguish a slow removal from a wedged engine.
 
-        A wedged engine hangs before that, where it ends the container's processes.
+        A wedged engine hangs earlier: when it kills the container's processes.
         """
         container, short = await self.inspect(container_id), container_id[:12]
         if container is None:
             return
         if container.phase is Phase.REMOVING:
-            why = f"the engine is still removing container {short}: wait for it"
-            raise Removing(why) from error
+            raise Removing(
+                f"the engine is still removing container {short}: wait until it is done"
+            ) from error
         raise EngineTimeout(
-            f"container {short} is not gone after {self._call_timeout:g} s: see whether the engine "
-            "is overloaded or stuck"
+            f"the engine did not remove container {short} within {self._call_timeout:g} s: check "
+            "whether it is overloaded or stuck"
         ) from error
-
-    async def _until_gone(self, container_id: str) -> None:
-        pause = _GONE_POLL
-        while await self._look(container_id) is not None:
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_GONE_POLL)
 
     # --- images -------------------------------------------------------------------------------
 
     async def has_image(self, image: str) -> bool:
-        """Whether a create would find the image."""
+        """Return whether a create would find the image."""
         return await self._images.has(image)
 
     async def image_id(self, image: str) -> str | None:
-        """The id of the image that a create would find."""
+        """Return the id of the image that a create would find; None without one."""
         return await self._images.id_of(image)
 
     async def image_labels(self, image_id: str) -> Mapping[str, str]:
-        """The labels that a container of this image inherits."""
+        """Return the labels that a container inherits from this image."""
         return await self._images.labels(image_id)
 
     async def images(self) -> Sequence[Image]:
-        """All images of the host but the layers of a build."""
+        """List all images of the host except intermediate layers of builds."""
         return await self._images.all()
 
     async def remove_image(self, image_id: str) -> None:
-        """Remove an image that nothing uses; one that is gone is a success.
+        """Remove an unused image; one that is gone is a success.
 
         Raises:
-            Busy: something uses it, or it has more than one name.
+            Busy: it is in use, or has more than one name.
         """
         await self._images.remove(image_id, self._call_timeout)
 
@@ -423,56 +419,58 @@ class DockerEngine:
         """Pull the image with the user's own credentials for its registry.
 
         Raises:
-            PullFailed: it cannot be had.
+            PullFailed: the registry does not provide it.
         """
         await self._images.pull(image, progress)
 
-    # --- inside a container -------------------------------------------------------------------
+    # --- logs and commands --------------------------------------------------------------------
 
     async def log_tail(self, container_id: str, lines: int, *, since: float = 0.0) -> Sequence[str]:
-        """The last lines of both streams, each cut at 4096 bytes."""
-        return await self._inside.log_tail(container_id, lines, since)
+        """Return the last lines of both streams, each cut at 4096 bytes."""
+        return await self._exec_logs.log_tail(container_id, lines, since)
 
     def follow_logs(
         self, container_id: str, lines: int
     ) -> AbstractAsyncContextManager[AsyncIterator[str]]:
-        """The last lines, and more as they come; ends with the container or the connection."""
-        return self._inside.follow_logs(container_id, lines)
+        """Iterate over the last lines and new ones, until the container or connection ends."""
+        return self._exec_logs.follow_logs(container_id, lines)
 
     async def run_in(self, container_id: str, command: Sequence[str], limit: float) -> int:
-        """Run a command in it and return its exit code. One that does not end keeps running.
+        """Run a command in the container and return its exit code.
 
         Raises:
-            CommandTimeout: it did not end within ``limit`` seconds.
+            CommandTimeout: it did not end within ``limit`` seconds; it keeps running.
         """
-        return await self._inside.run(container_id, command, limit)
+        return await self._exec_logs.run(container_id, command, limit)
 
-    # --- how it is asked ----------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------
 
-    async def _look(self, container_id: str) -> dict[str, Any] | None:
+    async def _inspect(self, container_id: str) -> dict[str, Any] | None:
         request = get(requests.container(container_id, "json"))
         try:
-            answer: dict[str, Any] = await self._ask(request)
+            answer: dict[str, Any] = await self._read(request)
         except NotFound:
             return None
-        with understood(f"container {container_id[:12]}"):
-            return answer if codec.is_asked_for(answer, container_id) else None
+        with decode_errors(f"container {container_id[:12]}"):
+            return answer if decode.is_asked_for(answer, container_id) else None
 
     async def _unless_forbidden(self, request: requests.Request) -> Any:
-        """The answer; None where the question is forbidden."""
+        """Return the response; None if the request is forbidden."""
         try:
-            answer = await self._ask(request)
+            answer = await self._read(request)
         except Forbidden:
             return None
         if answer is None:
-            raise errors.not_understood(str(request), TypeError("null"))
+            raise errors.unreadable(str(request), TypeError("null"))
         return answer
 
-    async def _ask(self, request: requests.Request) -> Any:
+    async def _read(self, request: requests.Request) -> Any:
         return await self._client.call(request, self._read_timeout)
 
-    async def _change(self, request: requests.Request, say: Translator = errors.common) -> Any:
-        return await self._client.call(request, self._call_timeout, say)
+    async def _change(
+        self, request: requests.Request, translator: Translator = errors.common
+    ) -> Any:
+        return await self._client.call(request, self._call_timeout, translator)
 
-    async def _do(self, container_id: str, verb: str, say: Translator) -> None:
-        await self._change(post(requests.container(container_id, verb)), say)
+    async def _do(self, container_id: str, verb: str, translator: Translator) -> None:
+        await self._change(post(requests.container(container_id, verb)), translator)

@@ -1,6 +1,7 @@
-"""What Docker's refusals mean, by status and text: engines of any age word them alike.
+"""Translate Docker's error responses, by status and text, into this project's errors.
 
-A translator takes an HTTP status and the engine's text. Text is shortened before it is passed on.
+A translator takes the HTTP status and the engine's text. The text is shortened before it is shown.
+The patterns match the wording of all supported engine versions.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 Translator = Callable[[int, str], EngineError]
 
 
-class AlreadySo(EngineError):
-    """What was asked for is so already: a success, and never raised beyond this package."""
+class AlreadyDone(EngineError):
+    """The object already is in the requested state. Never leaves this package."""
 
 
 NO_CONNECTION: Final = 900
@@ -43,7 +44,7 @@ NOT_FOUND: Final = 404
 CONFLICT: Final = 409
 GATEWAY: Final = frozenset({502, 503, 504})
 _LONGEST: Final = 256
-# Characters at either end of a text that are looked at.
+# Characters at either end of a text that are searched.
 _END: Final = 1 << 14
 _GAP: Final = " … "
 
@@ -52,24 +53,24 @@ _PORTS: Final = (
     re.compile(r"host port (?:for )?\S*?:(\d+)(?::\S+)?(?:/\w+)?: "),
     re.compile(r":(\d+)(?:/\w+)?(?: failed)?: "),
 )
-# The latter two are Podman's, which passes on its database's words.
+# The latter two are Podman's, which passes on its database's text.
 _NAME_TAKEN: Final = ("already in use", "UNIQUE constraint failed", "name is in use")
-# Of the runtime, of containerd, and of its shim; all name what they cannot make twice.
-_REMAINS: Final = re.compile(
+# From the runtime, containerd, and its shim, about state that already exists.
+_LEFTOVERS: Final = re.compile(
     r"container with (?:given )?id (?:already )?exists|id already in use"
     r"|(?:container|task) [0-9a-f]{64}:? already exists|mkdir \S*containerd\S*: file exists",
     re.IGNORECASE,
 )
-# The network or container that it joins: by its id, after the first start.
+# The network or container that this one joins. After the first start Docker knows it by id.
 _MISSING: Final = re.compile(
     r"(?:no such container: |network (?=\S+ not found))(\S+)", re.IGNORECASE
 )
-_ASLEEP: Final = re.compile(r"cannot join network of a non running container")
+_NOT_RUNNING: Final = re.compile(r"cannot join network of a non running container")
 _SHORTAGE: Final = re.compile(
     r"resource temporarily unavailable|deadline exceeded|no space left|too many open files"
     r"|cannot allocate memory|context canceled|could not find bridge"
 )
-_WILL_NOT: Final = re.compile(
+_PERMANENT: Final = re.compile(
     r"OCI runtime|shim task|executable file not found|no such file or directory"
     r"|could not select device driver|gathering device information|unable to find user"
     r"|permission denied|not a directory|does not exist|unknown runtime|invalid"
@@ -82,9 +83,9 @@ _IN_USE: Final = re.compile(r"image is in use|is being used|more than one tag|mu
 
 
 def cut(text: str) -> str:
-    """The engine's text on one line of at most 256 characters that can be encoded, ids shortened.
+    """Shorten the engine's text to one encodable line of at most 256 characters, with short ids.
 
-    A longer text loses its middle: its beginning says what was tried, its end names the cause.
+    A longer text loses its middle: the beginning says what was tried, the end names the cause.
     """
     ends = text if len(text) <= 2 * _END else text[:_END] + _GAP + text[-_END:]
     line = " ".join(ends.split()).encode(errors="replace").decode()
@@ -96,20 +97,20 @@ def cut(text: str) -> str:
 
 
 def common(status: int, text: str) -> EngineError:
-    """What a refusal means, whatever was asked."""
+    """Translate an error that any request can get."""
     if status == NO_CONNECTION:
         return EngineUnavailable(
-            f"{cut(text)}: see that the engine runs, and that this user may use its socket"
+            f"{cut(text)}: check that the engine is running and that this user may use its socket"
         )
     if status in GATEWAY:
-        return EngineUnavailable(f"the engine is not ready ({status}): {cut(text)}")
+        return EngineUnavailable(f"the engine is not ready (status {status}): {cut(text)}")
     if is_other_version(status, text):
-        return EngineUnavailable(f"the engine's version changed: {cut(text)}")
+        return EngineUnavailable(f"the engine's API version changed: {cut(text)}")
     if "container state improper" in text:
-        # Podman's conflicts come with status 409 or 500, by the verb.
+        # Podman sends conflicts with status 409 or 500, depending on the verb.
         return Busy(cut(text))
     if "unknown user error" in text:
-        # Podman looks the container's user up for every look into it.
+        # Podman resolves the container's user for every inspection.
         return Refused(f"{cut(text)}: correct `user`")
     return _BY_STATUS.get(status, EngineError)(cut(text))
 
@@ -123,82 +124,90 @@ _BY_STATUS: Final[dict[int, type[EngineError]]] = {
 
 
 def is_other_version(status: int, text: str) -> bool:
-    """The engine does not speak the version of the API that was agreed on."""
+    """Return whether the engine no longer supports the negotiated API version."""
     return status == BAD_REQUEST and "client version" in text
 
 
 def on_create(status: int, text: str) -> EngineError:
-    """ImageNotFound, NameTaken or Refused, where it is one of them."""
+    """Translate to ImageNotFound, NameTaken or Refused, else as ``common``."""
     lowered = text.lower()
     if "no such image" in lowered:
         return ImageNotFound(f"{cut(text)}: pull it, or correct `image`")
-    # Podman says it with status 500.
+    # Podman sends status 500.
     if (status == CONFLICT and "name" in lowered) or "already in use" in lowered:
         return NameTaken(cut(text))
-    if status == NOT_FOUND or _will_not(status, text):
+    if status == NOT_FOUND or _is_permanent(status, text):
         return Refused(cut(text))
     return common(status, text)
 
 
 def on_start_of(container_id: str) -> Translator:
-    """PortTaken, Wrecked or Refused, where it is one of them."""
+    """Return the translator to PortTaken, Unstartable or Refused, else as ``common``."""
 
     def on_start(status: int, text: str) -> EngineError:
         if _PORT_TAKEN.search(text):
-            port = _port(text)
-            return PortTaken(f"host port {port or ''} is held by somebody else: {cut(text)}", port)
-        if _REMAINS.search(text):
-            return Unstartable(f"{cut(text)}: leftover runtime state; if it stays, it is recreated")
+            matches = (pattern.search(text) for pattern in _PORTS)
+            port = next((int(match[1]) for match in matches if match), None)
+            which = "a host port" if port is None else f"host port {port}"
+            return PortTaken(f"{which} is in use by another process: {cut(text)}", port)
+        if _LEFTOVERS.search(text):
+            return Unstartable(
+                f"{cut(text)}: leftovers of an earlier run; the container will be recreated if "
+                "this persists"
+            )
         missing = _MISSING.search(text)
         what = missing[1] if missing else ""
         if _ID.fullmatch(what) and what != container_id:
-            return Unstartable(f"{cut(text)}: it is recreated, to join what has that name now")
+            return Unstartable(
+                f"{cut(text)}: the container will be recreated, to join the network or container "
+                "that has this name now"
+            )
         if status == NOT_FOUND and what != container_id:
             return Refused(cut(text))
-        if _ASLEEP.search(text):
-            return Refused(f"{cut(text)}: start that container")
-        return Refused(cut(text)) if _will_not(status, text) else common(status, text)
+        if _NOT_RUNNING.search(text):
+            return Refused(f"{cut(text)}: start the container whose network this one joins")
+        return Refused(cut(text)) if _is_permanent(status, text) else common(status, text)
 
     return on_start
 
 
 def on_pause(status: int, text: str) -> EngineError:
-    """AlreadySo, where it is paused."""
-    return AlreadySo(cut(text)) if "already paused" in text else common(status, text)
+    """Translate to AlreadyDone if the container is paused."""
+    return AlreadyDone(cut(text)) if "already paused" in text else common(status, text)
 
 
 def on_unpause(status: int, text: str) -> EngineError:
-    """AlreadySo, where it is not paused."""
-    return AlreadySo(cut(text)) if "is not paused" in text else common(status, text)
+    """Translate to AlreadyDone if the container is not paused."""
+    return AlreadyDone(cut(text)) if "is not paused" in text else common(status, text)
 
 
 def on_update(status: int, text: str) -> EngineError:
-    """Refused, where it is no question of time."""
+    """Translate to Refused if a retry cannot help."""
     refused = status not in GATEWAY and "Cannot update container" in text
     return Refused(cut(text)) if refused else common(status, text)
 
 
 def on_rename(status: int, text: str) -> EngineError:
-    """NameTaken, where another container has the name; AlreadySo, where it is its own."""
+    """Translate to NameTaken, or to AlreadyDone if the container itself has the name."""
     if any(words in text for words in _NAME_TAKEN):
-        return NameTaken(f"{cut(text)}: remove or rename that container")
+        return NameTaken(f"{cut(text)}: remove or rename the other container")
     if "same name as its current name" in text:
-        return AlreadySo(cut(text))
+        return AlreadyDone(cut(text))
     return common(status, text)
 
 
 def on_exec(status: int, text: str) -> EngineError:
-    """Refused, where the container is the reason that a command cannot run in it."""
-    return Refused(cut(text)) if _will_not(status, text) else common(status, text)
+    """Translate to Refused if the container itself cannot run the command."""
+    return Refused(cut(text)) if _is_permanent(status, text) else common(status, text)
 
 
 def on_image_removal(status: int, text: str) -> EngineError:
-    """Busy, where something uses it or names it twice, which one engine calls its own failure."""
+    """Translate to Busy if the image is in use or has several names, with any status."""
     return Busy(cut(text)) if _IN_USE.search(text) else common(status, text)
 
 
 def on_pull_of(image: str) -> Translator:
-    """PullFailed, unless the engine could not be asked."""
+    """Return the translator to PullFailed, unless the engine is unavailable."""
 
     def on_pull(status: int, text: str) -> EngineError:
         error = common(status, text)
@@ -209,29 +218,24 @@ def on_pull_of(image: str) -> Translator:
 
 
 @contextmanager
-def understood(what: str) -> Iterator[None]:
-    """Turn whatever is wrong with an answer into an error about ``what``."""
+def decode_errors(what: str) -> Iterator[None]:
+    """Turn any exception of the block, which decodes the response about ``what``, to Unreadable."""
     try:
         yield
     except ReconcilerError:
         raise
     except Exception as error:
-        raise not_understood(what, error) from error
+        raise unreadable(what, error) from error
 
 
-def not_understood(what: str, error: Exception) -> Unreadable:
-    """The error about an answer that could not be decoded."""
+def unreadable(what: str, error: Exception) -> Unreadable:
+    """Return the error for a response about ``what`` that could not be decoded."""
     return Unreadable(
-        f"the engine's answer about {what} cannot be understood ({type(error).__name__}: "
-        f"{cut(str(error))}): see that it is a Docker engine and not overloaded"
+        f"the engine's response about {what} cannot be decoded ({type(error).__name__}: "
+        f"{cut(str(error))}): check that it is a supported engine, and that it is not overloaded"
     )
 
 
-def _port(text: str) -> int | None:
-    found = (pattern.search(text) for pattern in _PORTS)
-    return next((int(match[1]) for match in found if match), None)
-
-
-def _will_not(status: int, text: str) -> bool:
+def _is_permanent(status: int, text: str) -> bool:
     known = status not in {NO_CONNECTION, BAD_REQUEST, NOT_FOUND, CONFLICT} | GATEWAY
-    return known and bool(_WILL_NOT.search(text)) and not _SHORTAGE.search(text)
+    return known and bool(_PERMANENT.search(text)) and not _SHORTAGE.search(text)

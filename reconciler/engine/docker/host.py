@@ -1,7 +1,7 @@
-"""Where the engine is, found as Docker's own clients find it.
+"""Find the engine as Docker's clients do.
 
-A setting, then ``DOCKER_HOST``, then ``DOCKER_CONTEXT``, then the current context of Docker's
-config.json, then the system's socket.
+In this order: the setting, ``DOCKER_HOST``, ``DOCKER_CONTEXT``, the current context of Docker's
+config.json, the system's socket.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from reconciler.core.errors import SettingsError
-from reconciler.engine.docker.bounded_json import decode
+from reconciler.engine.docker.stream import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,9 +29,10 @@ _USER: Final = re.compile(r"//[^/]*@")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What a client connects to. ``socket`` is empty where the engine is reached over TCP.
+    """What a client connects to. ``socket`` is empty for TCP.
 
-    ``hint`` says what else may have been meant, where nothing was named.
+    ``hint`` names another engine on this host, for the error message when this one is the default
+    and does not answer.
     """
 
     url: str
@@ -47,49 +48,45 @@ class _Certificates:
 
 
 def resolve(docker_host: str | None, environ: Mapping[str, str]) -> Endpoint:
-    """The engine that ``docker_host``, else the environment, names. Reads files.
+    """Return the endpoint that ``docker_host`` names, else the environment. Reads files.
 
     Raises:
-        SettingsError: what names it is malformed, or a file that it needs cannot be read.
+        SettingsError: a value is malformed, or a file cannot be read.
     """
     if named := docker_host or environ.get("DOCKER_HOST"):
         return _endpoint(named, _certificates(environ))
-    context = environ.get("DOCKER_CONTEXT") or _current_context(environ)
-    if context in {"", "default"}:
-        return replace(_endpoint(_DEFAULT, None), hint=_rootless_hint(environ))
-    return _of_context(context, _config_folder(environ))
+    context = environ.get("DOCKER_CONTEXT") or read_config(environ).get("currentContext")
+    if isinstance(context, str) and context not in {"", "default"}:
+        return _of_context(context, _config_folder(environ))
+    # A rootless engine is never chosen automatically: it would seem to have lost every sandbox.
+    folder = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    socket = Path(folder) / "docker.sock"
+    hint = f"; a rootless engine is here: set DOCKER_HOST=unix://{socket}"
+    return replace(_endpoint(_DEFAULT, None), hint=hint if os.path.lexists(socket) else "")
 
 
 def address(docker_host: str | None) -> str:
-    """The path of the engine's socket or its URL, as ``resolve`` finds them; empty: neither."""
+    """Return the path of the engine's socket, or its URL; empty if the configuration is broken."""
     try:
         found = resolve(docker_host, os.environ)
     except SettingsError:
-        # The first call to the engine reports it.
+        # The first call to the engine reports the error.
         return ""
     return found.socket or found.url
 
 
-def _rootless_hint(environ: Mapping[str, str]) -> str:
-    """Another engine is never taken by itself: it would seem to have lost every sandbox."""
-    folder = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    socket = Path(folder) / "docker.sock"
-    there = os.path.lexists(socket)
-    return f"; a rootless engine is here: set DOCKER_HOST=unix://{socket}" if there else ""
-
-
 def read_config(environ: Mapping[str, str]) -> dict[str, object]:
-    """What Docker's config.json holds; empty where there is none.
+    """Return the content of Docker's config.json; empty without one.
 
     Raises:
-        SettingsError: it cannot be read, or holds something else.
+        SettingsError: it cannot be read, or is not a JSON object.
     """
     folder = _config_folder(environ)
     return _read_json(folder / "config.json") if folder else {}
 
 
 def _config_folder(environ: Mapping[str, str]) -> Path | None:
-    """Where Docker's clients keep config.json; None for a user without a home."""
+    """Return the folder of Docker's config.json; None for a user without a home."""
     if named := environ.get("DOCKER_CONFIG"):
         return Path(named)
     if home := environ.get("HOME"):
@@ -101,10 +98,10 @@ def _config_folder(environ: Mapping[str, str]) -> Path | None:
 
 
 def _read_json(path: Path) -> dict[str, object]:
-    """The object in a JSON file; empty where there is no such file.
+    """Return the object in a JSON file; empty if there is no such file.
 
     Raises:
-        SettingsError: it cannot be read, or holds something else.
+        SettingsError: it cannot be read, or is not a JSON object.
     """
     try:
         with path.open("rb") as file:
@@ -113,21 +110,16 @@ def _read_json(path: Path) -> dict[str, object]:
         return {}
     except OSError as error:
         raise SettingsError(
-            f"{path}: cannot be read: {error.strerror}; let this user read it, or set DOCKER_HOST "
-            "and DOCKER_CONFIG"
+            f"{path}: cannot be read ({error.strerror}): let this user read it, or set "
+            "DOCKER_HOST and DOCKER_CONFIG"
         ) from error
     try:
-        content = decode(text)
+        content = parse_json(text)
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{path}: is not JSON: fix it, or move it away") from error
+        raise SettingsError(f"{path}: not JSON: fix the file, or move it away") from error
     if not isinstance(content, dict):
-        raise SettingsError(f"{path}: must hold a JSON object: fix it, or move it away")
+        raise SettingsError(f"{path}: not a JSON object: fix the file, or move it away")
     return content
-
-
-def _current_context(environ: Mapping[str, str]) -> str:
-    named = read_config(environ).get("currentContext", "")
-    return named if isinstance(named, str) else ""
 
 
 def _of_context(name: str, config: Path | None) -> Endpoint:
@@ -139,8 +131,8 @@ def _of_context(name: str, config: Path | None) -> Endpoint:
         host, skip = str(docker["Host"]), bool(docker.get("SkipTLSVerify", False))
     except (AttributeError, KeyError, TypeError) as error:
         raise SettingsError(
-            f"Docker's context {name[:100]!r} has no usable endpoint: see "
-            "`docker context inspect`, or set DOCKER_HOST"
+            f"Docker's context {name[:100]!r} has no usable endpoint: check `docker context "
+            "inspect`, or set DOCKER_HOST"
         ) from error
     folder = contexts / "tls" / digest / "docker"
     return _endpoint(host, _Certificates(folder, not skip) if folder.is_dir() else None)
@@ -153,7 +145,7 @@ def _certificates(environ: Mapping[str, str]) -> _Certificates | None:
     named = environ.get("DOCKER_CERT_PATH")
     if named and not any((Path(named) / name).exists() for name in _PEM):
         raise SettingsError(
-            f"DOCKER_CERT_PATH: {named} holds none of {', '.join(_PEM)}: correct it, or unset "
+            f"DOCKER_CERT_PATH: {named} contains none of {', '.join(_PEM)}: correct it, or unset "
             "DOCKER_TLS_VERIFY"
         )
     folder = Path(named) if named else _config_folder(environ)
@@ -166,9 +158,21 @@ def _endpoint(host: str, certificates: _Certificates | None) -> Endpoint:
     if scheme == "unix":
         socket = rest or _DEFAULT.removeprefix("unix://")
         return Endpoint("unix://localhost", socket)
-    if scheme in {"tcp", "http", "https"} and rest:
-        return _over_tcp(scheme, rest.rstrip("/"), certificates)
-    raise _malformed(host)
+    if scheme not in {"tcp", "http", "https"} or not rest:
+        raise _malformed(host)
+    address = rest.rstrip("/")
+    secure = certificates is not None or scheme == "https"
+    if address.rpartition("]")[2].rpartition("@")[2].count(":") == 0:
+        address += ":2376" if secure else ":2375"
+    try:
+        # A malformed port only raises when it is read.
+        valid = bool(urlsplit(f"//{address}").hostname and urlsplit(f"//{address}").port)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise _malformed(f"{scheme}://{address}")
+    context = _ssl_context(certificates) if certificates else None
+    return Endpoint(f"{'https' if secure else 'http'}://{address}", ssl=context)
 
 
 def _malformed(host: str) -> SettingsError:
@@ -177,21 +181,6 @@ def _malformed(host: str) -> SettingsError:
         f"docker host {shown!r}: must be unix:///path/to.sock or tcp://host:port; reach an "
         "engine over ssh by forwarding its socket (ssh -L)"
     )
-
-
-def _over_tcp(scheme: str, address: str, certificates: _Certificates | None) -> Endpoint:
-    secure = certificates is not None or scheme == "https"
-    if address.rpartition("]")[2].rpartition("@")[2].count(":") == 0:
-        address += ":2376" if secure else ":2375"
-    try:
-        # A port that is none is only found when it is asked for.
-        valid = bool(urlsplit(f"//{address}").hostname and urlsplit(f"//{address}").port)
-    except ValueError:
-        valid = False
-    if not valid:
-        raise _malformed(f"{scheme}://{address}")
-    context = _ssl_context(certificates) if certificates else None
-    return Endpoint(f"{'https' if secure else 'http'}://{address}", ssl=context)
 
 
 def _ssl_context(certificates: _Certificates) -> ssl.SSLContext:
@@ -208,6 +197,7 @@ def _ssl_context(certificates: _Certificates) -> ssl.SSLContext:
             context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(
-            f"{folder}: ca.pem, cert.pem or key.pem cannot be used: {error.strerror or error}"
+            f"{folder}: ca.pem, cert.pem or key.pem is unusable ({error.strerror or error}): "
+            "correct the files, or DOCKER_CERT_PATH"
         ) from error
     return context

@@ -1,4 +1,4 @@
-"""What an image's name says, and what the stream of a pull says of its progress. Pure."""
+"""Parse image references and the progress of a pull. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core.errors import PullFailed, Unreadable
-from reconciler.engine.docker import decode as codec
-from reconciler.engine.docker.bounded_json import decode
-from reconciler.engine.docker.errors import cut, understood
+from reconciler.engine.docker import decode
+from reconciler.engine.docker.errors import cut, decode_errors
+from reconciler.engine.docker.stream import parse_json
 from reconciler.engine.protocol import PullProgress
 
 if TYPE_CHECKING:
@@ -32,14 +32,16 @@ _UNDER_WAY: Final = frozenset(
 
 
 def split_reference(image: str) -> tuple[str, str]:
-    """Repository, and the tag or digest. Without either, the engine would pull every tag.
+    """Split an image's name into repository and tag or digest; the default tag is ``latest``.
+
+    Without a tag, the engine would pull all of them.
 
     Raises:
-        PullFailed: the image is named by its id, which no registry knows.
+        PullFailed: the name is an image id, which no registry knows.
     """
     if _ID.fullmatch(image):
         raise PullFailed(
-            f"{image} is an image's id, and not on this engine: load it, or name it by tag"
+            f"{image} is an image id and not on this engine: load the image, or use its name"
         )
     name, _, digest = image.partition("@")
     repository, colon, tag = name.rpartition(":")
@@ -49,14 +51,14 @@ def split_reference(image: str) -> tuple[str, str]:
 
 
 def registry_of(image: str) -> str:
-    """The registry's host, with its port; empty for the engine's default registry."""
+    """Return the registry's host, with its port; empty for the engine's default registry."""
     first, slash, _ = image.partition("/")
     names_a_host = slash and ("." in first or ":" in first or first == "localhost")
     return first if names_a_host else ""
 
 
 class Pull:
-    """Folds the lines of one pull into its progress."""
+    """Computes the progress of one pull from the lines of its stream."""
 
     def __init__(self, image: str) -> None:
         self._image = image
@@ -65,21 +67,21 @@ class Pull:
         self._bytes: dict[str, tuple[int, int]] = {}
 
     def feed(self, line: bytes) -> PullProgress:
-        """The progress after one line; a line that says nothing of it changes nothing.
+        """Return the progress after one line. A line that cannot be read changes nothing.
 
         Raises:
-            PullFailed: the line says so.
+            PullFailed: the line reports an error.
         """
         try:
-            with understood("a pull"):
-                self._fold(decode(line))
+            with decode_errors("a pull"):
+                self._add(parse_json(line))
         except Unreadable:
-            pass  # what it says of other lines is still so
+            pass
         return self.progress
 
     @property
     def progress(self) -> PullProgress:
-        """How far it is."""
+        """The layers and bytes so far."""
         return PullProgress(
             layers_done=len(self._done),
             layers=len(self._layers),
@@ -87,10 +89,10 @@ class Pull:
             bytes_total=sum(total for _, total in self._bytes.values()),
         )
 
-    def _fold(self, message: Mapping[str, Any]) -> None:
+    def _add(self, message: Mapping[str, Any]) -> None:
         if error := message.get("error"):
             raise PullFailed(f"{self._image}: {cut(str(error))}")
-        status, layer = message.get("status"), codec.text(message.get("id", ""))
+        status, layer = message.get("status"), decode.text(message.get("id", ""))
         if status not in _DONE | _UNDER_WAY or len(self._layers | {layer}) > _MOST_LAYERS:
             return
         self._layers.add(layer)
@@ -105,4 +107,4 @@ class Pull:
 
 
 def _size(detail: Mapping[str, Any], name: str) -> int:
-    return codec.whole(detail.get(name, 0), 0, _MOST_BYTES)
+    return decode.whole(detail.get(name, 0), 0, _MOST_BYTES)

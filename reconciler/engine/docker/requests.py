@@ -1,4 +1,4 @@
-"""The requests that Docker's API takes, as values. Pure."""
+"""Build requests of Docker's API as values. Pure."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _JSON: Final = {"Content-Type": "application/json"}
-_ALONE: Final = {"Connection": "close"}
+_OWN_CONNECTION: Final = {"Connection": "close"}
 _TAR: Final = {"Content-Type": "application/x-tar"}
-# Bytes of an answer. One container's may hold an environment of 2 MiB; a list of 30,000 has 60 MiB.
+# Bytes of a response. A container's environment may take 2 MiB; a list of 30,000 takes 60 MiB.
 _LONGEST_OBJECT: Final = 8 << 20
 LONGEST_LIST: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request. ``path`` has no leading slash, and its parts are quoted.
+    """One HTTP request. ``path`` has no leading slash, and its segments are quoted.
 
-    ``longest`` is how many bytes the body of the answer may have, unless it is a stream.
+    ``longest`` limits the body of a response that is no stream, in bytes.
     """
 
     method: str
@@ -41,84 +41,84 @@ class Request:
 
     @property
     def changes(self) -> bool:
-        """Whether the engine is asked to change something."""
+        """Whether the request changes something on the engine."""
         return self.method not in {"GET", "HEAD"}
 
 
 def get(path: str, **params: str) -> Request:
-    """A question."""
+    """Build a request that changes nothing."""
     return Request("GET", path, params)
 
 
 def post(path: str, body: Any = None, **params: str) -> Request:
-    """A change, with a body of JSON where there is one."""
+    """Build a change, with ``body`` as JSON unless it is None."""
     content = None if body is None else json.dumps(body).encode()
     return Request("POST", path, params, content, _JSON)
 
 
 def delete(path: str, **params: str) -> Request:
-    """A removal."""
+    """Build a removal."""
     return Request("DELETE", path, params)
 
 
 def container(container_id: str, verb: str) -> str:
-    """The path of one container's verb."""
+    """Return the path of a verb of one container."""
     return f"containers/{quote(container_id, safe='')}/{verb}"
 
 
 def volume(name: str) -> str:
-    """The path of one volume."""
+    """Return the path of one volume."""
     return f"volumes/{quote(name, safe='')}"
 
 
 def image(name: str) -> str:
-    """The path of one image."""
+    """Return the path of one image."""
     return f"images/{quote(name, safe='/:@')}"
 
 
 def containers_of(instance: str) -> Request:
-    """An instance's containers, in every phase."""
+    """List an instance's containers, in every phase."""
     return _list("containers/json", all="1", filters=_labelled(instance))
 
 
 def volumes_of(instance: str) -> Request:
-    """An instance's volumes."""
+    """List an instance's volumes."""
     return _list("volumes", filters=_labelled(instance))
 
 
 def images() -> Request:
-    """All images but the layers of a build."""
+    """List all images except intermediate layers of builds."""
     return _list("images/json")
 
 
 def events(since: float) -> Request:
-    """The events of containers and volumes that may change what is observed.
+    """Subscribe to the events of containers and volumes that may change the observed state.
 
-    The engine sends its headers just before it subscribes: ``since`` closes that gap. Labels are no
-    filter, since a volume's events have none.
+    The engine sends its headers just before it subscribes: ``since`` closes that gap. There is no
+    filter for labels, because the events of volumes carry none.
     """
     filters = {"type": ["container", "volume"], "event": CONTAINER_EVENTS}
     return get("events", since=f"{since:.3f}", filters=json.dumps(filters))
 
 
 def logs(container_id: str, lines: int, *, follow: bool, since: float = 0.0) -> Request:
-    """The end of a container's log, and what comes after it. ``since``: seconds, of the epoch.
+    """Read the last lines of a container's log, and follow it. ``since`` is seconds of the epoch.
 
-    It is asked for over a connection of its own, which an engine that ends no longer takes.
+    The connection is not reused: an engine that shuts down would still accept it.
     """
     path = container(container_id, "logs")
     span = {"tail": str(lines), "since": f"{since:.9f}", "follow": str(int(follow))}
-    return Request("GET", path, {"stdout": "1", "stderr": "1", **span}, headers=_ALONE)
+    return Request("GET", path, {"stdout": "1", "stderr": "1", **span}, headers=_OWN_CONNECTION)
 
 
 def exec_create(container_id: str, command: Sequence[str]) -> Request:
-    """A command to be run in a container."""
+    """Create an exec of the command in a container."""
     body = {"Cmd": list(command), "AttachStdout": True, "AttachStderr": True}
     return post(container(container_id, "exec"), body)
 
 
 def exec_start(exec_id: str) -> Request:
-    """Run it, and give its output until it ends."""
+    """Start an exec and stream its output until it ends."""
     return post(f"exec/{exec_id}/start", {"Detach": False, "Tty": False})
 
 
@@ -129,25 +129,25 @@ def pull(repository: str, tag: str, headers: Mapping[str, str]) -> Request:
 
 
 def read_archive(container_id: str, path: str) -> Request:
-    """A file or folder of a container, as an archive."""
+    """Read a file or folder of a container as an archive."""
     return Request("GET", container(container_id, "archive"), {"path": path})
 
 
 def stat(container_id: str, path: str) -> Request:
-    """What a path of a container leads to, told in a header."""
+    """Ask what is at a path of a container; the response is a header."""
     return Request("HEAD", container(container_id, "archive"), {"path": path})
 
 
 def put_archive(container_id: str, path: str, archive: bytes) -> Request:
-    """Unpack an archive in a container's folder. No file there gives way to a folder."""
+    """Unpack an archive in a container's folder. A folder never replaces a file there."""
     target = container(container_id, "archive")
     return Request("PUT", target, {"path": path, "noOverwriteDirNonDir": "1"}, archive, _TAR)
 
 
 def samples(instance: str) -> dict[str, Request]:
-    """A request for each part of the API that is used, none of which changes anything.
+    """Return a harmless request for each part of the API that the daemon uses.
 
-    That for POST needs CONTAINERS, and that for EXEC needs POST.
+    The one for POST needs CONTAINERS, and the one for EXEC needs POST.
     """
     nobody = f"reconciler-doctor-{secrets.token_hex(8)}"
     return {

@@ -1,25 +1,29 @@
-"""Docker's streams cut into lines, in bounded memory whatever a container writes. Pure."""
+"""Read what an engine sends in bounded memory: lines of a stream, and JSON. Pure."""
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+# Bytes.
 LONGEST_LOG_LINE: Final = 4096
+# A row of a list has some 60 values. Each takes 50 to 250 bytes of memory, plus its text.
+MOST_VALUES: Final = 2_000_000
 _HEADER: Final = 8
 
 
 class Splitter(Protocol):
-    """Takes bytes as they come and gives lines."""
+    """Splits a stream of bytes into lines."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The lines that ``data`` completes."""
+        """Yield the lines that ``data`` completes."""
 
     def end(self) -> Iterator[bytes]:
-        """What is left when the stream has ended."""
+        """Yield what is left at the end of the stream."""
 
 
 class Lines:
@@ -30,7 +34,7 @@ class Lines:
         self._kept = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The lines that ``data`` completes, without their newlines."""
+        """Yield the lines that ``data`` completes, without their newlines."""
         *ends, rest = data.split(b"\n")
         for end in ends:
             self._keep(end)
@@ -38,7 +42,7 @@ class Lines:
         self._keep(rest)
 
     def end(self) -> Iterator[bytes]:
-        """The last line, where it had no newline."""
+        """Yield the last line, if it had no newline."""
         if self._kept:
             yield self._take()
 
@@ -52,10 +56,10 @@ class Lines:
 
 
 class Frames:
-    """Takes apart the two outputs of a container without a terminal.
+    """Splits the multiplexed stdout and stderr of a container without a terminal.
 
-    Each frame is a byte that names the output, three zeros, its length in four bytes, and as many
-    bytes of the output.
+    Each frame is one byte for the output, three zero bytes, the payload's length in four bytes, and
+    the payload.
     """
 
     def __init__(self, longest: int) -> None:
@@ -64,45 +68,55 @@ class Frames:
         self._left = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The lines of either output that ``data`` completes."""
-        snapshot = memoryview(data)
-        while snapshot:
+        """Yield the lines of either output that ``data`` completes."""
+        rest = memoryview(data)
+        while rest:
             size = self._left or _HEADER - len(self._header)
-            piece, snapshot = bytes(snapshot[:size]), snapshot[size:]
-            if self._left:
-                yield from self._payload(piece)
-            else:
-                self._head(piece)
+            piece, rest = bytes(rest[:size]), rest[size:]
+            if not self._left:
+                self._header += piece
+                if len(self._header) == _HEADER:
+                    self._left = int.from_bytes(self._header[4:], "big")
+                    if not self._left:
+                        self._header.clear()
+                continue
+            self._left -= len(piece)
+            output = self._header[0]
+            if not self._left:
+                self._header.clear()
+            yield from self._outputs[output].feed(piece)
 
     def end(self) -> Iterator[bytes]:
-        """The last line of each output, where it had no newline."""
+        """Yield the last line of each output, if it had no newline."""
         for lines in self._outputs.values():
             yield from lines.end()
 
-    def _payload(self, piece: bytes) -> Iterator[bytes]:
-        self._left -= len(piece)
-        output = self._header[0]
-        if not self._left:
-            self._header.clear()
-        yield from self._outputs[output].feed(piece)
-
-    def _head(self, piece: bytes) -> None:
-        self._header += piece
-        if len(self._header) == _HEADER:
-            self._left = int.from_bytes(self._header[4:], "big")
-            if not self._left:
-                self._header.clear()
-
 
 def log_splitter(*, terminal: bool) -> Splitter:
-    """What fits a container's log; with a terminal both outputs are one, without frames."""
+    """Return the splitter for a container's log; a terminal merges both outputs, without frames."""
     return Lines(LONGEST_LOG_LINE) if terminal else Frames(LONGEST_LOG_LINE)
 
 
 async def lines_of(chunks: AsyncIterator[bytes], splitter: Splitter) -> AsyncIterator[bytes]:
-    """Lines as they come."""
+    """Yield the lines of a stream as they arrive."""
     async for chunk in chunks:
         for line in splitter.feed(chunk):
             yield line
     for line in splitter.end():
         yield line
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse JSON of at most ``MOST_VALUES`` values.
+
+    Raises:
+        ValueError: not JSON, not UTF-8, or too many values.
+        RecursionError: nested too deeply.
+    """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise ValueError("too many values")
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(body.decode(), parse_constant=refuse)

@@ -1,102 +1,105 @@
-"""Gives a workspace to the sandbox's user, before the first start."""
+"""Set the owner of a workspace to the sandbox's user, before the first start."""
 
 from __future__ import annotations
 
 import posixpath
 import time
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core.errors import Forbidden, NotFound, Refused
-from reconciler.engine.docker import chown as owners
-from reconciler.engine.docker import decode as codec
-from reconciler.engine.docker import requests
+from reconciler.engine.docker import chown, decode, requests
 from reconciler.engine.docker.chown import Place
 from reconciler.engine.docker.create import stand_in_body
-from reconciler.engine.docker.errors import understood
+from reconciler.engine.docker.errors import decode_errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator
 
     from reconciler.core.container_config import ContainerConfig
-    from reconciler.core.spec import WorkspaceSpec
     from reconciler.engine.docker.chown import Head, Owner
     from reconciler.engine.docker.client import Client
 
 _STAT: Final = "X-Docker-Container-Path-Stat"
-# In every answer of Podman's. What it reads back as the owner is the container's user, always.
+# In every response of Podman. The owner that Podman reads back always is the container's user.
 _PODMAN: Final = "Libpod-API-Version"
 _MOST_LINKS: Final = 8
-_FRESH: Final = Place(mode=0o755, link="")
-
-
-class _Config(NamedTuple):
-    """A container's, with the image's own where the spec says nothing."""
-
-    image: str
-    user: str
-    working_dir: str
+_NEW_FOLDER: Final = Place(mode=0o755, link="")
 
 
 class Workspaces:
-    """The workspaces of one engine. To read or write an archive costs it some 50 ms of a core.
+    """The workspaces of one engine.
 
-    So the owner is set without a look at the one before, and the outcome is read back until it was
-    right once.
+    Reading or writing an archive costs the engine some 50 ms of a core. So the owner is set without
+    reading the current one, and the result is read back only until it was right once.
     """
 
     def __init__(self, client: Client, seconds: float) -> None:
         self._client = client
         self._seconds = seconds
-        self._proven = False
+        self._verified = False
         self._podman = False
 
-    async def settle(self, container_id: str, blueprint: ContainerConfig) -> None:
+    async def set_owner(self, container_id: str, config: ContainerConfig) -> None:
         """Set the owner of the volume's root, and of the folders from there to the working dir.
 
-        The engine makes those that lack, for root. Modes, and what else is there, stay.
+        Missing folders are created. Modes and other content stay.
 
         Raises:
             Refused: the user is not in the image, or the engine does not change the owner.
         """
-        workspace = blueprint.spec.workspace
-        if workspace is None or blueprint.volume is None:
+        workspace = config.spec.workspace
+        if workspace is None or config.volume is None:
             return
-        config = await self._config(container_id)
-        owner = await self._wanted(container_id, workspace, config.user)
-        if owner is not None:
-            target, place = await self._find(container_id, workspace.path)
-            folders = owners.way_down(workspace.path, config.working_dir)
-            modes = {"": place.mode, **await self._modes(container_id, target, folders)}
-            async with self._open(container_id, config.image, blueprint, target) as opened:
-                await self._give(opened, target, modes, owner)
-
-    async def _config(self, container_id: str) -> _Config:
         request = requests.get(requests.container(container_id, "json"))
         answer: Any = await self._client.call(request, self._seconds)
-        with understood("a container's user"):
-            own = answer["Config"]
-            return _Config(
-                codec.text(answer["Image"]), str(own["User"] or ""), str(own["WorkingDir"] or "")
-            )
+        with decode_errors("a container's user"):
+            image = decode.text(answer["Image"])
+            # With the image's values for what the spec does not set.
+            user, working_dir = (str(answer["Config"][key] or "") for key in ("User", "WorkingDir"))
+        if workspace.owner is None and chown.is_root(user):
+            return
+        chosen = workspace.owner or user
+        owner = chown.numeric(chosen)
+        if owner is None:
+            passwd = await self._accounts(container_id, "/etc/passwd")
+            group = await self._accounts(container_id, "/etc/group") if ":" in chosen else ""
+            owner = chown.resolve(chosen, passwd, group)
+        path, place = await self._find(container_id, workspace.path)
+        # Down to the first link: whatever it leads to has an owner already.
+        modes = {"": place.mode}
+        for folder in chown.folders_between(workspace.path, working_dir):
+            try:
+                place = await self._stat(container_id, posixpath.join(path, folder))
+            except NotFound:
+                place = _NEW_FOLDER
+            if place.link:
+                break
+            modes[folder] = place.mode
+        async with self._writable(container_id, image, config, path) as writable:
+            archive = chown.chown_archive(posixpath.basename(path), modes, owner, time.time())
+            upload = requests.put_archive(writable, posixpath.dirname(path), archive)
+            await self._client.call(upload, self._seconds)
+            if not self._verified and not self._podman:
+                await self._verify(writable, path, owner)
 
     @asynccontextmanager
-    async def _open(
-        self, container_id: str, image: str, blueprint: ContainerConfig, path: str
+    async def _writable(
+        self, container_id: str, image: str, config: ContainerConfig, path: str
     ) -> AsyncIterator[str]:
-        """The container, or where it takes no archives, one that stands in for it.
+        """Yield the id of a container that accepts archives: this one, or a temporary stand-in.
 
-        A crash leaves the latter behind: the sandbox's next pass removes it. Podman takes archives
-        always.
+        A crash leaves the stand-in behind, and the sandbox's next pass removes it. Podman always
+        accepts archives.
         """
-        if self._podman or owners.can_write_beside(path, blueprint.spec):
+        if self._podman or chown.can_write_beside(path, config.spec):
             yield container_id
             return
-        body = stand_in_body(image, path, blueprint)
-        request = requests.post("containers/create", body, name=blueprint.name)
+        body = stand_in_body(image, path, config)
+        request = requests.post("containers/create", body, name=config.name)
         answer: Any = await self._client.call(request, self._seconds)
-        with understood("a new container"):
-            stand_in = codec.identifier(answer)
+        with decode_errors("a new container"):
+            stand_in = decode.identifier(answer)
         try:
             yield stand_in
         finally:
@@ -104,86 +107,51 @@ class Workspaces:
             with suppress(NotFound):
                 await self._client.call(removal, self._seconds)
 
-    async def _wanted(self, container_id: str, workspace: WorkspaceSpec, user: str) -> Owner | None:
-        chosen = workspace.owner or user
-        if workspace.owner is None and owners.is_root(user):
-            return None
-        return owners.numeric(chosen) or await self._look_up(container_id, chosen)
-
-    async def _look_up(self, container_id: str, user: str) -> Owner:
-        passwd = await self._accounts(container_id, "/etc/passwd")
-        group = await self._accounts(container_id, "/etc/group") if ":" in user else ""
-        return owners.resolve(user, passwd, group)
-
     async def _accounts(self, container_id: str, path: str) -> str:
         try:
             for _ in range(_MOST_LINKS):
-                entry = await self._head(container_id, path, owners.ACCOUNTS_BYTES)
+                entry = await self._head(container_id, path, chown.ACCOUNTS_BYTES)
                 if not entry.link:
                     return entry.content.decode(errors="replace")
                 path = _target(path, entry.link)
         except NotFound:
             return ""
-        raise Refused(f"{path}: too many links in the image")
+        raise Refused(f"{path}: more than 8 links in the image: correct the image")
 
-    async def _give(
-        self, container_id: str, path: str, modes: Mapping[str, int], owner: Owner
-    ) -> None:
-        archive = owners.chown_archive(posixpath.basename(path), modes, owner, time.time())
-        request = requests.put_archive(container_id, posixpath.dirname(path), archive)
-        await self._client.call(request, self._seconds)
-        if not self._proven and not self._podman:
-            await self._prove(container_id, path, owner)
-
-    async def _prove(self, container_id: str, path: str, owner: Owner) -> None:
-        entry = await self._head(container_id, path, owners.ARCHIVE_HEAD)
-        if entry.owner != owner and not await self._is_remapped(entry.owner, owner):
-            raise Refused(
-                f"the engine does not give {path} to {owner.uid}:{owner.gid}: set "
-                "`workspace.owner` to the folder's owner in the image"
-            )
-        self._proven = True
-
-    async def _is_remapped(self, seen: Owner, owner: Owner) -> bool:
-        """Whether ``seen``, an owner on the host, is ``owner`` in a user namespace."""
-        try:
-            about = await self._client.call(requests.get("info"), self._seconds)
-        except Forbidden:
-            return True  # nothing is known against it
-        with understood("itself"):
-            root = owners.remapped_root(about["DockerRootDir"], about.get("SecurityOptions") or ())
-        return root is not None and owners.is_remapped(seen, owner, root)
-
-    async def _modes(
-        self, container_id: str, path: str, folders: Sequence[str]
-    ) -> Mapping[str, int]:
-        """The folders' modes, down to the first link: where that leads is its owner's affair."""
-        modes = {}
-        for folder in folders:
+    async def _verify(self, container_id: str, path: str, owner: Owner) -> None:
+        """Raise Refused unless the folder has the owner now, or its id in a user namespace."""
+        entry = await self._head(container_id, path, chown.ARCHIVE_HEAD)
+        if entry.owner != owner:
             try:
-                place = await self._stat(container_id, posixpath.join(path, folder))
-            except NotFound:
-                place = _FRESH
-            if place.link:
-                break
-            modes[folder] = place.mode
-        return modes
+                info = await self._client.call(requests.get("info"), self._seconds)
+            except Forbidden:
+                self._verified = True  # it cannot be checked
+                return
+            with decode_errors("itself"):
+                options = info.get("SecurityOptions") or ()
+                root = chown.remapped_root(info["DockerRootDir"], options)
+            if root is None or not chown.is_remapped(entry.owner, owner, root):
+                raise Refused(
+                    f"the engine does not change the owner of {path} to {owner.uid}:{owner.gid}: "
+                    "set `workspace.owner` to the folder's owner in the image"
+                )
+        self._verified = True
 
     async def _find(self, container_id: str, path: str) -> tuple[str, Place]:
-        """Where a path ends, links followed, and what is there."""
+        """Follow links; return the final path and what is there."""
         for _ in range(_MOST_LINKS):
             place = await self._stat(container_id, path)
             if not place.link:
                 return posixpath.normpath(path), place
             path = _target(path, place.link)
-        raise Refused(f"{path}: too many links in the image")
+        raise Refused(f"{path}: more than 8 links in the image: correct the image")
 
     async def _stat(self, container_id: str, path: str) -> Place:
         request = requests.stat(container_id, path)
         headers = await self._client.headers(request, self._seconds)
         self._podman = _PODMAN in headers
-        with understood(f"{path} in a container"):
-            return owners.place(headers[_STAT])
+        with decode_errors(f"{path} in a container"):
+            return chown.place(headers[_STAT])
 
     async def _head(self, container_id: str, path: str, limit: int) -> Head:
         request = requests.read_archive(container_id, path)
@@ -193,8 +161,8 @@ class Workspaces:
                 archive += chunk
                 if len(archive) >= limit:
                     break
-        with understood(f"{path} in a container"):
-            return owners.head(bytes(archive))
+        with decode_errors(f"{path} in a container"):
+            return chown.head(bytes(archive))
 
 
 def _target(path: str, link: str) -> str:
