@@ -16,7 +16,7 @@ VENV := .venv/complete
 WORKERS ?= 2
 
 .PHONY: schema demo demo-clean test core bench torture fresh lint types layers shape venv rootfs clean
-# Prerequisites are made in order: packages first.
+# Prerequisites run in order: packages first.
 .NOTPARALLEL:
 
 demo: needs-demo venv
@@ -33,15 +33,15 @@ core: venv
 	$(BIN)/python -m pytest tests/core --cov=reconciler.core --cov-branch \
 		--cov-report=term-missing:skip-covered --cov-fail-under=100
 
-# What editors know of the desired file, renewed from the models.
+# The JSON schema of the desired file, for editors, from the models.
 schema: venv
 	$(BIN)/reconciler schema > config/desired.schema.json
 
 bench: needs-test venv
 	$(BIN)/python -m benchmarks
 
-# The long form of the fault tests: ROUNDS of random faults, from seed SEED on. A round of the
-# simulated hostile world is ten seeds.
+# The long form of the fault tests: ROUNDS of random faults, from seed SEED on. A round of
+# test_hostile_world is ten seeds.
 ROUNDS ?= 200
 SEED ?= 1
 torture: needs-test venv
@@ -85,11 +85,11 @@ $(VENV): requirements.txt requirements-build.txt requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
-# The one place that installs Debian packages: all that a command needs, before it begins.
+# Installs the Debian packages of a command; nothing else installs any.
 needs-%:
 	@$(PYTHON) -m scripts.debian $*
 
-# What a Debian with systemd is made of for the tests, once for each checkout.
+# The root file system of a Debian with systemd, for the tests; once for each checkout.
 rootfs: venv
 	@$(BIN)/python -m scripts.rootfs
 

@@ -1,1 +1,1 @@
-"""Speed, as ratios taken in one run: nothing here fails for being slow."""
+"""Measure speed as ratios within one run; nothing here fails for being slow."""

@@ -1,7 +1,7 @@
-"""``make bench``: both sides of each comparison on one engine, in one run.
+"""Measure both sides of each comparison on one engine, in one run (``make bench``).
 
 1. Seconds until N sandboxes with two ports each run: a bare loop over the client, which creates and
-   starts them all at once and remembers nothing (the engine's own limit), against the daemon, from
+   starts them all at once and stores nothing (the engine's limit), against the daemon, from
    the saved edit; and `docker compose up`, where it is installed.
 2. From a saved edit to the first request that reaches the engine.
 3. From a container's death to the request that starts it again.
@@ -19,7 +19,7 @@ from tests.harness.instance import Instance, instance_on
 
 
 def main() -> None:
-    """Run all of it and print the figures."""
+    """Run all measurements and print the results."""
     options = _options()
     probes.measure(options.probes, max(options.rounds, 5))
     engines.begin_session()
@@ -36,7 +36,7 @@ def main() -> None:
 def _throughput(instance: Instance, home: Path, sandboxes: int, rounds: int) -> None:
     seconds: dict[str, list[float]] = {"bare loop": [], "reconciler": []}
     for _ in range(rounds):
-        # One after the other in every round, so that both meet the same machine.
+        # In turns, so that both sides run under the same conditions.
         seconds["bare loop"].append(asyncio.run(bare.converge(instance, sandboxes)))
         seconds["reconciler"].append(ours.converge(instance, home, sandboxes))
         if compose.command():

@@ -1,4 +1,4 @@
-"""The engine's limit: create and start everything at once, check nothing, remember nothing."""
+"""The engine's limit: create and start everything at once, check and store nothing."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from tests.harness.instance import Instance
 
 
 async def converge(instance: Instance, count: int) -> float:
-    """Seconds until all run."""
+    """Return the seconds until all run."""
     path = instance.docker.host.removeprefix("unix://")
     connector = UnixConnector(path, limit=0)
     docker = aiodocker.Docker(
@@ -57,6 +57,6 @@ def _config(instance: Instance, number: int) -> dict[str, Any]:
 
 
 def remove_all(instance: Instance) -> None:
-    """Take everything of the instance away, one at a time: many at once can wedge an engine."""
+    """Remove the instance's containers one at a time: many at once can wedge an engine."""
     for name in instance.docker.names(instance.name):
         instance.docker.rm(name, volumes=True)

@@ -1,4 +1,4 @@
-"""`docker compose up` of the same containers, where it is installed."""
+"""`docker compose up` of the same containers, if it is installed."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.harness.instance import Instance
 
 @cache
 def command() -> tuple[str, ...]:
-    """The command, or nothing where it is not installed."""
+    """Return the command; empty if it is not installed."""
     for words in (("docker", "compose"), ("docker-compose",)):
         program = shutil.which(words[0])
         if program is None:
@@ -26,7 +26,7 @@ def command() -> tuple[str, ...]:
 
 
 def converge(instance: Instance, home: Path, count: int) -> float:
-    """Seconds that `up --detach` takes."""
+    """Return the seconds that `up --detach` takes."""
     file = home / "compose.json"
     services = {f"s{number}": _service(instance, number) for number in range(count)}
     file.write_text(json.dumps({"name": instance.name, "services": services}))

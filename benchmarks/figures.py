@@ -1,4 +1,4 @@
-"""Medians, percentiles, ratios."""
+"""Print medians, percentiles and ratios."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median

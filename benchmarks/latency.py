@@ -1,4 +1,4 @@
-"""How long the daemon thinks: from a hint to the request that reaches the engine."""
+"""Measure the time from a hint to the request that reaches the engine."""
 
 import itertools
 import time

@@ -1,4 +1,4 @@
-"""The daemon, from the saved edit until every sandbox runs."""
+"""Measure the daemon from the saved edit until every sandbox runs."""
 
 import time
 from pathlib import Path
@@ -21,13 +21,13 @@ POLL_SECONDS = 0.01
 
 
 def converge(instance: Instance, home: Path, count: int) -> float:
-    """Seconds from the edit until all run."""
+    """Return the seconds from the edit until all run."""
     with Daemon(instance, home) as daemon:
         daemon.write(SPEC + "sandboxes: {}\n")
         daemon.start().wait_event("daemon.ready")
         began = time.monotonic()
         daemon.write(SPEC + f"sandboxes:\n  many: {{spec: web, replicas: {count}}}\n")
-        # Until the last start was answered, as in the bare loop; the engine is not asked meanwhile.
+        # Until the last start was answered, as in the bare loop, without other requests.
         while len(daemon.events("sandbox.started")) < count:
             time.sleep(POLL_SECONDS)
         seconds = time.monotonic() - began

@@ -57,7 +57,7 @@ async def _cpu(ask: Ask, probes: int) -> float:
 
 @contextmanager
 def _server() -> Iterator[int]:
-    """Answer every connection in a process of its own, whose CPU time does not count."""
+    """Answer every connection in another process, so that its CPU time does not count."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         server = multiprocessing.get_context("fork").Process(target=_serve, args=(listener,))
         server.start()

@@ -1,1 +1,1 @@
-"""Helpers of the Makefile and the tests; standard library only."""
+"""Helpers of the Makefile and the tests, with the standard library only."""

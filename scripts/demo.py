@@ -1,7 +1,7 @@
-"""The demonstration: the sandboxes of config/desired.yaml, on whatever engine there is.
+"""Run the demonstration: the sandboxes of config/desired.yaml on any engine.
 
-python3 -m scripts.demo            run it; with DEMO_ONCE=1 or without a terminal, once
-python3 -m scripts.demo clean      take back everything that it made
+python3 -m scripts.demo            run it; once, with DEMO_ONCE=1 or without a terminal
+python3 -m scripts.demo clean      remove everything that it created
 """
 
 # ruff: noqa: S603 - we run our own command
@@ -36,12 +36,12 @@ _TIMEOUT = 180
 
 
 def main() -> int:
-    """Run the demonstration, or take it back."""
+    """Run the demonstration, or remove it."""
     if sys.argv[1:] == ["clean"]:
         demo_clean.clean(HOME)
         return 0
     private.make_folder(HOME)
-    # Sockets' paths must be short; the same folder serves each run while it is ours.
+    # Socket paths must be short. Each run uses the same folder, as long as it is ours.
     short = private.remembered_folder(HOME / demo_clean.DIRECTORY, "reconciler-demo-")
     environment = _environment(short)
     ensure_image(environment["DOCKER_HOST"], DEMO_IMAGE)
@@ -73,7 +73,7 @@ def _environment(short: Path) -> dict[str, str]:
 
 
 def _start(environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start the daemon out of the reach of the terminal's Ctrl-C, which is for us."""
+    """Start the daemon in a new session, so that Ctrl-C only reaches this process."""
     private.make_folder(HOME / "state")
     with LOG.open("wb") as log:
         daemon = subprocess.Popen(
@@ -89,11 +89,11 @@ def _start(environment: dict[str, str]) -> subprocess.Popen[bytes]:
 
 
 def _show(daemon: subprocess.Popen[bytes], environment: dict[str, str]) -> int:
-    say(f"waiting until the sandboxes are as {_shown(DESIRED)} says")
+    say(f"waiting until the sandboxes match {_shown(DESIRED)}")
     converged = _wait(daemon, environment)
     subprocess.run([*_COMMAND, "status"], env=environment, check=False)
     if daemon.poll() is not None or not converged:
-        say(f"the sandboxes are not there after {_TIMEOUT} s; {_shown(LOG)} ends:")
+        say(f"the sandboxes do not match after {_TIMEOUT} s; the end of {_shown(LOG)}:")
         say("\n".join(LOG.read_text(errors="replace").splitlines()[-20:]))
         return 1
     sandboxes = _sandboxes(environment)
@@ -112,7 +112,7 @@ def _wait(daemon: subprocess.Popen[bytes], environment: dict[str, str]) -> bool:
 
 
 def _sandboxes(environment: dict[str, str]) -> list[dict[str, Any]]:
-    """Ask the daemon; an empty list until it answers."""
+    """Return the sandboxes' status; empty until the daemon answers."""
     command = [*_COMMAND, "status", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     try:
@@ -132,14 +132,14 @@ def _urls(sandbox: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _request(url: str) -> bool:
-    """Request a URL and tell what it answered."""
+    """Request a URL and print the result; False without an answer."""
     try:
         with urlopen(url, timeout=5) as response:  # noqa: S310 - the daemon's own URL
             outcome = str(response.status)
     except HTTPError as error:
         outcome = str(error.code)
     except HTTPException:
-        outcome = "not spoken, but it answers"
+        outcome = "(answers, but with another protocol)"
     except OSError as error:
         print(f"  no answer  {url}  ({error})")  # noqa: T201
         return False
@@ -149,23 +149,23 @@ def _request(url: str) -> bool:
 
 def _advise(sandboxes: list[dict[str, Any]]) -> None:
     paused = next((one["name"] for one in sandboxes if one["desired"] == "paused"), None)
-    say(f"\nSee it move: edit {_shown(DESIRED)} and save it.")
+    say(f"\nTo see changes, edit {_shown(DESIRED)} and save it:")
     if paused:
-        say(f"  - take `state: paused` from {paused}: it answers at once")
-    say("  - take a sandbox out, or add another: the host follows")
-    say(f"Its log is {_shown(LOG)}; `make demo-clean` takes everything back.")
+        say(f"  - remove `state: paused` from {paused}: it answers at once")
+    say("  - remove a sandbox, or add another one")
+    say(f"The daemon's log is {_shown(LOG)}. `make demo-clean` removes everything.")
 
 
 def _follow(daemon: subprocess.Popen[bytes]) -> None:
-    """Show the log as it grows, until Ctrl-C or the daemon's end."""
-    say("Ctrl-C ends the daemon; the sandboxes keep running.\n")
+    """Follow the log until Ctrl-C or the daemon exits."""
+    say("Ctrl-C stops the daemon; the sandboxes keep running.\n")
     with LOG.open(errors="replace") as log:
         while daemon.poll() is None:
             if text := log.read():
                 sys.stderr.write(text)
                 sys.stderr.flush()
             time.sleep(0.1)
-    say("the daemon has ended by itself")
+    say("the daemon has exited by itself")
 
 
 def _end(daemon: subprocess.Popen[bytes]) -> None:
@@ -177,7 +177,7 @@ def _end(daemon: subprocess.Popen[bytes]) -> None:
         daemon.kill()
         daemon.wait()
     (HOME / demo_clean.PID).unlink(missing_ok=True)
-    say("\nthe daemon has ended; the sandboxes keep running (`make demo-clean` removes them)")
+    say("\nthe daemon has stopped; the sandboxes keep running (`make demo-clean` removes them)")
 
 
 def _shown(path: Path) -> str:

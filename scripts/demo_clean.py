@@ -1,4 +1,4 @@
-"""Take back everything that the demonstration made."""
+"""Remove everything that the demonstration created."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.image import DEMO_IMAGE
 from scripts.unixhttp import answers, request
 
 INSTANCE = "demo"
-# The names of the files in which the demonstration notes what it uses.
+# Files in which the demonstration records what it uses.
 DIRECTORY, HOST, PID = "directory", "host", "daemon.pid"
 _LABEL = f"io.sandbox-reconciler.instance={INSTANCE}"
 
@@ -29,17 +29,19 @@ def clean(home: Path) -> None:
     recorded = private.read(home / DIRECTORY)
     directory = private.recorded_folder(home / DIRECTORY)
     if recorded and host == PrivateEngine(Path(recorded) / "engine").host:
-        # Where the folder is gone or another user's, the engine went with it.
+        # If the folder is gone or another user's, so is the engine.
         if directory:
             PrivateEngine(directory / "engine").destroy()
     elif host and answers(host):
         _purge(host)
     elif host:
-        raise RuntimeError(f"{host} does not answer: its sandboxes cannot be removed now")
+        raise RuntimeError(
+            f"{host} does not answer, so its sandboxes cannot be removed: start the engine"
+        )
     if directory:
         shutil.rmtree(directory, ignore_errors=True)
     shutil.rmtree(home, ignore_errors=True)
-    say("the demonstration is taken back")
+    say("the demonstration is removed")
 
 
 def _end_daemon(home: Path) -> None:

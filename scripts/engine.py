@@ -1,8 +1,8 @@
-"""A Docker engine of one's own, beside any other: for `make demo`, the tests and CI.
+"""Run private Docker engines beside any other, for `make demo`, the tests and CI.
 
 python3 -m scripts.engine ensure DIR          print the DOCKER_HOST of an engine that answers
-python3 -m scripts.engine stop DIR            end the private engine in DIR and remove it all
-python3 -m scripts.engine ensure-image NAME   make the busybox image, on $DOCKER_HOST
+python3 -m scripts.engine stop DIR            stop the private engine in DIR and remove everything
+python3 -m scripts.engine ensure-image NAME   create the busybox image on $DOCKER_HOST
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ address = "{0}/containerd.sock"
 
 
 class PrivateEngine:
-    """A dockerd and its containerd, with every file, socket, bridge and cgroup of their own.
+    """A dockerd and its containerd that share no file, socket, bridge or cgroup with another.
 
     It works without iptables: a second dockerd that used them would flush the chains of the
     first. Ports published on 127.0.0.1 work through Docker's userland proxy; containers reach
-    the host and each other, but not the networks beyond.
+    the host and each other, but no other network.
 
-    All state is in the directory, so any process can end what another one started.
+    All state is in the directory, so any process can stop what another one started.
     """
 
     def __init__(
@@ -70,9 +70,11 @@ class PrivateEngine:
         return self._pid("dockerd")
 
     def start(self, timeout: float = 60) -> None:
-        """Start what does not run, and return when the engine answers."""
+        """Start what is not running, and return when the engine answers."""
         if len(str(self.directory)) > _LONGEST_DIRECTORY:
-            raise ValueError(f"{self.directory} is too long for a unix socket below it")
+            raise ValueError(
+                f"{self.directory} is too long for a unix socket below it: use a shorter path"
+            )
         private.make_folder(self.directory)
         if self._pid("containerd") is None:
             self._start_containerd()
@@ -81,27 +83,27 @@ class PrivateEngine:
         self._wait(timeout)
 
     def terminate(self, timeout: float = 60) -> None:
-        """End dockerd as a service manager does. Its containers end too, but for live-restore."""
+        """Stop dockerd as a service manager does. Its containers stop too, unless live-restore."""
         if pid := self.pid:
             processes.end(pid, timeout)
         self._reap()
 
     def kill(self) -> None:
-        """Kill dockerd with SIGKILL. Its containers run on until the next start."""
+        """Kill dockerd with SIGKILL. Its containers keep running until the next start."""
         if pid := self.pid:
             processes.kill(pid)
         self._reap()
 
     def restart(self, *, live_restore: bool | None = None) -> None:
-        """End dockerd if it runs, and start it on the same data."""
+        """Stop dockerd if it runs, and start it on the same data."""
         self.terminate()
         self.live_restore = self.live_restore if live_restore is None else live_restore
         self.start()
 
     def destroy(self) -> None:
-        """End everything, whatever state it is in, and leave no trace.
+        """Stop and remove everything, in any state.
 
-        RuntimeError where the directory is not our own: what it holds names processes to kill.
+        RuntimeError if the directory is not ours: its files name processes to kill.
         """
         if not os.path.lexists(self.directory):
             return
@@ -140,7 +142,7 @@ class PrivateEngine:
         at = self.directory
         own = self._read_bridge() or self._claim_bridge()
         private.write(at / "daemon.json", "{}")
-        # No --default-address-pool: with it, every restart deletes the host's docker0, whoever's.
+        # No --default-address-pool: with it, every restart deletes the host's docker0.
         # A pid file left by SIGKILL keeps dockerd from starting once its number is used again.
         (at / "docker.pid").unlink(missing_ok=True)
         self._spawn(
@@ -162,7 +164,7 @@ class PrivateEngine:
         )
 
     def _end_shims(self) -> None:
-        """End what runs on after a SIGKILL of dockerd, and the sockets outside our directory."""
+        """Kill what survives a SIGKILL of dockerd, and remove sockets outside our directory."""
         # containerd forgets the addresses as soon as it notices a dead shim.
         files = self.directory.glob("containerd/*/*/*/address")
         sockets = [private.read(file).strip().removeprefix("unix://") for file in files]
@@ -181,16 +183,16 @@ class PrivateEngine:
             return answers(self.host, timeout=2) or self.pid is None
 
         if not processes.wait_for(settled, timeout) or self.pid is None:
-            raise RuntimeError(f"the private engine does not start:\n{self.logs()}")
+            raise RuntimeError(f"the private engine does not start; its log ends:\n{self.logs()}")
 
     def _pid(self, program: str) -> int | None:
-        """Find the process, also one that another process of ours started."""
+        """Find the process, even if another process of ours started it."""
         self._reap()
         text = private.read(self.directory / f"{program}.pid")
         if not _PID.fullmatch(text):
             return None
         pid = int(text)
-        # A child's command line is empty for a moment after its exec; others may reuse a number.
+        # A child's command line is empty briefly after its exec; another process may reuse a pid.
         ours = pid in self._children or f"{self.directory}/" in processes.command_line(pid)
         return pid if ours and processes.alive(pid) else None
 
@@ -207,7 +209,7 @@ class PrivateEngine:
         return own if bridge.is_name(own) else None
 
     def _networks(self) -> list[str]:
-        """List the bridges of our networks, which are named by ids that only our store holds."""
+        """List the bridges of our networks: their names hold ids that are in our store."""
         try:
             store = (self.directory / "data/network/files/local-kv.db").read_bytes()
         except OSError:
@@ -230,7 +232,7 @@ def ensure(directory: Path) -> str:
     if host := debian.running_engine():
         return host
     debian.provide("engine")
-    # Under systemd the package starts a service; its socket is there before it answers.
+    # Under systemd the package starts a service, whose socket exists before it answers.
     if _DEFAULT_SOCKET.exists() and processes.wait_for(lambda: answers(DEFAULT_HOST), 5):
         return DEFAULT_HOST
     engine = PrivateEngine(directory)

@@ -1,10 +1,10 @@
-"""Prove both commands on bare Debians: `make demo` and `make test` in a new root of each.
+"""Run `make demo` and `make test` on bare Debians, in a new root of each release.
 
 python3 -m scripts.fresh [SUITE...]    for example: python3 -m scripts.fresh trixie sid
 
 Each root has Python, git, make and a clone of the committed HEAD, and its own view of mounts,
 processes and control groups; it shares this machine's network. Prints a table; what each command
-printed stays below build/fresh/. Exits with 1 if anything failed.
+printed is kept below build/fresh/. Exits with 1 if anything failed.
 """
 
 # ruff: noqa: S603, S607 - the programs are Debian's own, found by PATH
@@ -47,7 +47,7 @@ _COUNTS = re.compile(r"(\d+) (passed|failed|skipped|errors?)\b")
 
 
 class Row(NamedTuple):
-    """What one suite showed; `problem` names the first command that failed."""
+    """The result of one suite; `problem` names the first command that failed."""
 
     suite: str
     python: str = "-"
@@ -66,7 +66,7 @@ class Bare:
         self.root, self.init, self.groups, self.log = root, init, groups, log
 
     def run(self, *command: str, timeout: float = 60) -> tuple[int, str]:
-        """Run a command in the project's folder; return its exit code and all that it printed."""
+        """Run a command in the project's folder; return its exit code and output."""
         enter = _joining(self.groups)
         enter += ["nsenter", f"--target={self.init}", "--mount", "--pid", "--cgroup", "--root"]
         inner = ["env", "-i", "-C", f"/{_PROJECT}", *_environment(), *command]
@@ -91,7 +91,7 @@ class Bare:
 
 
 def main(suites: Sequence[str]) -> int:
-    """Try each suite in turn, and print what it showed."""
+    """Run each suite in turn, and print the results."""
     debian.provide("fresh")
     unknown = sorted(set(suites) - set(SUITES))
     if unknown:
@@ -117,7 +117,7 @@ def _try(suite: str) -> Row:
 
 
 def _prove(suite: str, bare: Bare) -> Row:
-    """Run the commands, each of which must end well; the first that fails ends it."""
+    """Run the commands, up to the first that fails."""
     python = bare.run("python3", "--version")[1].split()[-1]
     row = Row(suite, python)
     debian.say(f"{suite}: make demo on Python {python}")
@@ -126,7 +126,7 @@ def _prove(suite: str, bare: Bare) -> Row:
         return row._replace(problem="make demo failed")
     row = row._replace(demo=f"{time.monotonic() - begin:.0f}", engine=_version(bare))
     if bare.run("make", "demo-clean", timeout=_LONGEST["demo-clean"])[0] or _daemons(bare):
-        return row._replace(problem="make demo-clean failed or left an engine behind")
+        return row._replace(problem="make demo-clean failed, or left an engine running")
     debian.say(f"{suite}: make test with {row.engine}")
     code, output = bare.run("make", "test", timeout=_LONGEST["test"])
     counts = {"passed": 0, "failed": 0, "skipped": 0, "error": 0}
@@ -147,7 +147,7 @@ def _version(bare: Bare) -> str:
 
 
 def _daemons(bare: Bare) -> list[int]:
-    """List the engines that run in the root, as this machine numbers their processes."""
+    """List the pids, on this machine, of the engines that run in the root."""
     running = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return [
         pid
@@ -175,7 +175,7 @@ def _print(rows: Sequence[Row]) -> None:
 
 @contextmanager
 def _bare(suite: str, log: Path) -> Iterator[Bare]:
-    """Make a root, start its first process, and take everything away afterwards."""
+    """Create a root, start its first process, and remove everything afterwards."""
     with ExitStack() as stack:
         # Not in /tmp, which may be small or an overlay: the engine's data is below it.
         root = Path(tempfile.mkdtemp(prefix=f"{suite}-", dir=_STORE))
@@ -192,7 +192,7 @@ def _bare(suite: str, log: Path) -> Iterator[Bare]:
 def _unpack(suite: str, root: Path) -> None:
     root.chmod(0o755)
     rootfs.bootstrap(suite, root, _PACKAGES)
-    # Else the packages' own services start, which would change this machine's network.
+    # Packages must not start their services, which would change this machine's network.
     policy = root / "usr/sbin/policy-rc.d"
     policy.write_text("#!/bin/sh\nexit 101\n")
     policy.chmod(0o755)
@@ -215,14 +215,14 @@ def _output(*command: str) -> str:
 
 
 def _environment() -> list[str]:
-    """Give the commands this machine's package index, if pip is configured to use one."""
+    """Return the environment of the commands, with this machine's package index."""
     own = {"PATH": _PATH, "HOME": "/root", "LANG": "C.UTF-8", "CI": "true"}
     proxies = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")}
     return [f"{name}={value}" for name, value in {**proxies, **own, **_pip_index()}.items()]
 
 
 def _pip_index() -> Mapping[str, str]:
-    """Say where pip gets packages from; what lies on this machine's disk is not in a root."""
+    """Return pip's package sources, except local folders, which a root cannot reach."""
     settings = _pip_settings()
     index = {}
     for name in ("index-url", "extra-index-url", "trusted-host", "proxy", "default-timeout"):
@@ -242,7 +242,7 @@ def _pip_settings() -> Mapping[str, str]:
 
 @contextmanager
 def _init(root: Path, groups: Sequence[Path], log: Path) -> Iterator[int]:
-    """Start the root's first process, whose end ends all others; give its pid on this machine."""
+    """Start the root's first process, whose exit ends all others; yield its pid here."""
     hold = [sys.executable, "-m", "scripts.fresh", "--hold", str(root)]
     unshare = ["unshare", "--mount", "--pid", "--cgroup", "--ipc", "--fork", "--kill-child"]
     with log.open("ab") as errors:
@@ -259,7 +259,7 @@ def _init(root: Path, groups: Sequence[Path], log: Path) -> Iterator[int]:
     try:
         line = process.stdout.readline()
         if not line:
-            raise RuntimeError("the root's first process does not start")
+            raise RuntimeError("the first process of the root does not start")
         yield int(json.loads(line)["pid"])
     finally:
         process.stdin.close()
@@ -271,20 +271,20 @@ def _init(root: Path, groups: Sequence[Path], log: Path) -> Iterator[int]:
 
 
 def _joining(groups: Sequence[Path]) -> list[str]:
-    """Begin a command that joins the root's control groups before it becomes the rest."""
+    """Return the begin of a command that joins the root's control groups, then runs the rest."""
     inner = [group / "init" if (group / "init").exists() else group for group in groups]
     script = "".join(f"echo 0 > {group}/cgroup.procs && " for group in inner)
     return ["sh", "-c", f'{script}exec "$@"', "sh"]
 
 
 def _make_cgroups(name: str) -> list[Path]:
-    """Make a control group for the root in each hierarchy, version 1 or 2."""
+    """Create a control group for the root in each hierarchy, version 1 or 2."""
     hierarchies = [point for point, kind in _cgroup_mounts() if kind != "tmpfs"]
     groups = []
     for hierarchy in hierarchies:
         group = hierarchy / name
         group.mkdir(exist_ok=True)
-        # Version 1 lets nobody in before these have values.
+        # In version 1, no process can join before these have values.
         for file in ("cpuset.cpus", "cpuset.mems"):
             with suppress(OSError):
                 if (hierarchy / file).exists() and (group / file).exists():
@@ -301,15 +301,15 @@ def _cgroup_mounts() -> list[tuple[Path, str]]:
 
 
 def _destroy_engines(root: Path) -> None:
-    """Remove what engines that were killed left in the network that we share: their bridges."""
+    """Remove the bridges that killed engines left in the network that we share."""
     for pattern in ("tmp/*/*/bridge", "tmp/*/bridge"):
         for file in root.glob(pattern):
             PrivateEngine(file.parent).destroy()
 
 
 def hold(root: Path) -> None:
-    """As the first process of the root's namespaces: mount, change root, and reap until EOF."""
-    # Read before /proc is the new one: the number on this machine.
+    """Run as the first process of the root: mount, change root, and reap until EOF."""
+    # The pid on this machine; read it before the new /proc is mounted.
     pid = int(os.readlink("/proc/self"))  # noqa: PTH115
     _mount_all(root)
     _pivot(root)
@@ -320,9 +320,10 @@ def hold(root: Path) -> None:
 
 
 def _pivot(root: Path) -> None:
-    """Make the root that of the mount namespace: a command in a container joins the namespace.
+    """Make the folder the root of the mount namespace.
 
-    After a mere chroot, runc would run it in this machine's root.
+    A command in a container joins the mount namespace. After a mere chroot, runc would run it in
+    this machine's root.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     os.chdir(root)
@@ -354,13 +355,13 @@ def _cgroup_options() -> dict[Path, str]:
     options = {}
     for row in rows:
         kind, _, words = row[row.index("-") + 1 :][:3]
-        # The names of controllers; cgroup2 takes none of them.
+        # The names of controllers, which cgroup2 does not take.
         options[Path(row[4])] = "rw" if kind == "cgroup2" else words
     return options
 
 
 def _delegate(group: Path) -> None:
-    """Let version 2 share out its controllers: a group that does may hold no process itself."""
+    """Delegate version 2's controllers; a group that does so may not contain processes."""
     inner = group / "init"
     inner.mkdir()
     (inner / "cgroup.procs").write_text("0")

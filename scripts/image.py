@@ -1,4 +1,4 @@
-"""A small image that needs no registry: busybox, two users, and a web server that stops at once."""
+"""Create a small image without a registry: busybox, two users, and a web server."""
 
 # ruff: noqa: S603 - busybox is run from the path where we found it
 
@@ -27,7 +27,7 @@ _PULL_TIMEOUT = 300
 
 _PASSWD = f"root:x:0:0:root:/root:/bin/sh\nagent:x:{AGENT}:{AGENT}:agent:/home/agent:/bin/sh\n"
 _GROUP = f"root:x:0:\nagent:x:{AGENT}:\n"
-# A shell as process 1 that waits for its children ends at once on SIGTERM; httpd alone would not.
+# A waiting shell as process 1 exits at once on SIGTERM; httpd alone would not.
 _SERVE = """\
 #!/bin/sh
 # serve PORT...: answer HTTP on each port from /www until told to end
@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 
 
 def ensure_image(host: str, name: str) -> None:
-    """Make the image unless the engine has it just as it would be made now."""
+    """Create the image unless the engine has the same one."""
     busybox = debian.static_busybox()
     tree = _overlay() if busybox is None else _overlay() + _userland(busybox)
     archive = _tar(tree)
@@ -67,7 +67,7 @@ def ensure_image(host: str, name: str) -> None:
 def import_image(
     host: str, name: str, archive: bytes | BinaryIO, changes: Sequence[str] = ()
 ) -> None:
-    """Make an image of a tar of a root file system, with the Dockerfile lines of `changes`."""
+    """Import a tar of a root file system as an image, with the Dockerfile lines of `changes`."""
     repository, _, tag = name.partition(":")
     query = [("fromSrc", "-"), ("repo", repository), ("tag", tag or "latest")]
     query += [("changes", change) for change in changes]
@@ -80,7 +80,7 @@ def import_image(
 
 
 def _build(host: str, name: str, digest: str, tree: list[Entry]) -> None:
-    """Put our files on the public busybox image, which the engine pulls."""
+    """Build on the public busybox image, which the engine pulls."""
     lines = ["FROM busybox", "COPY root /", 'CMD ["serve", "8000"]', f"LABEL {_LABEL}={digest}"]
     dockerfile = Entry("Dockerfile", "\n".join(lines).encode(), 0o644)
     context = _tar([dockerfile, *(entry._replace(name=f"root/{entry.name}") for entry in tree)])
@@ -94,11 +94,13 @@ def _build(host: str, name: str, digest: str, tree: list[Entry]) -> None:
 
 
 def _check(answer: Answer) -> None:
-    """Raise on failure, which also comes as the last line of a good answer."""
+    """Raise on failure, which may also be the last line of a successful response."""
     lines = [json.loads(line) for line in answer.body.splitlines() if line.strip()]
     errors = [line["error"] for line in lines if "error" in line]
     if answer.status != http.client.OK or errors:
-        raise RuntimeError(f"cannot make the image: {errors or lines or answer.status}")
+        raise RuntimeError(
+            f"the engine cannot create the image: {errors or lines or answer.status}"
+        )
 
 
 def _digest(host: str, name: str) -> str | None:

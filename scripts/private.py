@@ -1,6 +1,6 @@
-"""Folders and files that nobody but this user can have made or changed.
+"""Use only folders and files that no other user can have created or changed.
 
-/tmp is everybody's: a folder there that an earlier run remembers may be another user's by now.
+/tmp is shared: a folder that an earlier run recorded there may belong to another user by now.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def is_own(path: Path) -> bool:
-    """Tell whether it is a folder, no link, that belongs to us and that only we may write in."""
+    """Tell whether it is a folder (no link) that belongs to us and only we can write."""
     try:
         status = path.lstat()
     except OSError:
@@ -24,7 +24,7 @@ def is_own(path: Path) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder for us alone, or check that it is our own; RuntimeError where it is not."""
+    """Create the folder for us alone, or check that it is ours; RuntimeError if it is not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.mkdir(mode=0o700)
@@ -36,7 +36,7 @@ def make_folder(path: Path) -> None:
 
 
 def remembered_folder(record: Path, prefix: str) -> Path:
-    """Return the folder in /tmp that the record names, or a new one where that is not ours."""
+    """Return the folder in /tmp that the record names, or a new one if that is not ours."""
     folder = recorded_folder(record)
     if folder is None:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
@@ -45,13 +45,13 @@ def remembered_folder(record: Path, prefix: str) -> Path:
 
 
 def recorded_folder(record: Path) -> Path | None:
-    """Return the folder that the record names; None where it is not there or not ours."""
+    """Return the folder that the record names; None if it is missing or not ours."""
     text = read(record)
     return Path(text) if text and is_own(Path(text)) else None
 
 
 def read(path: Path) -> str:
-    """Read our own regular file; empty where there is none, or it is a link or another user's."""
+    """Read our regular file; empty if it is missing, a link, or another user's."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         with os.fdopen(os.open(path, flags), errors="replace") as file:
@@ -63,7 +63,7 @@ def read(path: Path) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Make a new file for us alone in the place of whatever has the name."""
+    """Create a new file for us alone, replacing any file of this name."""
     path.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o600), "w") as file:

@@ -1,4 +1,4 @@
-"""Find and end processes that we know by pid or by a private path on their command line."""
+"""Find and stop processes by pid, or by a private path on their command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def wait_for(condition: Callable[[], bool], timeout: float) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """Tell whether the process runs; a zombie does not, once its last thread has ended."""
+    """Tell whether the process runs; a zombie without threads does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208
@@ -37,7 +37,7 @@ def alive(pid: int) -> bool:
 
 
 def spawn(program: str, *arguments: str, log: Path) -> int:
-    """Start a program that outlives us, in a session of its own."""
+    """Start a program that outlives us, in a new session."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     files = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -49,7 +49,7 @@ def spawn(program: str, *arguments: str, log: Path) -> int:
 
 
 def reap(pid: int) -> bool:
-    """Take the exit status of a child of ours; False while it runs."""
+    """Collect the exit status of our child; False while it runs."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
@@ -57,7 +57,7 @@ def reap(pid: int) -> bool:
 
 
 def command_line(pid: int) -> str:
-    """Read a process's command line; empty when it is gone."""
+    """Read a process's command line; empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except (OSError, UnicodeDecodeError):
@@ -65,7 +65,7 @@ def command_line(pid: int) -> str:
 
 
 def find(words: str, path: Path) -> list[int]:
-    """List the processes that bear both the words and our private path."""
+    """List the processes with both the words and our private path on their command line."""
     pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208
     lines = ((pid, command_line(pid)) for pid in pids)
     return [pid for pid, line in lines if words in line and f"{path}/" in line]
@@ -78,7 +78,7 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 def end(pid: int, timeout: float) -> None:
-    """Ask a process to end, then make it."""
+    """Terminate a process, and kill it after the timeout."""
     send(pid, signal.SIGTERM)
     if not wait_for(lambda: not alive(pid), timeout):
         kill(pid)
@@ -103,10 +103,10 @@ def remove_cgroup(name: str) -> None:
 
 
 def _kill_members(name: str) -> bool:
-    """Kill what is there now; True when there was anything."""
+    """Kill the current members; True if there were any."""
     members = set()
     for folder in _folders(name):
-        # A frozen process of version 1 takes a SIGKILL only once it is thawed.
+        # In version 1, a frozen process only handles SIGKILL once it is thawed.
         _write(folder / "freezer.state", "THAWED")
         _write(folder / "cgroup.freeze", "0")
         with suppress(OSError):

@@ -1,6 +1,6 @@
-"""What a test needs to install the project on a Debian 12 that has no network: made once.
+"""Create what a test needs to install the project on a Debian 12 without network.
 
-python3 -m scripts.rootfs    make both, below build/systemd/: a root file system and wheels
+python3 -m scripts.rootfs    create a root file system and wheels below build/systemd/
 """
 
 # ruff: noqa: S603 - the programs are Debian's own, found by PATH
@@ -30,7 +30,7 @@ _UNREAD = ("doc", "man", "locale")
 
 
 def rootfs() -> Path:
-    """Return a tar of a Debian with systemd and Python; about 25 s where there is none yet."""
+    """Return a tar of a Debian with systemd and Python; creating it takes about 25 s."""
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in _UNREAD]
     return _made(
         f"{_digest(_SUITE, *_PACKAGES, *_UNREAD)}.tar",
@@ -39,13 +39,13 @@ def rootfs() -> Path:
 
 
 def wheels() -> Path:
-    """Return a folder with all that `pip install` of this project needs."""
+    """Return a folder with everything that `pip install` of this project needs."""
     files = ("requirements.txt", "requirements-build.txt")
     return _made(f"{_digest(*((_ROOT / file).read_text() for file in files))}.wheels", _download)
 
 
 def _made(name: str, make: Callable[[Path], None]) -> Path:
-    """Make the file or folder unless it is there, whoever else is about to."""
+    """Create the file or folder unless it exists; safe against concurrent processes."""
     with _locked():
         done, part = _STORE / name, _STORE / f"part.{name}"
         if not done.exists():
@@ -65,8 +65,8 @@ def _locked() -> Iterator[None]:
 def bootstrap(
     suite: str, target: Path, packages: Sequence[str], options: Sequence[str] = ()
 ) -> None:
-    """Make a minimal Debian with these packages, in a folder or a tar, by its name's end."""
-    debian.say(f"making a root file system of Debian {suite}")
+    """Create a minimal Debian with these packages, in a folder or (by suffix) a tar."""
+    debian.say(f"creating a root file system of Debian {suite}")
     listed = _sources(suite)
     command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
     command += [f"--aptopt={line}" for line in _apt_options()]
@@ -76,7 +76,7 @@ def bootstrap(
 
 
 def _apt_options() -> list[str]:
-    """Read how this machine's apt reaches its mirror and judges the mirror's dates."""
+    """Return the options with which this machine's apt reaches and checks its mirror."""
     command = ["apt-config", "dump"]
     dump = subprocess.run(command, capture_output=True, text=True)  # noqa: PLW1510
     kept = re.compile(r'Acquire::(Check-|Max-ValidTime|https?::|Retries).* "[^"]+";')
@@ -84,13 +84,13 @@ def _apt_options() -> list[str]:
 
 
 def _sources(suite: str) -> str:
-    """List where this machine gets that Debian from, or else its own: a mirror near by, say."""
+    """Return this machine's sources of that Debian, or those of its own release adapted."""
     form = "deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
     command = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
     asked = subprocess.run([*command, "Origin: Debian"], capture_output=True, text=True)  # noqa: PLW1510
     lines = sorted({line for line in asked.stdout.splitlines() if line.endswith(" main")})
     own = [line for line in lines if line.split()[2].partition("-")[0] == suite]
-    # Updates and security fixes of another release are not looked for.
+    # No updates or security fixes of another release.
     plain = [line for line in lines if "-" not in line.split()[2]]
     other = [f"deb {line.split()[1]} {suite} main" for line in plain[:1]]
     return "".join(f"{line}\n" for line in own or other)

@@ -1,4 +1,4 @@
-"""The least HTTP that reaches a Docker engine, by unix socket or by TCP."""
+"""Send HTTP requests to a Docker engine, over a unix socket or TCP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_HOST = "unix:///var/run/docker.sock"
 
 
 class Answer(NamedTuple):
-    """One whole answer."""
+    """A complete response."""
 
     status: int
     body: bytes
@@ -38,7 +38,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def connect(host: str, timeout: float = 30) -> http.client.HTTPConnection:
-    """Make a connection for a DOCKER_HOST; it opens with the first request."""
+    """Return a connection for a DOCKER_HOST; it opens with the first request."""
     url = urlsplit(host)
     if url.scheme == "unix":
         return UnixConnection(url.path, timeout)
@@ -56,7 +56,7 @@ def request(
     content_type: str = "application/json",
     timeout: float = 30,
 ) -> Answer:
-    """Send one request on a new connection and read the whole answer; a file is sent in chunks."""
+    """Send one request on a new connection and read the response; a file is sent in chunks."""
     headers = {"Content-Type": content_type} if body is not None else {}
     with closing(connect(host, timeout)) as connection:
         connection.request(method, path, body, headers)

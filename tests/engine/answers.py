@@ -1,4 +1,4 @@
-"""Answers of a real engine (20.10.24), shortened to what the codec reads and a little more."""
+"""Responses of a real engine (20.10.24), shortened to what is decoded and a little more."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which parts of the engine's API are forbidden, by a filtering proxy before the real engine."""
+"""Parts of the API that a filtering proxy in front of the real engine forbids."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -42,9 +42,7 @@ async def through(proxy: FaultProxy, world: RealWorld) -> AsyncIterator[DockerEn
     + [("VERSION", "PING"), ("VERSION", "INFO"), ("EVENTS", "VOLUMES"), ("POST", "IMAGES")],
     ids="+".join,
 )
-async def test_every_part_that_is_forbidden_is_found(
-    real: RealWorld, parts: tuple[str, ...]
-) -> None:
+async def test_doctor_finds_every_forbidden_part(real: RealWorld, parts: tuple[str, ...]) -> None:
     with forbidding(real, *parts) as proxy:
         async with through(proxy, real) as engine:
             access = await engine.access()
@@ -62,9 +60,7 @@ async def test_every_part_that_is_forbidden_is_found(
 @pytest.mark.parametrize(
     "parts", [(), ("VERSION",), ("VERSION", "PING"), ("INFO",), ("VERSION", "INFO", "PING")]
 )
-async def test_what_says_who_the_engine_is_may_be_forbidden(
-    real: RealWorld, parts: tuple[str, ...]
-) -> None:
+async def test_version_and_info_may_be_forbidden(real: RealWorld, parts: tuple[str, ...]) -> None:
     with forbidding(real, *parts) as proxy:
         async with through(proxy, real) as engine:
             await engine.ping()
@@ -75,7 +71,7 @@ async def test_what_says_who_the_engine_is_may_be_forbidden(
 
 
 @pytest.mark.engine
-async def test_without_volumes_the_rest_is_listed(real: RealWorld) -> None:
+async def test_containers_are_listed_if_volumes_are_forbidden(real: RealWorld) -> None:
     with forbidding(real, "VOLUMES") as proxy:
         async with through(proxy, real) as engine:
             container = await engine.create(blueprint(real, "alice"))
@@ -93,7 +89,7 @@ async def test_without_volumes_the_rest_is_listed(real: RealWorld) -> None:
 
 
 @pytest.mark.engine
-async def test_a_command_that_may_not_be_run_is_not_made_again_and_again(real: RealWorld) -> None:
+async def test_a_forbidden_command_is_not_created_repeatedly(real: RealWorld) -> None:
     container = await real.engine.create(blueprint(real, "alice", command=["sleep", "60"]))
     await real.engine.start(container)
     with forbidding(real, "EXEC") as proxy:
@@ -106,7 +102,7 @@ async def test_a_command_that_may_not_be_run_is_not_made_again_and_again(real: R
 
 
 @pytest.mark.engine
-async def test_without_images_a_pull_says_so_and_a_present_one_is_used(real: RealWorld) -> None:
+async def test_forbidden_images_fail_pulls_but_present_ones_work(real: RealWorld) -> None:
     with forbidding(real, "IMAGES") as proxy:
         async with through(proxy, real) as engine:
             with pytest.raises(Forbidden, match="IMAGES=1"):
@@ -115,7 +111,7 @@ async def test_without_images_a_pull_says_so_and_a_present_one_is_used(real: Rea
 
 
 @pytest.mark.engine
-async def test_read_only_is_one_part_however_much_is_refused(real: RealWorld) -> None:
+async def test_a_read_only_proxy_is_one_forbidden_part(real: RealWorld) -> None:
     with forbidding(real, "POST") as proxy:
         async with through(proxy, real) as engine:
             await engine.list()
@@ -130,7 +126,7 @@ async def test_read_only_is_one_part_however_much_is_refused(real: RealWorld) ->
 
 
 @pytest.mark.engine
-async def test_a_page_of_html_is_read_as_text(real: RealWorld) -> None:
+async def test_an_html_error_page_is_reduced_to_text(real: RealWorld) -> None:
     with FaultProxy(real.docker.host) as proxy:
         proxy.fault(part("CONTAINERS"), Fault(answer=PAGE), times=None)
         async with through(proxy, real) as engine:
@@ -154,7 +150,7 @@ async def test_a_page_of_html_is_read_as_text(real: RealWorld) -> None:
         (500, "forbidden", False),
     ],
 )
-def test_a_rule_is_told_from_a_refusal_of_the_engine(
+def test_proxy_rules_differ_from_engine_refusals(
     status: int, text: str, *, forbidden: bool
 ) -> None:
     access = Access(lambda: 0.0)
@@ -162,7 +158,7 @@ def test_a_rule_is_told_from_a_refusal_of_the_engine(
     assert (found is not None) == forbidden == bool(access.forbidden)
 
 
-def test_a_refusal_is_over_once_the_same_is_answered_or_long_not_asked() -> None:
+def test_a_refusal_ends_when_answered_or_expired() -> None:
     now = 0.0
     access = Access(lambda: now)
     create, start = requests.post("volumes/create"), requests.post("containers/a/start")

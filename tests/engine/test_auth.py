@@ -45,7 +45,7 @@ def entry(user: str, password: str) -> dict[str, str]:
     return {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
-async def test_no_file_is_no_credentials(home: Home) -> None:
+async def test_a_missing_config_means_no_credentials(home: Home) -> None:
     assert await home.ask("host.example") is None
 
 
@@ -60,19 +60,19 @@ async def test_a_login_is_found_by_its_host(home: Home, key: str) -> None:
 
 
 @pytest.mark.parametrize("registry", ["", "index.example", "example"])
-async def test_the_default_registry_has_many_names(home: Home, registry: str) -> None:
+async def test_all_names_of_the_default_registry_match(home: Home, registry: str) -> None:
     home.write(auths={INDEX: entry("me", "pass")})
     found = await home.ask(registry)
     assert found is not None
     assert found["serveraddress"] == INDEX
 
 
-def test_another_registry_is_not_the_default_one() -> None:
+def test_other_registries_are_not_the_default() -> None:
     assert not is_default("other.example", INDEX)
     assert not is_default("ndex.example", INDEX)
 
 
-async def test_a_token_and_plain_words(home: Home) -> None:
+async def test_identity_tokens_and_plain_entries_are_read(home: Home) -> None:
     home.write(auths={"a.example": {"identitytoken": "t"}, "b.example": {"username": "me"}})
     assert await home.ask("a.example") == {"identitytoken": "t", "serveraddress": "a.example"}
     found = await home.ask("b.example")
@@ -81,12 +81,12 @@ async def test_a_token_and_plain_words(home: Home) -> None:
 
 
 @pytest.mark.parametrize("auth", ["%%%", "bm9jb2xvbg==", 7, "/w=="])
-async def test_an_entry_that_cannot_be_read_is_none(home: Home, auth: Any) -> None:
+async def test_an_unreadable_entry_is_ignored(home: Home, auth: Any) -> None:
     home.write(auths={"a.example": {"auth": auth}})
     assert await home.ask("a.example") is None
 
 
-async def test_a_store_is_asked(home: Home) -> None:
+async def test_the_credential_store_is_used(home: Home) -> None:
     answer = '{"ServerURL": "x", "Username": "me", "Secret": "s"}'
     home.helper("safe", f"read server; [ $server = a.example ] && echo '{answer}'")
     home.write(credsStore="safe")
@@ -94,14 +94,14 @@ async def test_a_store_is_asked(home: Home) -> None:
     assert await home.ask("a.example") == found
 
 
-async def test_a_helper_of_one_registry_goes_first(home: Home) -> None:
+async def test_a_registry_helper_precedes_the_store(home: Home) -> None:
     home.helper("one", 'echo \'{"Username": "<token>", "Secret": "t"}\'')
     home.helper("safe", "exit 1")
     home.write(credsStore="safe", credHelpers={"a.example": "one"})
     assert await home.ask("a.example") == {"identitytoken": "t", "serveraddress": "a.example"}
 
 
-async def test_a_store_that_knows_nothing_leaves_the_file(home: Home) -> None:
+async def test_auths_are_used_if_the_store_has_no_entry(home: Home) -> None:
     home.helper("safe", "echo 'credentials not found in native keychain'; exit 1")
     home.write(credsStore="safe", auths={"a.example": entry("me", "pass")})
     found = await home.ask("a.example")
@@ -125,35 +125,35 @@ async def test_a_store_that_knows_nothing_leaves_the_file(home: Home) -> None:
         ("exec sleep 60", "took longer than"),
     ],
 )
-async def test_a_helper_that_fails_is_named(home: Home, script: str, words: str) -> None:
+async def test_a_failing_helper_is_named(home: Home, script: str, words: str) -> None:
     home.helper("safe", script)
     home.write(credsStore="safe")
     with pytest.raises(PullFailed, match=f"docker-credential-safe.*{words}"):
         await home.ask("a.example", seconds=0.5)
 
 
-async def test_a_helper_that_is_not_there_is_named(home: Home) -> None:
+async def test_a_missing_helper_is_named(home: Home) -> None:
     home.write(credsStore="none")
     with pytest.raises(PullFailed, match=r"docker-credential-none.*cannot be run"):
         await home.ask("a.example")
 
 
 @pytest.mark.parametrize("name", ["../evil", "a b", 7])
-async def test_a_helper_must_have_a_name(home: Home, name: Any) -> None:
+async def test_an_invalid_helper_name_is_rejected(home: Home, name: Any) -> None:
     home.write(credsStore=name)
     with pytest.raises(PullFailed, match="with an invalid name"):
         await home.ask("a.example")
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\0", b"\xff", b"[" * 500_000, b"NaN"])
-async def test_a_file_that_cannot_be_read_is_named(home: Home, content: bytes) -> None:
+async def test_an_unreadable_config_is_named(home: Home, content: bytes) -> None:
     (home.folder / "config.json").write_bytes(content)
     with pytest.raises(PullFailed, match=r"config\.json"):
         await home.ask("a.example")
 
 
 @pytest.mark.parametrize("kind", ["folder", "loop", "pipe"])
-async def test_what_is_no_file_is_named(home: Home, kind: str) -> None:
+async def test_a_config_that_is_no_file_is_named(home: Home, kind: str) -> None:
     path = home.folder / "config.json"
     match kind:
         case "folder":
@@ -176,10 +176,10 @@ async def test_without_a_home_there_are_no_credentials(
 
 
 def no_home() -> Path:
-    """What Path.home() does for a user without a passwd entry."""
+    """Behave as Path.home() for a user without a passwd entry."""
     raise RuntimeError("Could not determine home directory.")
 
 
-async def test_odd_values_are_no_credentials(home: Home) -> None:
+async def test_malformed_values_are_no_credentials(home: Home) -> None:
     home.write(auths=[1], credHelpers="x", credsStore=None)
     assert await home.ask("a.example") is None

@@ -1,4 +1,4 @@
-"""An engine, or what stands before it, that answers with anything at all."""
+"""An engine, or a proxy in front of it, that sends arbitrary responses."""
 
 import asyncio
 import gzip
@@ -24,7 +24,7 @@ OF_LIST, OF_ONE = "/containers/json", "/containers/"
 
 
 class Answer:
-    """One answer; ``repeat`` sends the body again and again until the client leaves.
+    """One response; ``repeat`` sends the body again and again until the client leaves.
 
     ``pause`` is in seconds, between the headers and the body.
     """
@@ -59,7 +59,7 @@ class Answer:
 async def answering(
     folder: Path, answers: Mapping[str, Answer], **options: Any
 ) -> AsyncIterator[DockerEngine]:
-    """An engine whose answers are those of the longest part of the path that is named."""
+    """Serve responses by path; the longest matching part of the path wins."""
     usual = {
         "/version": Answer(json.dumps(VERSION).encode()),
         "/info": Answer(json.dumps(INFO).encode()),
@@ -73,7 +73,7 @@ async def answering(
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         path = head.split(" ")[1]
         named = max((name for name in known if name in path), key=len)
-        # The client leaves an answer that is too long.
+        # The client closes the connection if the response is too long.
         with suppress(ConnectionError):
             await known[named].send(writer)
 
@@ -101,7 +101,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
-async def test_a_broken_answer_is_an_error_about_the_question(tmp_path: Path, body: bytes) -> None:
+async def test_a_broken_response_is_an_error_of_its_request(tmp_path: Path, body: bytes) -> None:
     broken = Answer(body)
     async with answering(tmp_path, {OF_LIST: broken, OF_ONE: broken, "/info": broken}) as engine:
         for question in (engine.list(), engine.inspect("a" * 64), engine.info()):
@@ -120,7 +120,7 @@ async def test_a_broken_answer_is_an_error_about_the_question(tmp_path: Path, bo
     ],
     ids=["html", "plain", "gzip", "zstd", "redirect"],
 )
-async def test_what_no_engine_sends_is_an_error(tmp_path: Path, answer: Answer) -> None:
+async def test_impossible_responses_are_errors(tmp_path: Path, answer: Answer) -> None:
     async with answering(tmp_path, {OF_LIST: answer}) as engine:
         with pytest.raises(Unreadable):
             await engine.list()
@@ -139,7 +139,7 @@ async def test_what_no_engine_sends_is_an_error(tmp_path: Path, answer: Answer) 
     ],
     ids=["html", "number", "no message", "deep", "empty", "half a pair", "not utf-8"],
 )
-async def test_a_refusal_may_be_any_text(
+async def test_an_error_text_may_be_anything(
     tmp_path: Path, answer: Answer, error: type[EngineError], words: str
 ) -> None:
     async with answering(tmp_path, {OF_LIST: answer}) as engine:
@@ -150,7 +150,7 @@ async def test_a_refusal_may_be_any_text(
 
 
 @pytest.mark.parametrize("status", [200, 500])
-async def test_an_endless_answer_is_cut_off(tmp_path: Path, status: int) -> None:
+async def test_an_endless_response_is_cut_off(tmp_path: Path, status: int) -> None:
     endless = Answer(ENDLESS, status, repeat=True)
     async with answering(tmp_path, {OF_LIST: endless, OF_ONE: endless}) as engine:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -161,14 +161,14 @@ async def test_an_endless_answer_is_cut_off(tmp_path: Path, status: int) -> None
     assert grown < 300 << 10, "KiB"
 
 
-async def test_many_small_values_are_refused(tmp_path: Path) -> None:
+async def test_a_response_with_too_many_values_is_rejected(tmp_path: Path) -> None:
     many = Answer(b"[" + b"[]," * 2_000_000 + b"[]]")
     async with answering(tmp_path, {OF_LIST: many}) as engine:
         with pytest.raises(Unreadable, match="too many values"):
             await engine.list()
 
 
-async def test_a_row_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
+async def test_a_broken_row_does_not_affect_the_others(tmp_path: Path) -> None:
     rows = [
         {**ROW, "State": "melting", "Id": "b" * 64},
         ROW,
@@ -190,7 +190,7 @@ async def test_a_row_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> No
     assert [row.id for row in listing.broken_volumes] == ["other"]
 
 
-async def test_events_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
+async def test_unreadable_events_are_skipped(tmp_path: Path) -> None:
     good = json.dumps(EVENT).encode()
     lines = [
         b"\xff",
@@ -209,8 +209,8 @@ async def test_events_that_cannot_be_read_are_passed_over(tmp_path: Path) -> Non
     assert [event.what for event in heard] == ["die"]
 
 
-async def test_a_pull_may_be_silent_for_longer_than_any_question(tmp_path: Path) -> None:
-    """As while a large layer is unpacked."""
+async def test_a_pull_may_be_silent_longer_than_a_read(tmp_path: Path) -> None:
+    """Such as while a large layer is unpacked."""
     image = Answer(json.dumps(IMAGE).encode())
     pulled = Answer(b'{"status": "Pull complete", "id": "b"}\n', pause=1.0)
     answers = {"/images/create": pulled, "/images/": image}
@@ -218,7 +218,7 @@ async def test_a_pull_may_be_silent_for_longer_than_any_question(tmp_path: Path)
         await engine.pull("image:1", lambda _: None)
 
 
-async def test_a_flood_of_layers_takes_no_memory() -> None:
+async def test_a_flood_of_layers_takes_bounded_memory() -> None:
     pull = Pull("image:1")
     for number in range(5000):
         progress = pull.feed(f'{{"status": "Waiting", "id": "{number}"}}'.encode())
@@ -226,5 +226,5 @@ async def test_a_flood_of_layers_takes_no_memory() -> None:
 
 
 @pytest.mark.parametrize("line", [b'{"status": [1]}', b'{"status": "Waiting", "id": 7}', DEEP])
-async def test_a_line_of_a_pull_that_cannot_be_read_changes_nothing(line: bytes) -> None:
+async def test_an_unreadable_pull_line_changes_nothing(line: bytes) -> None:
     assert Pull("image:1").feed(line).layers == 0

@@ -1,4 +1,4 @@
-"""What every engine does alike: one suite, over Docker and over the fake one."""
+"""The contract of every engine: one suite, for Docker and for the fake."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -57,17 +57,17 @@ async def ended(world: World, container: str) -> Container:
 # --- the engine itself
 
 
-async def test_it_says_who_it_is(world: World) -> None:
+async def test_info_names_the_engine(world: World) -> None:
     await world.engine.ping()
     info = await world.engine.info()
     assert info.version
     assert info.root.startswith("/")
 
 
-# --- what is seen
+# --- observed state
 
 
-async def test_a_new_container_is_seen_as_it_was_made(world: World) -> None:
+async def test_a_new_container_matches_its_config(world: World) -> None:
     volume = naming.volume_name(world.prefix, "alice")
     await world.engine.create_volume(volume, labels(world.instance, "alice"))
     ports = {8000: world.ports[0], 8001: world.ports[1]}
@@ -84,22 +84,22 @@ async def test_a_new_container_is_seen_as_it_was_made(world: World) -> None:
     assert seen.session_key == "key-of-alice"
     assert (seen.started_at, seen.finished_at) == (None, None)
     assert (seen.exit_code, seen.oom_killed, seen.stop_timeout) == (0, False, 7.0)
-    # Podman writes the name out: docker.io/library/reconciler-test:latest.
+    # Podman writes the full name: docker.io/library/reconciler-test:latest.
     assert seen.image.rpartition("/")[2] == "reconciler-test:latest"
     assert seen.image_id.startswith("sha256:")
 
 
-async def test_a_run_has_a_start_and_an_end(world: World) -> None:
+async def test_a_run_has_start_and_finish_times(world: World) -> None:
     container = await run(world, "alice", command=["sh", "-c", "exit 3"])
     seen = await ended(world, container)
     assert (seen.phase, seen.exit_code) == (Phase.EXITED, 3)
     assert seen.started_at is not None
     assert seen.finished_at is not None
-    # Docker notes the start of a run only after it began: one that is over at once ends before.
+    # Docker records the start after the run began: a very short run ends before its start.
     assert seen.created_at < seen.started_at < seen.finished_at + 1
 
 
-async def test_a_list_holds_what_is_ours_in_every_phase(world: World) -> None:
+async def test_a_list_has_our_containers_in_every_phase(world: World) -> None:
     made = await make(world, "made")
     running = await run(world, "running")
     paused = await run(world, "paused")
@@ -118,7 +118,7 @@ async def test_a_list_holds_what_is_ours_in_every_phase(world: World) -> None:
     }
 
 
-async def test_a_list_holds_our_volumes(world: World) -> None:
+async def test_a_list_has_our_volumes(world: World) -> None:
     ours, foreign = (naming.volume_name(world.prefix, name) for name in ("alice", "bob"))
     marks = {**labels(world.instance, "alice"), naming.LABEL_RETAIN: "7d"}
     await world.engine.create_volume(ours, marks)
@@ -127,7 +127,7 @@ async def test_a_list_holds_our_volumes(world: World) -> None:
     assert (volume.name, volume.sandbox, volume.retain) == (ours, "alice", "7d")
 
 
-async def test_what_names_no_sandbox_is_garbage(world: World) -> None:
+async def test_objects_without_a_sandbox_label_are_garbage(world: World) -> None:
     name = f"{world.prefix}lost"
     world.add_container(name, {naming.LABEL_INSTANCE: world.instance})
     (row,) = (await world.engine.list()).containers
@@ -135,13 +135,13 @@ async def test_what_names_no_sandbox_is_garbage(world: World) -> None:
     assert (await look(world, name)).sandbox == naming.garbage_key(name)
 
 
-async def test_what_is_not_ours_or_not_there_is_not_seen(world: World) -> None:
+async def test_foreign_and_missing_containers_are_none(world: World) -> None:
     world.add_container(f"{world.prefix}foreign", FOREIGN)
     assert await world.engine.inspect(f"{world.prefix}foreign") is None
     assert await world.engine.inspect(f"{world.prefix}nobody") is None
 
 
-async def test_the_beginning_of_an_id_is_no_name(world: World) -> None:
+async def test_an_id_prefix_finds_no_container(world: World) -> None:
     container = await make(world, "alice")
     assert await world.engine.inspect(container[:60]) is None
 
@@ -149,25 +149,27 @@ async def test_the_beginning_of_an_id_is_no_name(world: World) -> None:
 # --- create
 
 
-async def test_a_create_that_was_never_heard_of_is_adopted(world: World) -> None:
+async def test_a_create_with_a_lost_response_is_adopted(world: World) -> None:
     assert await make(world, "alice") == await make(world, "alice")
 
 
 @pytest.mark.parametrize("marks", [FOREIGN, {}])
-async def test_a_name_that_somebody_else_has(world: World, marks: dict[str, str]) -> None:
+async def test_a_foreign_container_with_the_name_is_reported(
+    world: World, marks: dict[str, str]
+) -> None:
     world.add_container(f"{world.prefix}alice", marks)
     with pytest.raises(NameTaken, match=f"has the name {world.prefix}alice"):
         await make(world, "alice")
     assert world.has_container(f"{world.prefix}alice")
 
 
-async def test_a_name_that_a_container_of_another_create_has(world: World) -> None:
+async def test_a_container_with_another_nonce_is_not_adopted(world: World) -> None:
     await make(world, "alice")
     with pytest.raises(NameTaken, match=f"has the name {world.prefix}alice"):
         await make(world, "alice", nonce="another")
 
 
-async def test_what_was_made_names_its_owner_and_its_nonce(world: World) -> None:
+async def test_new_objects_carry_owner_and_nonce(world: World) -> None:
     container = await make(world, "alice")
     seen = await look(world, container)
     assert (seen.owner, seen.nonce, seen.base) == ("me", "nonce-of-alice", "")
@@ -175,7 +177,7 @@ async def test_what_was_made_names_its_owner_and_its_nonce(world: World) -> None
     assert row.owner == "me"
 
 
-async def test_a_snapshot_hands_its_labels_on(world: World) -> None:
+async def test_an_image_of_a_container_inherits_its_labels(world: World) -> None:
     container = await run(world, "alice")
     image = world.commit(f"{world.prefix}alice")
     world.run_image(f"{world.prefix}debug", image)
@@ -189,7 +191,7 @@ async def test_a_snapshot_hands_its_labels_on(world: World) -> None:
         await world.engine.image_labels("sha256:" + "0" * 64)
 
 
-async def test_labels_of_an_image_decide_nothing(world: World) -> None:
+async def test_image_labels_do_not_override_ours(world: World) -> None:
     await run(world, "alice")
     image = world.commit(f"{world.prefix}alice")
     seen = await look(world, await make(world, "bob", image=image, name=f"{world.prefix}bob"))
@@ -198,19 +200,19 @@ async def test_labels_of_an_image_decide_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("image", ["nobody-has-this:1", "nobody-has-this", "sha256:" + "0" * 64])
-async def test_an_image_that_is_not_there(world: World, image: str) -> None:
+async def test_a_missing_image_fails_the_create(world: World, image: str) -> None:
     assert not await world.engine.has_image(image)
     with pytest.raises(ImageNotFound):
         await make(world, "alice", image=image)
 
 
 @pytest.mark.parametrize("image", ["reconciler-test:latest", "reconciler-test"])
-async def test_an_image_that_is_there(world: World, image: str) -> None:
+async def test_a_present_image_is_found(world: World, image: str) -> None:
     assert await world.engine.has_image(image)
     await make(world, "alice", image=image)
 
 
-async def test_a_mount_without_a_source_is_refused(world: World) -> None:
+async def test_a_missing_mount_source_is_refused(world: World) -> None:
     if world.podman:
         pytest.skip("Podman makes the folder, also where its API should not: docs/engines.md")
     mounts = [{"host_path": "/nonexistent/folder", "container_path": "/mnt"}]
@@ -219,30 +221,30 @@ async def test_a_mount_without_a_source_is_refused(world: World) -> None:
     assert not world.has_container(f"{world.prefix}alice")
 
 
-async def test_a_runtime_that_is_not_there_is_refused(world: World) -> None:
+async def test_a_missing_runtime_is_refused(world: World) -> None:
     with pytest.raises(Refused, match=r"(?i)runtime.*no-such-runtime"):
         await make(world, "alice", security={"runtime": "no-such-runtime"})
     assert not world.has_container(f"{world.prefix}alice")
 
 
-async def test_a_volume_made_by_the_way_is_ours(world: World) -> None:
+async def test_an_implicitly_created_volume_is_ours(world: World) -> None:
     await make(world, "alice", workspace={"path": "/workspace"})
     volumes = (await world.engine.list()).volumes
-    # Podman passes over the labels of a mount, so that one is nobody's: docs/engines.md.
+    # Podman ignores the labels of a mount, so the volume has none: docs/engines.md.
     assert [volume.sandbox for volume in volumes] == ([] if world.podman else ["alice"])
 
 
 # --- start
 
 
-async def test_a_start_twice_is_one(world: World) -> None:
+async def test_start_is_idempotent(world: World) -> None:
     container = await run(world, "alice")
     started = (await look(world, container)).started_at
     await world.engine.start(container)
     assert (await look(world, container)).started_at == started
 
 
-async def test_a_port_that_another_sandbox_has(world: World) -> None:
+async def test_a_port_of_another_sandbox_is_taken(world: World) -> None:
     port = world.ports[2]
     await run(world, "alice", published={8000: port})
     container = await make(world, "bob", published={8000: port})
@@ -252,7 +254,7 @@ async def test_a_port_that_another_sandbox_has(world: World) -> None:
     assert (await look(world, container)).phase is Phase.CREATED
 
 
-async def test_a_port_that_another_program_has(world: World) -> None:
+async def test_a_port_of_another_program_is_taken(world: World) -> None:
     port = world.ports[3]
     container = await make(world, "alice", published={8000: port})
     with world.taken_port(port), pytest.raises(PortTaken) as caught:
@@ -261,13 +263,13 @@ async def test_a_port_that_another_program_has(world: World) -> None:
     await world.engine.start(container)
 
 
-async def test_a_program_that_is_not_there_is_refused(world: World) -> None:
+async def test_a_missing_program_is_refused(world: World) -> None:
     container = await make(world, "alice", command=["no-such-program"], init=False)
     with pytest.raises(Refused, match=r"executable file.* not found"):
         await world.engine.start(container)
 
 
-async def test_a_network_made_again_is_another_one_for_a_container_that_ran(world: World) -> None:
+async def test_a_recreated_network_makes_its_container_unstartable(world: World) -> None:
     if world.podman:
         pytest.skip("Podman joins a network by its name")
     network = f"{world.prefix}agents"
@@ -283,7 +285,7 @@ async def test_a_network_made_again_is_another_one_for_a_container_that_ran(worl
     await world.engine.remove(other)
 
 
-async def test_a_container_that_never_ran_joins_what_has_the_name_now(world: World) -> None:
+async def test_a_container_that_never_ran_joins_the_current_network(world: World) -> None:
     if world.podman:
         pytest.skip("Podman makes no container without its network")
     network = f"{world.prefix}agents"
@@ -295,7 +297,7 @@ async def test_a_container_that_never_ran_joins_what_has_the_name_now(world: Wor
     await world.engine.remove(container)
 
 
-async def test_a_container_made_again_is_another_one_for_who_shares_its_network(
+async def test_a_recreated_network_owner_makes_sharers_unstartable(
     world: World,
 ) -> None:
     if world.podman:
@@ -313,12 +315,12 @@ async def test_a_container_made_again_is_another_one_for_who_shares_its_network(
         await world.engine.start(container)
 
 
-async def test_a_network_that_is_not_there_is_refused(world: World) -> None:
+async def test_a_missing_network_is_refused(world: World) -> None:
     with pytest.raises(Refused, match=r"network.* no-such-network.* not found"):
         await run(world, "alice", network={"mode": "no-such-network"})
 
 
-async def test_what_is_gone_cannot_be_started(world: World) -> None:
+async def test_a_removed_container_cannot_be_started(world: World) -> None:
     with pytest.raises(NotFound):
         await world.engine.start("0" * 64)
 
@@ -326,7 +328,7 @@ async def test_what_is_gone_cannot_be_started(world: World) -> None:
 # --- limits
 
 
-async def test_limits_that_others_changed_are_seen_and_set_back(world: World) -> None:
+async def test_changed_limits_are_observed_and_reset(world: World) -> None:
     if world.podman:
         pytest.skip("Podman's update differs from Docker's: docs/engines.md")
     resources = {"memory": 64 << 20, "cpus": 1.0, "pids": 64}
@@ -346,12 +348,12 @@ async def test_limits_that_others_changed_are_seen_and_set_back(world: World) ->
     assert seen.started_at == made.started_at
     was_none = {"cpu_shares": 0, "cpuset": "", "memory_reservation": 0}
     assert replace(seen.limits, **was_none) == made.limits
-    # What reads as another limit now is as good as none, and is taken for the same.
+    # A limit that now has another value is as good as none, and counts as unchanged.
     await world.engine.update(container, seen.limits)
     assert (await look(world, container)).limits == seen.limits
 
 
-async def test_a_limit_that_others_set_is_taken_away(world: World) -> None:
+async def test_an_added_limit_is_removed(world: World) -> None:
     if world.podman:
         pytest.skip("Podman's update differs from Docker's: docs/engines.md")
     container = await run(world, "alice")
@@ -368,7 +370,7 @@ async def test_a_limit_that_others_set_is_taken_away(world: World) -> None:
 # --- stop, pause, rename, remove
 
 
-async def test_a_stop_ends_it_and_a_second_changes_nothing(world: World) -> None:
+async def test_stop_is_idempotent(world: World) -> None:
     container = await run(world, "alice")
     await world.engine.stop(container, 0.5)
     finished = (await look(world, container)).finished_at
@@ -388,7 +390,7 @@ async def test_pause_and_unpause_are_idempotent(world: World) -> None:
         assert (await look(world, container)).phase is Phase.RUNNING
 
 
-async def test_what_does_not_run_cannot_be_paused(world: World) -> None:
+async def test_a_stopped_container_cannot_be_paused(world: World) -> None:
     container = await make(world, "alice")
     with pytest.raises(EngineError, match="not running"):
         await world.engine.pause(container)
@@ -397,14 +399,14 @@ async def test_what_does_not_run_cannot_be_paused(world: World) -> None:
             await verb("0" * 64)
 
 
-async def test_a_paused_one_is_not_started(world: World) -> None:
+async def test_a_paused_container_is_not_started(world: World) -> None:
     container = await run(world, "alice")
     await world.engine.pause(container)
     with pytest.raises(Busy):
         await world.engine.start(container)
 
 
-async def test_a_rename_keeps_all_but_the_name(world: World) -> None:
+async def test_a_rename_changes_only_the_name(world: World) -> None:
     container = await run(world, "alice")
     for _ in range(2):
         await world.engine.rename(container, f"{world.prefix}bob")
@@ -412,7 +414,7 @@ async def test_a_rename_keeps_all_but_the_name(world: World) -> None:
     assert await world.engine.inspect(f"{world.prefix}alice") is None
 
 
-async def test_a_rename_to_a_name_that_is_taken(world: World) -> None:
+async def test_a_rename_to_a_taken_name_fails(world: World) -> None:
     container = await make(world, "alice")
     await make(world, "bob")
     with pytest.raises(NameTaken):
@@ -435,7 +437,7 @@ async def test_a_name_is_free_once_a_removal_returns(world: World, phase: str) -
     await world.engine.remove(container)
 
 
-async def test_removals_at_once_all_succeed(world: World) -> None:
+async def test_concurrent_removals_all_succeed(world: World) -> None:
     container = await run(world, "alice")
     await asyncio.gather(*(world.engine.remove(container) for _ in range(5)))
     assert not world.has_container(f"{world.prefix}alice")
@@ -444,7 +446,7 @@ async def test_removals_at_once_all_succeed(world: World) -> None:
 # --- volumes
 
 
-async def test_a_volume_comes_and_goes(world: World) -> None:
+async def test_volumes_are_created_and_removed(world: World) -> None:
     name = naming.volume_name(world.prefix, "alice")
     for _ in range(2):
         await world.engine.create_volume(name, labels(world.instance, "alice"))
@@ -454,7 +456,7 @@ async def test_a_volume_comes_and_goes(world: World) -> None:
     assert not world.has_volume(name)
 
 
-async def test_a_volume_is_inspected_whatever_its_labels(world: World) -> None:
+async def test_a_volume_is_inspected_with_any_labels(world: World) -> None:
     ours, foreign = (naming.volume_name(world.prefix, name) for name in ("alice", "bob"))
     await world.engine.create_volume(ours, labels(world.instance, "alice", owner="me", nonce="1"))
     world.add_volume(foreign, FOREIGN)
@@ -468,14 +470,14 @@ async def test_a_volume_is_inspected_whatever_its_labels(world: World) -> None:
     assert await world.engine.inspect_volume(ours) is None
 
 
-async def test_a_volume_that_exists_is_answered_with_its_own_labels(world: World) -> None:
+async def test_creating_an_existing_volume_keeps_its_labels(world: World) -> None:
     name = naming.volume_name(world.prefix, "alice")
     world.add_volume(name, FOREIGN)
     found = await world.engine.create_volume(name, labels(world.instance, "alice", nonce="1"))
     assert (found.name, found.instance, found.nonce) == (name, "somebody-else", "")
 
 
-async def test_the_markers_of_daemons_are_listed(world: World) -> None:
+async def test_daemon_markers_are_listed(world: World) -> None:
     for owner in ("one", "other"):
         marks = {naming.LABEL_INSTANCE: world.instance, naming.LABEL_OWNER: owner}
         await world.engine.create_volume(naming.marker_name(world.instance, owner), marks)
@@ -505,7 +507,7 @@ async def wait_for(events: AsyncIterator[EngineEvent], what: str, key: str) -> E
     raise AssertionError(f"the stream ended before {what}")
 
 
-async def test_events_tell_of_every_change(world: World) -> None:
+async def test_every_change_sends_an_event(world: World) -> None:
     async with world.engine.events() as events:
         container = await run(world, "alice")
         for what in ("create", "start"):
@@ -524,7 +526,7 @@ async def test_events_tell_of_every_change(world: World) -> None:
         await wait_for(events, "destroy", container)
 
 
-async def test_a_health_check_of_the_image_is_seen(world: World) -> None:
+async def test_the_images_healthcheck_is_observed(world: World) -> None:
     if world.podman:
         pytest.skip("Podman runs no HEALTHCHECK by itself: systemd's timers do")
     name, image = f"{world.prefix}alice", world.add_checked_image()
@@ -565,7 +567,7 @@ async def until_check(world: World, container: str, state: CheckState) -> Contai
     return seen
 
 
-async def test_events_of_others_are_not_heard(world: World) -> None:
+async def test_events_of_other_instances_are_filtered(world: World) -> None:
     async with world.engine.events() as events:
         world.add_container(f"{world.prefix}foreign", FOREIGN)
         container = await make(world, "alice")
@@ -576,7 +578,7 @@ async def test_events_of_others_are_not_heard(world: World) -> None:
                     return
 
 
-async def test_events_of_workspaces_are_heard(world: World) -> None:
+async def test_events_of_workspaces_are_received(world: World) -> None:
     name = naming.volume_name(world.prefix, "alice")
     async with world.engine.events() as events:
         world.add_volume(f"{world.prefix}other", FOREIGN)
@@ -590,7 +592,7 @@ async def test_events_of_workspaces_are_heard(world: World) -> None:
 # --- pull
 
 
-async def test_an_image_that_cannot_be_pulled(world: World) -> None:
+async def test_a_failing_pull_is_reported(world: World) -> None:
     with pytest.raises(PullFailed, match="nobody-has-this"):
         await world.engine.pull("127.0.0.1:9/nobody-has-this:1", lambda _: None)
 
@@ -604,7 +606,7 @@ async def id_of(world: World, image: str) -> str:
     return found
 
 
-async def test_an_image_is_listed_by_the_id_that_its_name_leads_to(world: World) -> None:
+async def test_the_listed_image_id_matches_its_name(world: World) -> None:
     name = world.add_image()
     listed = {image.id: image for image in await world.engine.images()}
     image = listed[await id_of(world, name)]
@@ -615,13 +617,13 @@ async def test_an_image_is_listed_by_the_id_that_its_name_leads_to(world: World)
     assert await world.engine.image_id("sha256:" + "0" * 64) is None
 
 
-async def test_a_container_bears_the_id_of_its_image(world: World) -> None:
+async def test_a_container_has_its_image_id(world: World) -> None:
     name = world.add_image()
     container = await make(world, "alice", image=name)
     assert (await look(world, container)).image_id == await id_of(world, name)
 
 
-async def test_an_image_that_nothing_uses_is_removed(world: World) -> None:
+async def test_an_unused_image_is_removed(world: World) -> None:
     name = world.add_image()
     image = await id_of(world, name)
     for _ in range(2):
@@ -631,9 +633,7 @@ async def test_an_image_that_nothing_uses_is_removed(world: World) -> None:
 
 @pytest.mark.parametrize("phase", ["created", "running", "exited"])
 @pytest.mark.parametrize("ours", [True, False])
-async def test_an_image_that_a_container_has_is_busy(
-    world: World, phase: str, *, ours: bool
-) -> None:
+async def test_an_image_in_use_is_busy(world: World, phase: str, *, ours: bool) -> None:
     name = world.add_image()
     image = await id_of(world, name)
     container = await make(world, "alice", image=name)
@@ -659,10 +659,10 @@ async def test_an_image_with_a_second_name_is_busy(world: World, of_another: str
     assert await id_of(world, name) == image
 
 
-# --- inside
+# --- logs and commands
 
 
-async def test_the_end_of_a_log(world: World) -> None:
+async def test_the_log_tail_is_returned(world: World) -> None:
     script = "echo one; echo two; echo three; exit 0"
     container = await run(world, "alice", command=["sh", "-c", script])
     await ended(world, container)
@@ -682,7 +682,7 @@ async def test_a_followed_log_ends_with_the_container(world: World) -> None:
         assert [line async for line in lines] == []
 
 
-async def test_a_followed_log_begins_with_as_many_lines_as_are_asked_for(world: World) -> None:
+async def test_a_followed_log_starts_with_the_requested_lines(world: World) -> None:
     container = await run(world, "alice", command=["sh", "-c", "echo one; echo two; echo three"])
     await ended(world, container)
     for lines, first in ((0, []), (1, ["three"]), (2, ["two", "three"])):
@@ -690,20 +690,20 @@ async def test_a_followed_log_begins_with_as_many_lines_as_are_asked_for(world: 
             assert [line async for line in log] == first
 
 
-async def test_a_command_ends_with_its_code(world: World) -> None:
+async def test_a_command_returns_its_exit_code(world: World) -> None:
     container = await run(world, "alice")
     assert await world.engine.run_in(container, ["true"], 10) == 0
     assert await world.engine.run_in(container, ["sh", "-c", "exit 3"], 10) == 3
     assert await world.engine.run_in(container, ["no-such-program"], 10) in {126, 127}
 
 
-async def test_a_command_that_does_not_end(world: World) -> None:
+async def test_a_hanging_command_times_out(world: World) -> None:
     container = await run(world, "alice")
     with pytest.raises(CommandTimeout, match="within"):
         await world.engine.run_in(container, ["sh", "-c", "sleep 30"], 0.5)
 
 
-async def test_a_command_that_has_not_ended_is_not_begun_again(world: World) -> None:
+async def test_a_hanging_command_is_not_started_again(world: World) -> None:
     container, hanging = await run(world, "alice"), ["sh", "-c", "sleep 30"]
     with pytest.raises(CommandTimeout, match="within"):
         await world.engine.run_in(container, hanging, 0.5)
@@ -716,7 +716,7 @@ async def test_a_command_that_has_not_ended_is_not_begun_again(world: World) -> 
         await world.engine.run_in(container, hanging, 0.5)
 
 
-async def test_a_command_where_nothing_runs(world: World) -> None:
+async def test_a_command_in_a_stopped_container_is_busy(world: World) -> None:
     container = await make(world, "alice")
     with pytest.raises(EngineError, match=r"not running|on running containers"):
         await world.engine.run_in(container, ["true"], 10)

@@ -35,7 +35,7 @@ LABELS = {
 
 
 def inspected(**changes: Any) -> dict[str, Any]:
-    """What an engine says of a container that ran and was killed for its memory."""
+    """The inspection of a container that was killed for its memory."""
     answer = {
         "Id": "a" * 64,
         "Name": "/oh-agent-server-alice",
@@ -87,20 +87,20 @@ def test_a_container_is_decoded() -> None:
 
 
 @pytest.mark.parametrize("labels", [None, {}, {"io.sandbox-reconciler.instance": "other"}])
-def test_a_container_of_somebody_else_is_none(labels: Any) -> None:
+def test_a_foreign_container_is_none(labels: Any) -> None:
     config = {**inspected()["Config"], "Labels": labels}
     assert decode.container(inspected(Config=config), "mine") is None
 
 
 @pytest.mark.parametrize("missing", ["Id", "Name", "State", "Config", "HostConfig", "Mounts"])
-def test_a_container_that_lacks_something_is_an_error(missing: str) -> None:
+def test_a_container_with_a_missing_field_is_an_error(missing: str) -> None:
     answer = inspected()
     del answer[missing]
     with pytest.raises(EngineError, match="cannot be decoded"), errors.decode_errors("it"):
         decode.container(answer, "mine")
 
 
-def test_a_phase_that_nobody_knows_is_an_error() -> None:
+def test_an_unknown_phase_is_an_error() -> None:
     state = {**inspected()["State"], "Status": "melting"}
     with pytest.raises(EngineError), errors.decode_errors("it"):
         decode.container(inspected(State=state), "mine")
@@ -118,7 +118,7 @@ def test_every_phase_is_known(phase: str) -> None:
     ("names", "name"),
     [(["/a/link", "/own"], "own"), ([], "a" * 12), (None, "a" * 12)],
 )
-def test_a_row_has_its_own_name(names: Any, name: str) -> None:
+def test_a_row_ignores_legacy_link_names(names: Any, name: str) -> None:
     row = {"Id": "a" * 64, "Names": names, "Labels": LABELS, "State": "running"}
     assert decode.summary(row).name == name
 
@@ -158,7 +158,7 @@ def test_an_event_is_decoded() -> None:
         event(Type="volume", Actor={"ID": "other", "Attributes": {"driver": "local"}}),
     ],
 )
-def test_a_line_that_tells_nothing_of_ours(line: bytes) -> None:
+def test_foreign_event_lines_are_ignored(line: bytes) -> None:
     assert decode.event(line, "mine") is None
 
 
@@ -169,7 +169,7 @@ def test_a_workspace_event_has_no_sandbox() -> None:
     assert (heard.kind, heard.sandbox) == (EventKind.VOLUME, "")
 
 
-# --- what is asked for
+# --- requests
 
 
 def host_config(**spec: Any) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def host_config(**spec: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", ["host", "none", "container:other"])
-def test_a_network_without_a_hosts_file_of_its_own(mode: str) -> None:
+def test_networks_without_a_hosts_file_get_no_extra_hosts(mode: str) -> None:
     assert "ExtraHosts" not in host_config(network={"mode": mode})
 
 
@@ -240,7 +240,7 @@ def test_an_engine_names_its_log_driver() -> None:
     assert decode.log_driver({}) == ""
 
 
-def test_a_spec_that_says_nothing_asks_for_nothing() -> None:
+def test_an_empty_spec_sets_no_options() -> None:
     body = create_body(blueprint(FakeWorld(), "alice"))
     assert {"Cmd", "User", "WorkingDir"}.isdisjoint(body)
     assert {"Memory", "NanoCpus", "Devices", "Ulimits", "CapAdd"}.isdisjoint(body["HostConfig"])
@@ -255,7 +255,7 @@ def test_the_stop_timeout_is_whole_seconds() -> None:
     assert create_body(blueprint(FakeWorld(), "alice", stop_timeout="1500ms"))["StopTimeout"] == 2
 
 
-def test_a_workspace_that_is_missing_is_made_as_ours() -> None:
+def test_an_implicit_workspace_volume_gets_our_labels() -> None:
     (mount,) = host_config(workspace={"path": "/w"})["Mounts"]
     names = ["instance", "owner", "sandbox", "container", "nonce", "spec", "spec-hash", "retain"]
     assert mount["VolumeOptions"]["Labels"].keys() == {
@@ -311,7 +311,9 @@ ON_START = errors.on_start_of("me")
         (errors.on_pull_of("x"), 900, "Cannot connect", EngineUnavailable),
     ],
 )
-def test_refusals(say: errors.Translator, status: int, text: str, kind: type[EngineError]) -> None:
+def test_refusals_are_translated(
+    say: errors.Translator, status: int, text: str, kind: type[EngineError]
+) -> None:
     assert type(say(status, text)) is kind
 
 
@@ -326,20 +328,20 @@ def test_refusals(say: errors.Translator, status: int, text: str, kind: type[Eng
         ("port is already allocated", None),
     ],
 )
-def test_the_port_is_read_from_the_refusal(text: str, port: int | None) -> None:
+def test_the_taken_port_is_parsed(text: str, port: int | None) -> None:
     error = ON_START(500, text)
     assert isinstance(error, PortTaken)
     assert error.port == port
 
 
-def test_a_long_refusal_keeps_its_beginning_and_its_end() -> None:
+def test_a_long_refusal_keeps_its_beginning_and_end() -> None:
     said = str(errors.common(500, f"what was tried {'x ' * 9999} No chain by that name"))
     assert len(said) == 256
     assert said.startswith("what was tried")
     assert said.endswith("No chain by that name")
 
 
-def test_ids_are_shown_in_their_short_form() -> None:
+def test_ids_are_shortened() -> None:
     said = str(errors.common(500, f"endpoint ({'0123456789ab' * 6}), id {'ab' * 32}"))
     assert said == f"endpoint ({'0123456789ab' * 6}), id {'ab' * 6}"
 
@@ -348,7 +350,7 @@ def test_ids_are_shown_in_their_short_form() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_lines_do_not_depend_on_how_they_come(size: int) -> None:
+def test_lines_do_not_depend_on_chunks(size: int) -> None:
     text, lines, found = b"one\r\n\nthree and more\nlast", Lines(8), []
     for at in range(0, len(text), size):
         found += lines.feed(text[at : at + size])
@@ -356,7 +358,7 @@ def test_lines_do_not_depend_on_how_they_come(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 5, 9, 1000])
-def test_frames_do_not_depend_on_how_they_come(size: int) -> None:
+def test_frames_do_not_depend_on_chunks(size: int) -> None:
     def frame(output: int, data: bytes) -> bytes:
         return bytes([output, 0, 0, 0]) + len(data).to_bytes(4, "big") + data
 
@@ -385,7 +387,7 @@ def test_frames_do_not_depend_on_how_they_come(size: int) -> None:
         ("name:1@sha256:ab", ("name", "sha256:ab"), ""),
     ],
 )
-def test_references(image: str, reference: tuple[str, str], registry: str) -> None:
+def test_references_are_split(image: str, reference: tuple[str, str], registry: str) -> None:
     assert (split_reference(image), registry_of(image)) == (reference, registry)
 
 
@@ -430,13 +432,13 @@ def test_an_error_in_the_stream_ends_the_pull() -> None:
         ("99:staff", (99, 50)),
     ],
 )
-def test_users_are_found(user: str, owner: tuple[int, int]) -> None:
+def test_users_are_resolved(user: str, owner: tuple[int, int]) -> None:
     passwd, group = "# odd\nroot:x:0:0::/:\nagent:x:10:20::/:\n", "staff:x:50:\n"
     assert chown.resolve(user, passwd, group) == chown.Owner(*owner)
 
 
 @pytest.mark.parametrize("user", ["nobody", "agent:nobody"])
-def test_users_that_are_not_there(user: str) -> None:
+def test_missing_users_are_refused(user: str) -> None:
     with pytest.raises(Refused, match="is not in the image"):
         chown.resolve(user, "agent:x:10:20::/:", "")
 
@@ -445,7 +447,7 @@ def mount(path: str, mode: str) -> dict[str, str]:
     return {"host_path": "/srv", "container_path": path, "mode": mode}
 
 
-def test_an_archive_gives_a_folder_and_what_is_below_it() -> None:
+def test_the_chown_archive_has_the_folders_below() -> None:
     archive = chown.chown_archive("b", {"": 0o2750, "c": 0o700}, chown.Owner(7, 8), 1.0)
     assert archive.startswith(b"b/\0")
     assert b"b/c/\0" in archive
@@ -462,7 +464,7 @@ def test_an_archive_gives_a_folder_and_what_is_below_it() -> None:
         ("/data", {"mounts": [mount("/data/models", "ro")]}, True),
     ],
 )
-def test_an_archive_is_put_beside_a_workspace_only_where_something_can_be_written(
+def test_an_archive_needs_a_writable_parent(
     path: str, more: dict[str, Any], *, expected: bool
 ) -> None:
     assert chown.can_write_beside(path, SandboxSpec.model_validate({"image": "x", **more})) is (
@@ -480,28 +482,28 @@ def test_an_archive_is_put_beside_a_workspace_only_where_something_can_be_writte
         ("", []),
     ],
 )
-def test_the_way_from_a_workspace_to_the_working_dir(working_dir: str, folders: list[str]) -> None:
+def test_folders_between_workspace_and_working_dir(working_dir: str, folders: list[str]) -> None:
     assert chown.folders_between("/workspace/", working_dir) == folders
 
 
-def test_modes_come_in_gos_own_bits() -> None:
+def test_go_file_modes_are_converted() -> None:
     assert chown.place(header(1 << 31 | 1 << 22 | 1 << 20 | 0o750, "")) == chown.Place(0o3750, "")
 
 
-def test_only_a_link_has_a_target() -> None:
+def test_only_links_have_a_target() -> None:
     assert chown.place(header(1 << 27 | 0o777, "/a")).link == "/a"
-    # As Podman 5.8 answers for a folder.
+    # Podman 5.8's header of a folder.
     assert chown.place(header(1 << 31 | 0o755, "/workspace")).link == ""
 
 
 def header(mode: int, target: str) -> str:
-    """What the engine says of a path."""
+    """The engine's header about a path."""
     stat = {"mode": mode, "linkTarget": target}
     return base64.b64encode(json.dumps(stat).encode()).decode()
 
 
 @pytest.mark.parametrize("archive", [b"", b"x" * 5000, b"\0" * 10240])
-def test_what_is_no_archive(archive: bytes) -> None:
+def test_a_broken_archive_is_a_value_error(archive: bytes) -> None:
     with pytest.raises(ValueError, match="archive"):
         chown.head(archive)
 
@@ -509,7 +511,7 @@ def test_what_is_no_archive(archive: bytes) -> None:
 @pytest.mark.parametrize(
     "date", ["0001-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "", "never", None, 7, [], "9" * 5000]
 )
-def test_what_is_no_date_makes_no_container_unreadable(date):
+def test_a_broken_date_does_not_break_the_container(date):
     state = {**inspected()["State"], "StartedAt": date, "FinishedAt": date}
     seen = decode.container({**inspected(), "State": state, "Created": date}, "mine")
     assert (seen.created_at, seen.started_at, seen.finished_at) == (0.0, None, None)
@@ -546,11 +548,11 @@ def test_a_healthcheck_is_decoded(health: Any, check: Check | None) -> None:
         ([{"Subnet": "", "Gateway": ""}, {"Subnet": "fd00:1::/64"}], "fd00:1::1"),
     ],
 )
-def test_the_engines_address_on_its_bridge(pools: Any, gateway: str) -> None:
+def test_the_bridge_gateway_is_decoded(pools: Any, gateway: str) -> None:
     assert decode.gateway({"IPAM": {"Config": pools}}) == gateway
 
 
-def test_an_event_of_a_healthcheck_has_no_state_in_its_name() -> None:
+def test_the_state_is_cut_from_health_events() -> None:
     event = {
         "Type": "container",
         "Action": "health_status: unhealthy",
@@ -562,7 +564,7 @@ def test_an_event_of_a_healthcheck_has_no_state_in_its_name() -> None:
     assert seen.what == "health_status"
 
 
-def test_a_host_name_and_a_check_that_is_off() -> None:
+def test_hostname_and_disabled_healthcheck() -> None:
     made = blueprint(FakeWorld(), "alice", hostname="box", healthcheck="none")
     body = create_body(made)
     assert (body["Hostname"], body["Healthcheck"]) == ("box", {"Test": ["NONE"]})
@@ -583,6 +585,6 @@ def test_a_rootless_engine_without_cgroups() -> None:
     assert decode.info(VERSION, INFO, api_version="1.41").missing_limits == ()
 
 
-def test_warnings_of_a_create() -> None:
+def test_create_warnings_are_decoded() -> None:
     assert decode.warnings({"Warnings": ["a\n b", "c"]}) == ("a b", "c")
     assert decode.warnings({"Warnings": None}) == decode.warnings({}) == ()

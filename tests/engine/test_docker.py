@@ -1,4 +1,4 @@
-"""What only a real engine shows."""
+"""Behaviour that only a real engine has."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.engine
 
 
 async def prepared(world: RealWorld, **spec: Any) -> str:
-    """Start a sandbox with a workspace that it was given."""
+    """Start a sandbox with a prepared workspace."""
     made = blueprint(world, "alice", command=["sleep", "60"], **spec)
     await world.engine.create_volume(str(made.volume), labels(world.instance, "alice"))
     container = await world.engine.create(made)
@@ -69,7 +69,7 @@ async def test_a_workspace_belongs_to_its_owner(
         ("0:0", None, "0:0"),
     ],
 )
-async def test_who_owns_a_workspace(
+async def test_the_workspace_owner_is_resolved(
     real: RealWorld, user: str | None, owner: str | None, expected: str
 ) -> None:
     workspace = {"path": "/workspace", "owner": owner}
@@ -78,9 +78,7 @@ async def test_who_owns_a_workspace(
 
 
 @pytest.mark.parametrize("kept", [False, True])
-async def test_the_way_down_to_the_working_dir_belongs_to_the_owner_too(
-    real: RealWorld, *, kept: bool
-) -> None:
+async def test_folders_to_the_working_dir_get_the_owner(real: RealWorld, *, kept: bool) -> None:
     if kept and real.podman:
         pytest.skip("Podman leaves what a volume holds at its second use: docs/engines.md")
     spec: dict[str, Any] = {"user": "agent", "workspace": {"path": "/workspace"}}
@@ -96,7 +94,7 @@ async def test_the_way_down_to_the_working_dir_belongs_to_the_owner_too(
     assert await real.engine.run_in(container, ["touch", "file"], 10) == 0
 
 
-async def test_a_file_where_the_working_dir_should_be_is_kept(real: RealWorld) -> None:
+async def test_a_file_at_the_working_dir_is_kept(real: RealWorld) -> None:
     spec: dict[str, Any] = {"user": "agent", "workspace": {"path": "/workspace"}}
     container = await prepared(real, **spec)
     assert await real.engine.run_in(container, ["sh", "-c", "echo data > /workspace/a"], 10) == 0
@@ -108,7 +106,7 @@ async def test_a_file_where_the_working_dir_should_be_is_kept(real: RealWorld) -
     assert stat(real, container, "/workspace/a") == "10001:10001 644"
 
 
-async def test_a_link_in_a_workspace_is_not_followed_to_the_working_dir(real: RealWorld) -> None:
+async def test_a_link_to_the_working_dir_is_not_followed(real: RealWorld) -> None:
     spec: dict[str, Any] = {"user": "agent", "workspace": {"path": "/workspace"}}
     container = await prepared(real, **spec)
     assert await real.engine.run_in(container, ["ln", "-s", "/etc", "/workspace/a"], 10) == 0
@@ -134,7 +132,7 @@ async def test_a_kept_workspace_keeps_its_mode_and_files(real: RealWorld) -> Non
     assert stat(real, container, "/workspace/file") == "7:8 644"
 
 
-async def test_a_user_that_the_image_lacks(real: RealWorld) -> None:
+async def test_a_user_missing_in_the_image_is_refused(real: RealWorld) -> None:
     with pytest.raises(Refused, match=r"user .*nobody-here"):
         await prepared(real, user="nobody-here", workspace={"path": "/workspace"})
 
@@ -179,7 +177,7 @@ async def test_every_limit_reaches_the_engine(real: RealWorld) -> None:
     host = seen["HostConfig"]
     assert (host["NanoCpus"], host["Memory"], host["PidsLimit"]) == (500_000_000, 64 << 20, 50)
     assert host["ShmSize"] == 16 << 20
-    # Podman writes RLIMIT_NOFILE, and adds a limit of its own.
+    # Podman writes RLIMIT_NOFILE, and adds another limit.
     ulimits = {(u["Name"].lower(), u["Soft"], u["Hard"]) for u in host["Ulimits"]}
     assert {("nofile", 100, 100), ("core", 0, 1)} <= {
         (name.removeprefix("rlimit_"), *values) for name, *values in ulimits
@@ -199,7 +197,7 @@ async def test_every_limit_reaches_the_engine(real: RealWorld) -> None:
     assert real.docker.exec(made.name, "sh", "-c", "ulimit -n")[1] == "100\n"
 
 
-async def test_gpus_that_are_not_there_are_refused(real: RealWorld) -> None:
+async def test_missing_gpus_are_refused(real: RealWorld) -> None:
     if real.podman:
         pytest.skip("Podman passes over gpus: docs/engines.md")
     made = blueprint(real, "alice", resources={"gpus": "all"})
@@ -217,9 +215,7 @@ async def test_gpus_that_are_not_there_are_refused(real: RealWorld) -> None:
         ({"network": {"extra_hosts": {"a": "b"}}}, "invalid IP address"),
     ],
 )
-async def test_an_option_that_is_wrong_is_refused(
-    real: RealWorld, spec: dict[str, Any], words: str
-) -> None:
+async def test_a_wrong_option_is_refused(real: RealWorld, spec: dict[str, Any], words: str) -> None:
     if real.podman and words in {"Minimum memory limit", "invalid IP address"}:
         pytest.skip("Podman looks at neither: docs/engines.md")
     with pytest.raises(Refused, match=words):
@@ -233,15 +229,15 @@ async def test_an_option_that_is_wrong_is_refused(
         ({"resources": {"devices": ["/dev/no-such"]}}, "no such file or directory"),
     ],
 )
-async def test_what_shows_only_at_the_start_is_refused(
+async def test_errors_that_show_at_start_are_refused(
     real: RealWorld, spec: dict[str, Any], words: str
 ) -> None:
-    # Podman looks for a device at the create already.
+    # Podman checks devices at the create.
     with pytest.raises(Refused, match=words):
         await real.engine.start(await real.engine.create(blueprint(real, "alice", **spec)))
 
 
-async def test_a_program_that_is_not_there_under_an_init_ends_with_127(real: RealWorld) -> None:
+async def test_a_missing_program_under_init_exits_with_127(real: RealWorld) -> None:
     container = await real.engine.create(blueprint(real, "alice", command=["no-such"]))
     await real.engine.start(container)
     async with asyncio.timeout(60):
@@ -259,7 +255,7 @@ async def test_a_line_of_a_megabyte_is_cut(real: RealWorld, *, terminal: bool) -
     async with asyncio.timeout(60), real.engine.follow_logs(container, 10) as followed:
         lines = [line async for line in followed]
     tail = await real.engine.log_tail(container, 100)
-    # The two outputs are read apart from each other, so their order is not known.
+    # The two outputs are read separately, so their order is unknown.
     assert {"end", "err"} < set(tail)
     assert "end" in lines
     assert max((*tail, *lines), key=len) == "x" * LONGEST_LOG_LINE
@@ -287,7 +283,7 @@ async def test_many_streams_leave_room_for_calls(real: RealWorld) -> None:
             await stream.__aexit__(None, None, None)
 
 
-async def test_no_engine_is_said_and_tried_again(tmp_path: Any) -> None:
+async def test_a_missing_engine_is_reported_and_retried(tmp_path: Any) -> None:
     engine = DockerEngine(instance="mine", docker_host=f"unix://{tmp_path}/none.sock")
     for _ in range(2):
         with pytest.raises(EngineUnavailable, match="check that the engine is running"):
@@ -298,7 +294,7 @@ async def test_no_engine_is_said_and_tried_again(tmp_path: Any) -> None:
     await engine.close()
 
 
-async def test_an_engine_that_never_answers(tmp_path: Any) -> None:
+async def test_a_silent_engine_times_out(tmp_path: Any) -> None:
     path = f"{tmp_path}/mute.sock"
     engine = DockerEngine(
         instance="mine", docker_host=f"unix://{path}", call_timeout=0.2, read_timeout=0.2
@@ -316,7 +312,7 @@ async def test_an_engine_that_never_answers(tmp_path: Any) -> None:
         await engine.close()
 
 
-async def test_a_command_that_hangs_leaves_one_process_however_often_it_is_asked_for(
+async def test_a_hanging_command_leaves_one_process(
     real: RealWorld,
 ) -> None:
     container = await prepared(real, workspace={"path": "/workspace"})
@@ -333,7 +329,7 @@ async def test_a_command_that_hangs_leaves_one_process_however_often_it_is_asked
         await real.engine.run_in(container, hanging, 0.5)
 
 
-async def test_a_removal_that_takes_long_is_looked_at_ever_less_often(real: RealWorld) -> None:
+async def test_a_slow_removal_is_polled_less_and_less(real: RealWorld) -> None:
     container = await prepared(real, workspace={"path": "/workspace"})
     with FaultProxy(real.docker.host) as proxy:
         proxy.fault(matching("DELETE", ".*"), answer(409), times=None)
@@ -346,9 +342,7 @@ async def test_a_removal_that_takes_long_is_looked_at_ever_less_often(real: Real
 
 
 @pytest.mark.parametrize("method", ["DELETE", "nothing"])
-async def test_a_removal_that_is_under_way_is_not_taken_for_one_that_hangs(
-    real: RealWorld, method: str
-) -> None:
+async def test_a_slow_removal_is_not_a_wedged_engine(real: RealWorld, method: str) -> None:
     container = await prepared(real, workspace={"path": "/workspace"})
     told = real.docker.inspect(container)
     told["State"]["Status"] = "removing"
@@ -365,7 +359,7 @@ async def test_a_removal_that_is_under_way_is_not_taken_for_one_that_hangs(
         await engine.close()
 
 
-async def test_a_link_whose_target_fills_a_header_is_followed(real: RealWorld) -> None:
+async def test_a_link_with_a_very_long_target_is_followed(real: RealWorld) -> None:
     spec = {"workspace": {"path": "/workspace"}, "user": "1000", "working_dir": "/workspace/proj"}
     container = await prepared(real, **spec)
     target = "/" + "/".join(["<" * 250] * 12)
@@ -375,7 +369,7 @@ async def test_a_link_whose_target_fills_a_header_is_followed(real: RealWorld) -
     await real.engine.prepare(container, stand_in(real, "alice", **spec))
 
 
-async def test_an_answer_with_an_endless_header_is_an_error_of_that_request(tmp_path: Any) -> None:
+async def test_an_endless_header_is_an_error_of_its_request(tmp_path: Any) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         said = '{"ApiVersion": "1.41", "MinAPIVersion": "1.12"}'
@@ -400,9 +394,7 @@ async def test_an_answer_with_an_endless_header_is_an_error_of_that_request(tmp_
     ("body", "status"),
     [("not json", 200), ("[]", 200), ('[{"Id": 1}]', 200), ("{}", 200), ("<html>", 500)],
 )
-async def test_an_answer_that_cannot_be_understood_is_an_error(
-    tmp_path: Any, body: str, status: int
-) -> None:
+async def test_an_undecodable_response_is_an_error(tmp_path: Any, body: str, status: int) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         version = '{"ApiVersion": "1.41", "MinAPIVersion": "1.12"}'

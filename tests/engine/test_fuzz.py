@@ -1,4 +1,4 @@
-"""Answers that were changed at random: each is read, or is Unreadable, and nothing else."""
+"""Randomly changed responses: each is decoded or Unreadable, and nothing else happens."""
 
 import asyncio
 import copy
@@ -56,7 +56,7 @@ JSON = st.recursive(
 
 
 def places(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The way to every value in a value."""
+    """The path to every value in a value."""
     below = list(value.items()) if isinstance(value, dict) else []
     below += list(enumerate(value)) if isinstance(value, list) else []
     return [way, *(found for key, part in below for found in places(part, (*way, key)))]
@@ -78,7 +78,7 @@ def changed(value: Any, way: tuple[Any, ...], new: Any, *, gone: bool) -> Any:
 
 @st.composite
 def mutated(draw: st.DrawFn, answer: Any) -> Any:
-    """The answer with one to three values replaced or taken out."""
+    """The response with one to three values replaced or removed."""
     for _ in range(draw(st.integers(1, 3))):
         way = draw(st.sampled_from(places(answer)))
         answer = changed(answer, way, draw(JSON), gone=draw(st.booleans()))
@@ -99,14 +99,14 @@ READERS: list[tuple[Any, Callable[[Any], Any]]] = [
 
 
 def usable(value: Any) -> None:
-    """What was read can be written, shown and counted with."""
+    """Check that the decoded value can be stored, shown and counted with."""
     repr(value).encode()
     for name in ("created_at", "started_at", "finished_at"):
         iso(getattr(value, name, None))
 
 
 @given(st.sampled_from(READERS).flatmap(lambda it: st.tuples(mutated(it[0]), st.just(it[1]))))
-def test_an_answer_is_read_or_unreadable(case: tuple[Any, Callable[[Any], Any]]) -> None:
+def test_a_response_is_decoded_or_unreadable(case: tuple[Any, Callable[[Any], Any]]) -> None:
     answer, read = case
     try:
         with decode_errors("a fuzzed answer"):
@@ -115,7 +115,7 @@ def test_an_answer_is_read_or_unreadable(case: tuple[Any, Callable[[Any], Any]])
         str(error).encode()
 
 
-def test_every_value_of_every_answer_may_be_odd() -> None:
+def test_any_value_of_any_response_may_be_odd() -> None:
     for answer, read in READERS:
         for way in places(answer):
             for odd in ODD:
@@ -128,12 +128,12 @@ def test_every_value_of_every_answer_may_be_odd() -> None:
 
 
 @given(mutated(EVENT))
-def test_an_event_is_read_or_passed_over(data: Any) -> None:
+def test_an_event_is_decoded_or_skipped(data: Any) -> None:
     usable(decode.event(json.dumps(data).encode(), "mine"))
 
 
 @given(mutated({"status": "Downloading", "id": "a", "progressDetail": {"current": 1, "total": 2}}))
-def test_a_line_of_a_pull_is_read_or_passed_over(data: Any) -> None:
+def test_a_pull_line_is_decoded_or_skipped(data: Any) -> None:
     pull = Pull("image:1")
     try:
         usable(pull.feed(json.dumps(data).encode()))
@@ -142,7 +142,7 @@ def test_a_line_of_a_pull_is_read_or_passed_over(data: Any) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_bytes_are_an_answer_or_unreadable(body: bytes) -> None:
+def test_any_bytes_are_decoded_or_unreadable(body: bytes) -> None:
     usable(decode.event(body, "mine"))
     try:
         with decode_errors("bytes"):
@@ -178,14 +178,14 @@ FRAME = st.builds(
 
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=40) | FRAME, max_size=12))
-def test_any_stream_is_cut_into_bounded_lines(pieces: list[bytes]) -> None:
+def test_any_stream_is_split_into_bounded_lines(pieces: list[bytes]) -> None:
     for splitter in (Frames(LONGEST_LOG_LINE), Lines(LONGEST_LOG_LINE)):
         assert all(len(line) <= LONGEST_LOG_LINE for line in split(splitter, pieces))
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=8))
-def test_how_a_stream_is_torn_does_not_matter(data: bytes, cuts: list[int]) -> None:
+def test_chunk_borders_do_not_matter(data: bytes, cuts: list[int]) -> None:
     ends = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     pieces = [data[a:b] for a, b in pairwise(ends)]
     assert split(Frames(64), pieces) == split(Frames(64), [data])

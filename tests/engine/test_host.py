@@ -12,7 +12,7 @@ from reconciler.engine.docker.host import resolve
 
 
 def context(folder: Path, name: str, host: object, *, tls: bool = False) -> None:
-    """Lay a context down as Docker's own client does."""
+    """Write a context as Docker's client does."""
     digest = hashlib.sha256(name.encode()).hexdigest()
     meta = folder / "contexts" / "meta" / digest
     meta.mkdir(parents=True)
@@ -26,19 +26,19 @@ def environ(folder: Path, **more: str) -> dict[str, str]:
     return {"DOCKER_CONFIG": str(folder), **more}
 
 
-def test_without_a_word_it_is_the_systems_socket(tmp_path: Path) -> None:
+def test_the_default_is_the_system_socket(tmp_path: Path) -> None:
     found = resolve(None, environ(tmp_path))
     assert (found.url, found.socket) == ("unix://localhost", "/var/run/docker.sock")
 
 
-def test_home_is_where_the_configuration_is(tmp_path: Path) -> None:
+def test_the_configuration_is_below_home(tmp_path: Path) -> None:
     folder = tmp_path / ".docker"
     context(folder, "mine", "unix:///run/mine.sock")
     (folder / "config.json").write_text('{"currentContext": "mine"}')
     assert resolve(None, {"HOME": str(tmp_path)}).socket == "/run/mine.sock"
 
 
-def test_who_goes_before_whom(tmp_path: Path) -> None:
+def test_the_order_of_settings_and_variables(tmp_path: Path) -> None:
     context(tmp_path, "current", "unix:///current.sock")
     context(tmp_path, "named", "unix:///named.sock")
     (tmp_path / "config.json").write_text('{"currentContext": "current"}')
@@ -51,7 +51,7 @@ def test_who_goes_before_whom(tmp_path: Path) -> None:
     assert resolve("unix:///setting.sock", here).socket == "/setting.sock"
 
 
-def test_the_default_context_is_the_systems_socket(tmp_path: Path) -> None:
+def test_the_default_context_is_the_system_socket(tmp_path: Path) -> None:
     found = resolve(None, environ(tmp_path, DOCKER_CONTEXT="default"))
     assert found.socket == "/var/run/docker.sock"
 
@@ -67,7 +67,7 @@ def test_the_default_context_is_the_systems_socket(tmp_path: Path) -> None:
         ("tcp://[::1]:99", "http://[::1]:99"),
     ],
 )
-def test_over_tcp(tmp_path: Path, host: str, url: str) -> None:
+def test_tcp_addresses_are_parsed(tmp_path: Path, host: str, url: str) -> None:
     found = resolve(host, environ(tmp_path))
     assert (found.url, found.socket, found.ssl) == (url, "", None)
 
@@ -80,7 +80,7 @@ def test_over_tcp(tmp_path: Path, host: str, url: str) -> None:
         *("tcp://host:0", "unix:/run/docker.sock", "/run/docker.sock", "https://"),
     ],
 )
-def test_what_cannot_be_used_is_said(tmp_path: Path, host: str) -> None:
+def test_an_unusable_address_is_reported(tmp_path: Path, host: str) -> None:
     with pytest.raises(SettingsError, match="must be unix"):
         resolve(host, environ(tmp_path))
 
@@ -91,7 +91,7 @@ def test_a_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_without_a_home_it_is_the_systems_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_the_system_socket_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -103,7 +103,7 @@ def test_without_a_home_it_is_the_systems_socket(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 500_000, "[]", "NaN"])
-def test_a_configuration_that_is_broken_is_named(tmp_path: Path, content: str) -> None:
+def test_a_broken_configuration_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(SettingsError, match=r"config\.json"):
         resolve(None, environ(tmp_path))
@@ -141,13 +141,13 @@ def test_certificates_are_read_from_their_folder(
     assert [path.name for path in read] == ["ca.pem", "cert.pem", "key.pem"]
 
 
-def test_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+def test_unusable_certificates_are_named(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nonsense")
     with pytest.raises(SettingsError, match=r"ca\.pem, cert\.pem or key\.pem"):
         resolve("tcp://host", {"DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path)})
 
 
-def test_a_context_brings_its_certificates(tmp_path: Path) -> None:
+def test_a_context_uses_its_certificates(tmp_path: Path) -> None:
     context(tmp_path, "far", "tcp://far:2376", tls=True)
     found = resolve(None, environ(tmp_path, DOCKER_CONTEXT="far"))
     assert found.url == "https://far:2376"
@@ -155,18 +155,18 @@ def test_a_context_brings_its_certificates(tmp_path: Path) -> None:
     assert not found.ssl.check_hostname
 
 
-def test_a_context_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_context_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="context 'gone' has no usable endpoint"):
         resolve(None, environ(tmp_path, DOCKER_CONTEXT="gone"))
 
 
-def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SettingsError, match=r"config\.json: not JSON"):
         resolve(None, environ(tmp_path))
 
 
-async def test_a_rootless_engine_is_named_and_not_taken(
+async def test_a_rootless_engine_is_suggested_but_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = environ(tmp_path, XDG_RUNTIME_DIR=str(tmp_path))
@@ -189,7 +189,7 @@ async def test_a_rootless_engine_is_named_and_not_taken(
 @pytest.mark.parametrize(
     "host", ["npipe:////./pipe/docker_engine", "fd://", "ssh://host", "tcp://"]
 )
-async def test_an_address_that_is_none_is_an_engine_that_is_lost(tmp_path: Path, host: str) -> None:
+async def test_a_malformed_address_is_an_unavailable_engine(tmp_path: Path, host: str) -> None:
     engine = DockerEngine(instance="mine", docker_host=host)
     for _ in range(2):
         with pytest.raises(EngineUnavailable, match="must be unix"):

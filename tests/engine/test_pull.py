@@ -1,4 +1,4 @@
-"""Pulls from a registry on this machine that asks for a password."""
+"""Pulls from a registry on this machine that requires a password."""
 
 import asyncio
 import base64
@@ -34,7 +34,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 async def image(registry: str, real: RealWorld) -> AsyncIterator[str]:
-    """An image with a layer of its own, that is in the registry and not on the engine."""
+    """An image with a unique layer, in the registry and not on the engine."""
     name = f"{registry}/team/{secrets.token_hex(4)}"
     client = Client(real.docker.host)
     await _import(client, name)
@@ -73,7 +73,7 @@ async def test_a_pull_with_credentials(real: RealWorld, image: str, config: Path
     assert not await real.engine.has_image(image)
     await real.engine.pull(image, seen.append)
     assert await real.engine.has_image(image)
-    # Podman counts the image's configuration, too, and tells no layer's end.
+    # Podman also counts the image's configuration, and reports no end of a layer.
     assert (seen[-1].layers_done, seen[-1].layers) == ((0, 2) if real.podman else (1, 1))
     assert seen[-1].bytes_done == seen[-1].bytes_total
 
@@ -89,7 +89,7 @@ async def test_a_pull_by_digest(real: RealWorld, image: str, config: Path) -> No
 
 
 @pytest.mark.parametrize("auth", [None, base64.b64encode(b"me:wrong").decode()])
-async def test_a_pull_without_the_right_credentials(
+async def test_a_pull_with_wrong_credentials_fails(
     real: RealWorld, image: str, config: Path, auth: str | None
 ) -> None:
     if auth:
@@ -99,7 +99,7 @@ async def test_a_pull_without_the_right_credentials(
     assert "wrong" not in str(caught.value)
 
 
-async def test_a_pull_by_a_tag_that_moved_leaves_the_old_image_without_a_name(
+async def test_pulling_a_moved_tag_leaves_the_old_image_unnamed(
     real: RealWorld, image: str, config: Path
 ) -> None:
     """It is still listed, by an id that can be removed once nothing uses it."""
@@ -123,13 +123,15 @@ async def test_a_pull_by_a_tag_that_moved_leaves_the_old_image_without_a_name(
     assert await real.engine.image_id(image) == made
 
 
-async def test_a_pull_of_what_is_not_there(real: RealWorld, registry: str, config: Path) -> None:
+async def test_a_pull_of_a_missing_image_fails(
+    real: RealWorld, registry: str, config: Path
+) -> None:
     log_in(config, registry)
     with pytest.raises(PullFailed, match="nothing"):
         await real.engine.pull(f"{registry}/nothing:1", lambda _: None)
 
 
-async def test_a_registry_that_never_answers(real: RealWorld, config: Path) -> None:
+async def test_a_silent_registry_times_out(real: RealWorld, config: Path) -> None:
     with claim_ports() as ports:
         async with serving(say_nothing, asyncio.start_server, "127.0.0.1", ports[0]):
             host = real.docker.host

@@ -1,4 +1,4 @@
-"""An engine with userns-remap: on the host, files of containers belong to other numbers."""
+"""An engine with userns-remap: on the host, files of containers belong to other ids."""
 
 import secrets
 from collections.abc import AsyncIterator, Iterator
@@ -56,13 +56,13 @@ async def test_a_workspace_belongs_to_its_user(
 
 
 @pytest.mark.engine
-async def test_an_id_that_the_host_lacks_is_an_error_that_says_so(world: RealWorld) -> None:
+async def test_an_unmapped_id_is_reported(world: RealWorld) -> None:
     with pytest.raises(EngineError, match=r"host ID|mapped"):
         await prepared(world, user="100000:100000", workspace={"path": "/workspace"})
 
 
 @pytest.mark.engine
-async def test_an_owner_that_cannot_be_compared_is_believed(world: RealWorld) -> None:
+async def test_an_owner_that_cannot_be_compared_is_accepted(world: RealWorld) -> None:
     with FaultProxy(world.docker.host) as proxy:
         proxy.fault(part("INFO"), answer(403), times=None)
         seen = Instance(world.instance, world.prefix, world.ports, Docker(proxy.host))

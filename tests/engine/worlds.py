@@ -1,4 +1,4 @@
-"""A host with an engine, real or in memory, and a hand that changes it behind the engine's back."""
+"""A host with an engine, real or in memory, and changes that bypass the engine under test."""
 
 import secrets
 import socket
@@ -33,7 +33,7 @@ CHANGED: Mapping[str, Any] = {
 
 
 class World(Protocol):
-    """What the contract's tests need beside the engine."""
+    """What the contract tests need besides the engine."""
 
     engine: Engine
     instance: str
@@ -65,7 +65,7 @@ class World(Protocol):
 
 
 def blueprint(world: World, sandbox: str, **spec: Any) -> ContainerConfig:
-    """A container of the world's instance; ``ports``, ``name`` and ``spec_hash`` are its own."""
+    """A container of the world's instance; ``published``, ``name`` and so on are no spec fields."""
     ports, name = spec.pop("published", {}), spec.pop("name", f"{world.prefix}{sandbox}")
     spec_hash = spec.pop("spec_hash", "1:made-for-a-test")
     nonce = spec.pop("nonce", f"nonce-of-{sandbox}")
@@ -88,7 +88,7 @@ def blueprint(world: World, sandbox: str, **spec: Any) -> ContainerConfig:
 
 
 def stand_in(world: World, sandbox: str, **spec: Any) -> ContainerConfig:
-    """The container that stands in for the sandbox's own while its workspace is prepared."""
+    """The temporary container for preparing the sandbox's workspace."""
     return blueprint(
         world,
         sandbox,
@@ -128,19 +128,19 @@ class FakeWorld:
         return name in self.host.volumes
 
     def add_image(self) -> str:
-        """Its name, which only this image has."""
+        """Return its name, which no other image has."""
         name = f"{self.prefix}{secrets.token_hex(4)}:latest"
         self.host.images.add(name)
         return name
 
     def commit(self, name: str) -> str:
-        """A person makes an image of a container; returns the image's name."""
+        """Create an image of a container, as a person does; return its name."""
         image = f"{name}-snapshot:1"
         self.host.commit(name, image)
         return image
 
     def run_image(self, name: str, image: str) -> None:
-        """A person runs a container from an image."""
+        """Run a container from an image, as a person does."""
         self.host.run_image(name, image)
 
     def tag_image(self, image: str, repository: str) -> None:
@@ -215,21 +215,21 @@ class RealWorld:
         return name in self.docker.volumes()
 
     def add_image(self) -> str:
-        """Its name, which only this image has."""
+        """Return its name, which no other image has."""
         repository = f"{self.prefix}{secrets.token_hex(4)}"
         self._foreign.append(("DELETE", f"/images/{repository}:latest"))
         make_image(self.docker, repository)
         return f"{repository}:latest"
 
     def commit(self, name: str) -> str:
-        """A person makes an image of a container; returns the image's name."""
+        """Create an image of a container, as a person does; return its name."""
         image = f"{name}-snapshot:1"
         self.docker.commit(name, image)
         self._foreign.append(("DELETE", f"/images/{image}"))
         return image
 
     def run_image(self, name: str, image: str) -> None:
-        """A person runs a container from an image."""
+        """Run a container from an image, as a person does."""
         self.docker.run(name, "sleep", "60", image=image)
         self._foreign.insert(0, ("DELETE", f"/containers/{name}"))
 
@@ -238,7 +238,7 @@ class RealWorld:
         self.docker.tag(image, repository, "again")
 
     def add_checked_image(self) -> str:
-        """The test image, which is well while a file is there."""
+        """Return a test image that is healthy while a file exists."""
         repository = f"{self.prefix}{secrets.token_hex(4)}"
         self._foreign.append(("DELETE", f"/images/{repository}:latest"))
         make_checked_image(self.docker, repository)

@@ -1,4 +1,4 @@
-"""An Engine in memory: fast, at any scale, with faults and delays on request."""
+"""An engine in memory: fast, at any scale, with faults and delays on request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.fakes.host import Box, FakeHost, id_of, tagged
 from tests.fakes.shell import run
 
 ROOT = "/fake"
-_ASKING = frozenset(
+_READS = frozenset(
     {
         *("ping", "info", "list", "inspect", "inspect_volume", "events", "has_image", "image_id"),
         *("create_marker", "remove_marker"),
@@ -54,10 +54,10 @@ class _Fault:
 class FakeEngine:
     """One instance's view of a host.
 
-    ``calls`` holds each verb with its target, in the order they began. ``latency`` maps verbs to
-    seconds, spent in ``sleep`` before the work is done, ``answering`` to those spent after it. A
-    verb's name is that of the protocol's method, but for the volumes that are markers of daemons:
-    ``create_marker`` and ``remove_marker``, which count as questions.
+    ``calls`` holds each verb with its target, in the order of their starts. ``latency`` maps verbs
+    to seconds of ``sleep`` before the work, ``answering`` to seconds after it. A verb has the name
+    of the protocol's method, except for the marker volumes of daemons: ``create_marker`` and
+    ``remove_marker``, which count as reads.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class FakeEngine:
         self.latency: dict[str, float] = {}
         self.answering: dict[str, float] = {}
         self.closed = False
-        # Names of containers whose row and inspection cannot be read.
+        # Names of containers with undecodable rows and inspections.
         self.unreadable: set[str] = set()
         # Verbs, and parts of the API, that are forbidden.
         self.warned: list[str] = []
@@ -83,18 +83,18 @@ class FakeEngine:
         self._sleep = sleep
         self._faults: dict[str, deque[_Fault]] = defaultdict(deque)
         self._hung: dict[str, asyncio.Event] = {}
-        self._begun: set[tuple[object, ...]] = set()
+        self._hanging: set[tuple[object, ...]] = set()
 
     # --- faults on request
 
     def fail_next(
         self, verb: str, error: Exception, times: int = 1, *, after: bool = False
     ) -> None:
-        """Let the next calls of a verb fail; with ``after``, once they have done their work."""
+        """Let the next calls of a verb fail; with ``after``, after their work."""
         self._faults[verb].extend([_Fault(error, after)] * times)
 
     def hang(self, verb: str) -> None:
-        """Let the calls of a verb wait until ``release``; they do nothing before."""
+        """Block the calls of a verb, before their work, until ``release``."""
         self._hung.setdefault(verb, asyncio.Event())
 
     def release(self, verb: str) -> None:
@@ -105,8 +105,8 @@ class FakeEngine:
 
     @property
     def changes(self) -> list[tuple[str, str]]:
-        """The calls that change something, or try to."""
-        return [call for call in self.calls if call[0] not in _ASKING]
+        """The calls that change something, successful or not."""
+        return [call for call in self.calls if call[0] not in _READS]
 
     @asynccontextmanager
     async def _doing(self, verb: str, target: str = "") -> AsyncIterator[None]:
@@ -160,7 +160,7 @@ class FakeEngine:
             ours = [box.seen for box in self.host.boxes.values() if self._ours(box)]
             rows = [_summary(seen) for seen in ours if seen.name not in self.unreadable]
             broken = [
-                BrokenRow(seen.id, seen.sandbox, "a row that makes no sense")
+                BrokenRow(seen.id, seen.sandbox, "the row is undecodable")
                 for seen in ours
                 if seen.name in self.unreadable
             ]
@@ -172,7 +172,7 @@ class FakeEngine:
         async with self._doing("inspect", container_id):
             box = self.host.find(container_id)
             if box and box.seen.name in self.unreadable:
-                raise Unreadable(f"container {container_id[:12]} makes no sense")
+                raise Unreadable(f"container {container_id[:12]} cannot be decoded")
             return box.seen if box and self._ours(box) else None
 
     async def inspect_volume(self, name: str) -> Volume | None:
@@ -183,18 +183,18 @@ class FakeEngine:
     async def events(self) -> AsyncIterator[AsyncIterator[EngineEvent]]:
         queue: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
 
-        def hear(
+        def publish(
             kind: EventKind, key: str, what: str, labels: Mapping[str, str], name: str
         ) -> None:
             if (event := self._event(kind, key, what, labels, name)) is not None:
                 queue.put_nowait(event)
 
         async with self._doing("events"):
-            self.host.subscribers[hear] = lambda: queue.put_nowait(None)
+            self.host.subscribers[publish] = lambda: queue.put_nowait(None)
         try:
             yield _until_none(queue)
         finally:
-            self.host.subscribers.pop(hear, None)
+            self.host.subscribers.pop(publish, None)
 
     def _event(
         self, kind: EventKind, key: str, what: str, labels: Mapping[str, str], name: str
@@ -340,11 +340,11 @@ class FakeEngine:
             return code
 
     def _hang(self, seen: Container, command: Sequence[str], limit: float) -> NoReturn:
-        # A command that does not end lasts as long as the run that it is in.
+        # A hanging command lasts until its container's run ends.
         place = (seen.id, seen.started_at, *command)
-        if place in self._begun:
-            raise CommandTimeout("the same command, begun earlier, has not ended")
-        self._begun.add(place)
+        if place in self._hanging:
+            raise CommandTimeout("the same command was started earlier and has not ended")
+        self._hanging.add(place)
         raise CommandTimeout(f"the command did not end within {limit:g} s")
 
     def _ours(self, box: Box) -> bool:
@@ -352,7 +352,7 @@ class FakeEngine:
 
 
 def _call(verb: str, name: str) -> tuple[str, str]:
-    # The name of a marker is random: it is no part of what is compared.
+    # The name of a marker is random, so calls are recorded without it.
     return (
         (f"{verb}_marker", "")
         if name.startswith(naming.MARKER_PREFIX)

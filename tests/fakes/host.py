@@ -1,4 +1,4 @@
-"""A Docker host in memory: what stands on it, the engine's rules, and changes behind one's back."""
+"""A Docker host in memory: its objects, the engine's rules, and changes by other users."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LOG_LINES = 1000
 
 @dataclass
 class Box:
-    """One container: what the engine would say of it, and what only the engine knows.
+    """One container: its inspection, and what only the engine knows.
 
     ``joined`` is the id of the network or container that its network refers to.
     """
@@ -52,7 +52,7 @@ class FakeVolume:
 
 
 def labels(instance: str, sandbox: str, **more: str) -> dict[str, str]:
-    """The labels of an object that somebody made by hand for a sandbox."""
+    """Return the labels of an object that was created by hand for a sandbox."""
     extra = {f"{naming.LABEL}{key.replace('_', '-')}": value for key, value in more.items()}
     return {naming.LABEL_INSTANCE: instance, naming.LABEL_SANDBOX: sandbox, **extra}
 
@@ -61,11 +61,10 @@ Subscriber = Callable[[EventKind, str, str, Mapping[str, str], str], None]
 
 
 class FakeHost:
-    """Shared by the engines of several instances, so that there are foreign objects.
+    """A host that the engines of several instances share, so that there are foreign objects.
 
-    ``images`` are there, ``registry`` can be pulled; those in ``checked``
-    have a HEALTHCHECK. ``missing`` are folders that the host lacks.
-    Times come from ``clock``, and no two are the same.
+    ``images`` are present, ``registry`` can be pulled; those in ``checked`` have a HEALTHCHECK.
+    ``missing`` are folders that the host lacks. Times come from ``clock``, and no two are equal.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -87,7 +86,7 @@ class FakeHost:
         self._ids = (f"{number:064x}" for number in itertools.count(1))
         self._last = 0.0
 
-    # --- behind the daemon's back
+    # --- changes by others
 
     def kill(self, name: str, exit_code: int = _KILLED, *, oom: bool = False) -> None:
         box = self.box(name)
@@ -116,7 +115,7 @@ class FakeHost:
         self.docker_start(name)
 
     def engine_restarts(self, name: str, times: int) -> None:
-        """The engine restarts it by a restart policy that somebody has set."""
+        """Restart the container by a restart policy that somebody has set."""
         box = self.box(name)
         for _ in range(times):
             self.kill(name)
@@ -157,7 +156,7 @@ class FakeHost:
         ports: Mapping[int, int] | None = None,
         image: str = IMAGE,
     ) -> str:
-        """Make a container that no engine of ours asked for, and return its id."""
+        """Create a container without an engine of ours, and return its id."""
         box = self._make(name, labels or {}, ports or {})
         box.seen = replace(box.seen, image=image, image_id=id_of(image))
         if phase is not Phase.CREATED:
@@ -166,15 +165,15 @@ class FakeHost:
         return box.seen.id
 
     def commit(self, name: str, image: str) -> None:
-        """A person makes an image of a container: the image inherits the container's labels."""
+        """Create an image of a container, as a person does; it inherits the labels."""
         box = self.box(name)
         self.images.add(tagged(image))
         self.image_labels[id_of(image)] = dict(box.labels)
 
     def run_image(self, name: str, image: str, **labels: str) -> str:
-        """A person runs a container from an image, whose labels it inherits; returns its id.
+        """Run a container from an image, as a person does, and return its id.
 
-        ``labels`` are set by the person, by their full names.
+        It inherits the image's labels; ``labels`` with full names are added.
         """
         inherited = self.image_labels.get(id_of(image), {})
         return self.add_container(name, {**inherited, **labels}, image=image)
@@ -187,7 +186,7 @@ class FakeHost:
         box.seen = replace(box.seen, phase=phase)
 
     def stop_engine(self) -> None:
-        """The engine goes, its containers end, and every event stream with it."""
+        """Stop the engine: its containers and event streams end."""
         for box in self.boxes.values():
             if box.seen.live:
                 self.end(box, 0)
@@ -195,7 +194,7 @@ class FakeHost:
         self.end_streams()
 
     def crash_engine(self) -> None:
-        """The engine and its containers end with no event; it knows of no exit code later."""
+        """Crash the engine: containers end without an event, and their exit codes are lost."""
         for box in self.boxes.values():
             if box.seen.live:
                 box.seen = replace(
@@ -282,7 +281,7 @@ class FakeHost:
         self.emit(box, "die")
 
     def check(self, name: str, state: CheckState) -> None:
-        """One more result of the HEALTHCHECK, which leads to this state."""
+        """Add a result of the HEALTHCHECK that leads to this state."""
         box = self.box(name)
         former = box.seen.check
         assert former is not None
@@ -291,7 +290,7 @@ class FakeHost:
             self.emit(box, "health_status")
 
     def _end_check(self, box: Box) -> None:
-        # What is not checked is unhealthy, by Docker's rule, and it emits no event.
+        # By Docker's rule, a stopped container is unhealthy; there is no event.
         if box.seen.check:
             check = replace(box.seen.check, state=CheckState.UNHEALTHY)
             box.seen = replace(box.seen, check=check)
@@ -324,25 +323,25 @@ class FakeHost:
         self.emit(box, "destroy")
 
     def make_volume(self, name: str, labels: Mapping[str, str]) -> FakeVolume:
-        kept = self._shelf(name)
+        kept = self._volumes_like(name)
         if name not in kept:
             kept[name] = FakeVolume(dict(labels), self.now())
-            self._tell(EventKind.VOLUME, name, "create", {}, name)
+            self._publish(EventKind.VOLUME, name, "create", {}, name)
         return kept[name]
 
-    def _shelf(self, name: str) -> dict[str, FakeVolume]:
-        # The volumes by which daemons know each other are no concern of most tests.
+    def _volumes_like(self, name: str) -> dict[str, FakeVolume]:
+        # Most tests ignore the marker volumes of daemons.
         return self.markers if name.startswith(naming.MARKER_PREFIX) else self.volumes
 
     def drop_volume(self, name: str) -> None:
         users = [box.seen.name for box in self.boxes.values() if name in box.seen.volumes]
         if users:
             raise Busy(f"volume {name} is in use by {users[0]}")
-        if self._shelf(name).pop(name, None) is not None:
-            self._tell(EventKind.VOLUME, name, "destroy", {}, name)
+        if self._volumes_like(name).pop(name, None) is not None:
+            self._publish(EventKind.VOLUME, name, "destroy", {}, name)
 
     def volume(self, name: str) -> Volume | None:
-        made = self._shelf(name).get(name)
+        made = self._volumes_like(name).get(name)
         if made is None:
             return None
         marks = made.labels
@@ -366,7 +365,7 @@ class FakeHost:
         return {id_of(image) for image in self.images}
 
     def drop_image(self, image_id: str) -> None:
-        """As the engine does: no image with two names, none that a container has."""
+        """Remove an image; Busy if it has two names or a container uses it."""
         names = [image for image in self.images if id_of(image) == image_id]
         if len(names) > 1:
             raise Busy(f"image {image_id} is named {len(names)} times: it must be forced")
@@ -376,9 +375,9 @@ class FakeHost:
         self.images -= set(names)
 
     def emit(self, box: Box, what: str) -> None:
-        self._tell(EventKind.CONTAINER, box.seen.id, what, box.labels, box.seen.name)
+        self._publish(EventKind.CONTAINER, box.seen.id, what, box.labels, box.seen.name)
 
-    def _tell(
+    def _publish(
         self, kind: EventKind, key: str, what: str, labels: Mapping[str, str], name: str
     ) -> None:
         for subscriber in list(self.subscribers):
@@ -443,7 +442,7 @@ class FakeHost:
         return self.find(box.joined or name) if kind == "container" else None
 
     def _network_of(self, box: Box) -> str:
-        """The id of what it joins at a start: what it joined before, or what has the name."""
+        """Return the id that a start joins: the one joined before, else the one with the name."""
         mode = box.config.spec.network.mode if box.config else "bridge"
         if mode.startswith("container:"):
             other = self._shares_network_of(box)
@@ -461,7 +460,7 @@ class FakeHost:
 
 
 def _limits_of(config: ContainerConfig) -> Limits:
-    """As the engine fills them in: swap is as much again as memory."""
+    """Fill in the limits as the engine does: memory plus swap is twice the memory."""
     resources = config.spec.resources
     memory = resources.memory or 0
     cpus, pids = round((resources.cpus or 0) * 1e9), resources.pids or 0
@@ -469,11 +468,11 @@ def _limits_of(config: ContainerConfig) -> Limits:
 
 
 def id_of(image: str) -> str:
-    """The id of the image under a name; ``one:1`` and ``one:1=mine`` are one image's names."""
+    """Return the image id of a name; ``one:1`` and ``one:1=mine`` name the same image."""
     return image if image.startswith("sha256:") else f"sha256:{tagged(image).partition('=')[0]}"
 
 
 def tagged(image: str) -> str:
-    """The image's full name: an untagged one is the latest."""
+    """Return the full name of an image, with the default tag."""
     last = image.rpartition("/")[2]
     return image if ":" in last or "@" in last else f"{image}:latest"

@@ -1,4 +1,4 @@
-"""As much of a shell as the fake containers run."""
+"""The subset of a shell that fake containers run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def run(command: Sequence[str]) -> tuple[list[str], int | None]:
-    """What ``sh -c "echo ...; exit N"`` prints and ends with; None: it runs on."""
+    """Return output and exit code of ``sh -c "echo ...; exit N"``; None if it keeps running."""
     if not command:
         return [], None
     if command[0] != "sh":

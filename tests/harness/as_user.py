@@ -1,4 +1,4 @@
-"""The program as another user: ``python -m tests.harness.as_user UID FOLDER COMMAND ...``.
+"""Run the program as another user: ``python -m tests.harness.as_user UID FOLDER COMMAND ...``.
 
 FOLDER becomes the working directory, and is removed. All modules are imported first, since the
 user may not be allowed to read them.

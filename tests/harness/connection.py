@@ -1,4 +1,4 @@
-"""One client's connection through the proxy, and what happens to each of its requests."""
+"""One client's connection through the proxy, and the faults of its requests."""
 
 import asyncio
 import re
@@ -9,9 +9,9 @@ from tests.harness import wire
 from tests.harness.faults import Fault, Request
 from tests.harness.wire import Framing, Message
 
-# Streams without an end: the engine has answered once their head is there.
+# Endless streams: the response counts as complete with its headers.
 _ENDLESS = re.compile(r"/events|/containers/[^/]+/(logs|attach|stats)|/exec/[^/]+/start")
-# Streams with one: the engine has answered when they end, but their pieces pass at once.
+# Finite streams: complete at their end, but their pieces pass at once.
 _STREAMS = re.compile(r"/images/create|/images/.+/push|/build|/containers/[^/]+/wait")
 
 
@@ -27,7 +27,7 @@ class Hub(Protocol):
 
 
 class Connection:
-    """One client's connection; each request has a connection of its own to the engine."""
+    """One client's connection; each request uses a new connection to the engine."""
 
     def __init__(
         self, hub: Hub, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

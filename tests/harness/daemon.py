@@ -28,12 +28,12 @@ def ask(runtime_dir: Path, path: str, method: str = "GET") -> Answer | None:
     try:
         return request(f"unix://{runtime_dir}/control.sock", method, path)
     except (OSError, HTTPException):
-        # Dead, or it died in the middle of its answer.
+        # Dead, or it died in the middle of its response.
         return None
 
 
 class Daemon:
-    """One daemon on one state directory. It may end and start again; its log goes on.
+    """One daemon on one state directory. It may stop and start again; the log continues.
 
     `home` holds the state directory and the desired file; `host` is the engine's address where
     it is not the instance's own, such as a proxy's. `module` is what Python runs as the program,
@@ -83,7 +83,7 @@ class Daemon:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # Life and death
+    # Start and stop
 
     def start(self) -> Self:
         """Start the process; returns at once."""
@@ -113,7 +113,7 @@ class Daemon:
         self._end(signal.SIGKILL, 10)
 
     def terminate(self, timeout: float = 30) -> int:
-        """End it as a service manager does; return its exit code."""
+        """Stop it as a service manager does; return its exit code."""
         return self._end(signal.SIGTERM, timeout)
 
     def send(self, number: signal.Signals) -> None:
@@ -133,14 +133,14 @@ class Daemon:
             self.send(signal.SIGCONT)
 
     def wait_exit(self, timeout: float = 30) -> int:
-        """Wait until it ends by itself; return its exit code."""
+        """Wait until it exits by itself; return its exit code."""
         assert self.process is not None
         code = self.process.wait(timeout)
         self._join()
         return code
 
     def close(self) -> None:
-        """End it in any case, and remove its sockets."""
+        """Kill it if it runs, and remove its sockets."""
         if self.running:
             self.kill9()
         self._join()
@@ -158,7 +158,7 @@ class Daemon:
     # Its log
 
     def mark(self) -> int:
-        """Return the place in the log from which `wait_event` shall look."""
+        """Return the current position in the log, for `wait_event`."""
         return len(self.logs)
 
     def events(self, name: str, sandbox: str | None = None, since: int = 0) -> list[dict[str, Any]]:
@@ -193,7 +193,7 @@ class Daemon:
     # Its commands
 
     def cli(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """Run a command with the daemon's settings, in a process of its own."""
+        """Run a command with the daemon's settings, in another process."""
         return subprocess.run(
             [*self.prefix, sys.executable, "-m", "reconciler", *arguments],
             cwd=self._home,

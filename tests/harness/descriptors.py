@@ -1,4 +1,4 @@
-"""File descriptors, and that there are none left: in this process, or in a daemon."""
+"""Run out of file descriptors, in this process or in a daemon."""
 
 import resource
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A small synchronous client straight on Docker's HTTP API, independent of the project's own."""
+"""A small synchronous client of Docker's API, independent of the project's client."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ CONFLICT = 409
 
 
 class DockerError(Exception):
-    """The engine said no."""
+    """The engine refused."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}")
@@ -25,7 +25,7 @@ class DockerError(Exception):
 
 
 class Docker:
-    """One engine. Every call is one connection; names and ids serve alike."""
+    """One engine. Each call opens a connection; names and ids both work."""
 
     def __init__(self, host: str, timeout: float = 60) -> None:
         self.host = host
@@ -98,7 +98,7 @@ class Docker:
         return self.state(name) is not None
 
     def state(self, name: str) -> str | None:
-        """Return `running`, `paused`, `exited`..., or None where there is no such container."""
+        """Return `running`, `paused`, `exited`..., or None if it is missing."""
         try:
             return str(self.inspect(name)["State"]["Status"])
         except DockerError as error:
@@ -165,7 +165,7 @@ class Docker:
         self.call("DELETE", f"/networks/{name}")
 
     def disconnect(self, network: str, container: str) -> None:
-        """Take the container off the network."""
+        """Disconnect the container from the network."""
         body = {"Container": container, "Force": True}
         self.call("POST", f"/networks/{network}/disconnect", body)
 
@@ -176,7 +176,7 @@ class Docker:
         return dict(self.call("GET", f"/images/{quote(name)}/json"))
 
     def commit(self, container: str, image: str) -> None:
-        """Make an image of a container, as ``docker commit`` does."""
+        """Create an image of a container, as ``docker commit`` does."""
         repository, _, tag = image.rpartition(":")
         self.call("POST", "/commit", container=container, repo=repository, tag=tag)
 
@@ -193,12 +193,12 @@ class Docker:
         return dict(self.call("GET", "/version"))
 
     def events(self, since: float, until: float, **filters: list[str]) -> list[dict[str, Any]]:
-        """Return what happened between two times; the end must not lie far in the future."""
+        """Return the events between two times; the end must not be far in the future."""
         body = self._request("GET", "/events", since=since, until=until, filters=filters or None)
         return [json.loads(line) for line in body.splitlines() if line.strip()]
 
     def purge(self, instance: str) -> None:
-        """Remove all that bears the instance's label, also what is still being made."""
+        """Remove everything with the instance's label, including what is being created."""
         wait_until(lambda: self._purged(instance))
 
     def _purged(self, instance: str) -> bool:
@@ -230,7 +230,7 @@ class Docker:
 
 
 def labels(instance: str, sandbox: str, **more: str) -> dict[str, str]:
-    """Return the labels that make a container or a volume an instance's own."""
+    """Return the labels of an instance's container or volume."""
     extra = {f"io.sandbox-reconciler.{k.replace('_', '-')}": v for k, v in more.items()}
     return {INSTANCE_LABEL: instance, SANDBOX_LABEL: sandbox, **extra}
 

@@ -1,4 +1,4 @@
-"""The daemon, which kills itself at a write of its store where a test says so.
+"""The daemon, which kills itself at a database statement that a test chooses.
 
 `python -m tests.harness.dying …` is `python -m reconciler …`, but for the file that DEATH_FILE
 names. While there is such a file, the statements that it is about are counted, and the daemon kills
@@ -23,12 +23,12 @@ WRITES = "COMMIT|INSERT|DELETE|UPDATE|CREATE|PRAGMA user_version ="
 
 @dataclass(frozen=True)
 class Order:
-    """When to die: at the statement of that number of those that begin so, on that side of it."""
+    """When to die: at the Nth statement with this beginning, before or after it."""
 
     statements: str
     number: int
     side: str
-    nonce: str  # a new one begins to count anew
+    nonce: str  # a new one restarts the count
 
     def write(self, file: Path) -> None:
         aside = file.with_suffix(".new")
@@ -37,7 +37,7 @@ class Order:
 
 
 class Reaper:
-    """Counts the statements of the order that is in force."""
+    """Counts the statements that match the current order."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -67,7 +67,7 @@ class Reaper:
 
 
 def main() -> None:
-    """Run the program, whose store cannot tell."""
+    """Run the program with the instrumented database."""
     reaper = Reaper(Path(os.environ[VARIABLE]))
     connect = sqlite3.connect
 

@@ -1,4 +1,4 @@
-"""The engine that the tests share, and engines for one test alone."""
+"""The engine that the tests share, and private engines of single tests."""
 
 import fcntl
 import os
@@ -15,14 +15,14 @@ from scripts.unixhttp import answers
 from tests.harness.docker import Docker
 
 GIVEN = "RECONCILER_TEST_DOCKER_HOST"
-# The session's folder: made by the process that runs it, and inherited by its workers.
+# The session's folder: created by the main process, inherited by its workers.
 FOLDER = "RECONCILER_TEST_FOLDER"
-# Unix sockets' paths are short: not below pytest's own folders.
+# Socket paths must be short, so it is not below pytest's folders.
 _TMP = Path(tempfile.gettempdir())
 
 
 def begin_session() -> None:
-    """Make the folder of all private engines, and destroy the engines of dead sessions."""
+    """Create the folder of all private engines, and destroy engines of dead sessions."""
     for folder in _TMP.glob("rcl-*-*"):
         owner = folder.name.split("-")[1]
         if owner.isdigit() and not processes.alive(int(owner)) and private.is_own(folder):
@@ -31,7 +31,7 @@ def begin_session() -> None:
 
 
 def end_session() -> None:
-    """Destroy every private engine of the session, whichever worker started it."""
+    """Destroy every private engine of the session."""
     _destroy_all(Path(os.environ[FOLDER]))
 
 
@@ -54,7 +54,7 @@ def shared_engine() -> Docker:
 
 
 def directory_of(name: str) -> Path:
-    """Where a private engine has all that is its own."""
+    """Return the folder of a private engine."""
     return Path(os.environ[FOLDER]) / name
 
 

@@ -1,4 +1,4 @@
-"""What may go wrong with one request, and to which requests."""
+"""Faults of requests, and the requests that they apply to."""
 
 import re
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Request:
 
     @property
     def changes(self) -> bool:
-        """Tell whether it asks the engine to change something."""
+        """Tell whether the request changes something."""
         return self.method in {"POST", "PUT", "DELETE"}
 
 
@@ -43,7 +43,7 @@ EditEvent = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done to a request; the fields combine, in the order in which they stand."""
+    """A fault of a request; the fields combine, in their order."""
 
     delay: float = 0
     hang: Literal["", "before", "after"] = ""
@@ -54,7 +54,7 @@ class Fault:
 
 
 def delay(seconds: float) -> Fault:
-    """Hold the request back, then let it pass."""
+    """Delay the request."""
     return Fault(delay=seconds)
 
 
@@ -64,38 +64,38 @@ def drop() -> Fault:
 
 
 def cut() -> Fault:
-    """Let the engine do it, then close the connection without its answer."""
+    """Let the engine do it, then close the connection without a response."""
     return Fault(cut=True)
 
 
 def answer(status: int, message: str = "scripted fault") -> Fault:
-    """Answer in the engine's place; the engine never gets the request."""
+    """Respond instead of the engine, which never gets the request."""
     return Fault(answer=(status, b'{"message": "%s"}' % message.encode()))
 
 
 def garbage() -> Fault:
-    """Answer 200 with what is no JSON; the engine never gets the request."""
+    """Respond with 200 and no JSON; the engine never gets the request."""
     return Fault(answer=(200, GARBAGE))
 
 
 def truncate() -> Fault:
-    """Let the engine do it, and answer with the first half of its body, well framed."""
+    """Let the engine do it, and send the first half of its response, well framed."""
     return Fault(truncate=True)
 
 
 def hang() -> Fault:
-    """Neither pass the request on nor answer, until the client leaves or `release()`."""
+    """Neither forward nor answer, until the client disconnects or `release()`."""
     return Fault(hang="before")
 
 
 def hang_after() -> Fault:
-    """Let the engine do it, and never answer, until the client leaves or `release()`."""
+    """Let the engine do it, but do not answer, until the client disconnects or `release()`."""
     return Fault(hang="after")
 
 
 @dataclass
 class Rule:
-    """A fault, and the requests that it is for; `times` counts down, None is for ever."""
+    """A fault, and the requests that it is for; `times` counts down, None means always."""
 
     predicate: Predicate
     fault: Fault

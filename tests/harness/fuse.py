@@ -1,4 +1,4 @@
-"""A file system that can hang or die: a FUSE server of a few files, spoken to without a library."""
+"""A file system that can hang or die: a small FUSE server without a library."""
 
 import contextlib
 import ctypes
@@ -66,7 +66,7 @@ class HangingMount:
     def _serve(self, device: int) -> None:
         while not self._dead.is_set():
             readable, _, _ = select.select([device, self._wake], [], [])
-            # What was read cannot be interrupted, not even by SIGKILL: while it hangs, nothing is.
+            # Read nothing while hanging: a caller whose request was read ignores even SIGKILL.
             self._answering.wait()
             if device in readable and not self._dead.is_set():
                 self._serve_one(device)
@@ -79,7 +79,7 @@ class HangingMount:
             return
         error, answer = self._answer(opcode, node, request[_HEADER.size :])
         reply = _REPLY.pack(_REPLY.size + len(answer), -error, unique) + answer
-        # It fails where the caller has given up.
+        # It fails if the caller has given up.
         with contextlib.suppress(OSError):
             os.write(device, reply)
 

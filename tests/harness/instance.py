@@ -1,4 +1,4 @@
-"""What one test has for itself on an engine that it shares: a name, a prefix, a range of ports."""
+"""What a test does not share on a shared engine: a name, a prefix, a range of ports."""
 
 import secrets
 import socket
@@ -13,7 +13,7 @@ _FIRST, _END, _SIZE = 20000, 30000, 100
 
 @dataclass(frozen=True)
 class Instance:
-    """One daemon's identity, and the engine that it works on."""
+    """One daemon's identity, and its engine."""
 
     name: str
     prefix: str
@@ -43,7 +43,7 @@ class Instance:
 
 @contextmanager
 def instance_on(docker: Docker) -> Iterator[Instance]:
-    """Make an identity that nobody has; afterwards remove all that bears it."""
+    """Create a unique identity; afterwards remove all objects with it."""
     name = f"t{secrets.token_hex(4)}"
     with claim_ports() as ports:
         try:
@@ -54,7 +54,7 @@ def instance_on(docker: Docker) -> Iterator[Instance]:
 
 @contextmanager
 def claim_ports() -> Iterator[range]:
-    """Hold a block of free host ports, against every other test on this machine.
+    """Reserve a block of free host ports among all tests on this machine.
 
     The claim is an abstract socket: it has no file that anybody could put something else in the
     place of, ends with its process, and counts for all who share the network with us.

@@ -1,4 +1,4 @@
-"""A proxy between the daemon and the engine that sees every request, and breaks those it is told.
+"""A proxy between the daemon and the engine that records requests and injects faults.
 
 It runs in a thread of its own, so that sync and async tests use it alike. Callbacks run in that
 thread and hold up everything that passes through, so that a test can kill the daemon at an exact
@@ -25,7 +25,7 @@ from tests.harness.wire import Message
 Callback = Callable[[Request], None]
 
 
-# A dead engine leaves its socket, which then refuses; asyncio removes it from Python 3.13 on.
+# A dead engine leaves its socket behind; asyncio removes it from Python 3.13 on.
 _KEEP_SOCKET: dict[str, Any] = {} if sys.version_info < (3, 13) else {"cleanup_socket": False}
 
 
@@ -63,7 +63,7 @@ class FaultProxy:
             raise self.errors[0]
 
     def fault(self, predicate: Predicate, fault: Fault, times: int | None = 1) -> Rule:
-        """Break the next requests of that kind; the first rule that applies wins."""
+        """Add a fault for the next requests of that kind; the first matching rule wins."""
         rule = Rule(predicate, fault, times)
         self._rules.append(rule)
         return rule
@@ -73,13 +73,13 @@ class FaultProxy:
         self._on_request.append(callback)
 
     def on_response(self, callback: Callback) -> None:
-        """Call when the engine has answered and the client has not yet heard."""
+        """Call after the engine has answered and before the client gets the response."""
         self._on_response.append(callback)
 
     def crash_at(
         self, number: int, side: Literal["before", "after"], crash: Callable[[], None]
     ) -> None:
-        """Call `crash` at that request: the engine never gets it, or did it and is not heard."""
+        """Call `crash` before the engine gets that request, or the client its response."""
 
         def look(request: Request) -> None:
             if request.number == number:
@@ -93,7 +93,7 @@ class FaultProxy:
         self._edit_event = edit
 
     def clear(self) -> None:
-        """Forget every rule, callback and edit, and release what hangs."""
+        """Remove every rule, callback and edit, and release hanging requests."""
         for scripted in (self._rules, self._on_request, self._on_response):
             scripted.clear()
         self._edit_event = None
@@ -104,13 +104,13 @@ class FaultProxy:
         self._run(self._abort(lambda connection: connection.hangs))
 
     def refuse(self, *, cut: bool = True) -> None:
-        """Refuse new connections, as where no engine listens, and cut those there are."""
+        """Refuse new connections, as if no engine listens, and cut existing ones."""
         self._run(self._refuse())
         if cut:
             self.cut()
 
     def accept(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
         self._run(self._accept())
 
     def cut(self) -> None:
@@ -123,12 +123,12 @@ class FaultProxy:
 
     @property
     def idle(self) -> bool:
-        """Tell whether no client is connected, and all that was asked for is done."""
+        """Tell whether no client is connected and every request is done."""
         return not self._connections
 
     @property
     def late(self) -> bool:
-        """Tell whether a request that was held back is still to be done, its client gone or not."""
+        """Tell whether a delayed request is still to be done, even without its client."""
         return any(connection.late for connection in list(self._connections))
 
     def seen(self, predicate: Predicate) -> list[Request]:
@@ -149,11 +149,11 @@ class FaultProxy:
         return found
 
     def transcript(self) -> str:
-        """Return the last requests, a line each."""
+        """Return the last requests, one per line."""
         return "\n".join(f"{r.number} {r.method} {r.path} {r.status}" for r in self.requests[-40:])
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do it in the loop's thread; a callback is there already and does not wait."""
+        """Call in the loop's thread; a callback already is there and does not wait."""
         if threading.current_thread() is self._thread:
             self._keep(self._loop.create_task(work))
         else:
@@ -206,7 +206,7 @@ class FaultProxy:
             connection.abort()
 
     def record(self, message: Message) -> Request:
-        """Number the request, and tell those who want to know."""
+        """Number the request, and run the callbacks."""
         method, target, _ = message.start.split(" ")
         request = Request(len(self.requests), method, target, message.body)
         self.requests.append(request)
@@ -215,11 +215,11 @@ class FaultProxy:
         return request
 
     def fault_for(self, request: Request) -> Fault:
-        """Take the first rule that applies."""
+        """Return the fault of the first matching rule."""
         return next((rule.fault for rule in self._rules if rule.take(request)), Fault())
 
     def answered(self, request: Request, status: int) -> None:
-        """Note the engine's answer, and tell those who want to know."""
+        """Record the engine's status, and run the callbacks."""
         request.status = status
         for callback in list(self._on_response):
             callback(request)

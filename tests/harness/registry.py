@@ -1,4 +1,4 @@
-"""A registry on this machine that asks for a password, and images that are pushed to it."""
+"""A registry on this machine that requires a password, and images pushed to it."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ from tests.harness.docker import Docker
 from tests.harness.instance import claim_ports
 from tests.harness.waiting import wait_until
 
-# The password "pass", as the registry wants it.
+# The password "pass", in the registry's format.
 ACCOUNT = "me:$2b$04$CbHCut7PElFuBbVOMdC/M.WE87PxYg2TAq6pfFcOyVQZHd6WLVCNe\n"
 AUTH = base64.b64encode(b"me:pass").decode()
 CONFIG = """\
@@ -30,7 +30,7 @@ auth: {{htpasswd: {{realm: test, path: {folder}/accounts}}}}
 
 @contextmanager
 def registry_in(folder: Path) -> Iterator[str]:
-    """Run a registry that keeps everything in the folder; gives its address."""
+    """Run a registry with all data in the folder; yield its address."""
     (folder / "accounts").write_text(ACCOUNT)
     with claim_ports() as ports:
         address = f"127.0.0.1:{ports[0]}"

@@ -1,4 +1,4 @@
-"""An engine whose containers have user ids of their own (``userns-remap``)."""
+"""An engine that maps the user ids of containers (``userns-remap``)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from tests.harness.engines import directory_of
 
 FIRST_ID = 300000
 _RANGES = f"nobody:{FIRST_ID}:65536\nnogroup:{FIRST_ID}:65536\n"
-# The host's own files of ranges stay as they are: only the engine's processes see others.
+# The host's files of id ranges stay unchanged: only the engine's processes see others.
 _BEGIN = """
 mount --make-rprivate / && mount --bind "$0" /etc/subuid && mount --bind "$0" /etc/subgid &&
 exec "$@"
@@ -42,7 +42,7 @@ def remapped_engine(name: str) -> Iterator[Docker]:
     directory: Path = directory_of(name)
     engine = RemappedEngine(directory)
     directory.mkdir()
-    # Root of a container is nobody here, and has to reach its files.
+    # A container's root is ``nobody`` here, and has to reach its files.
     for folder in (directory.parent, directory):
         folder.chmod(0o711)
     try:

@@ -1,13 +1,13 @@
-"""How the tests are shared out among workers."""
+"""Distribute the tests among workers."""
 
 from xdist.scheduler import LoadScopeScheduling
 
-# These share a machine that takes long to boot: one worker has them all.
+# These share a machine that boots slowly: one worker runs them all.
 TOGETHER = "tests/systemd/"
 
 
 class Scheduling(LoadScopeScheduling):
-    """As xdist's `load`, test by test, but for the tests that stay together; they come first.
+    """Distribute as xdist's `load` does, except for tests that stay together; they come first.
 
     Not xdist's `loadgroup`: it renames tests to group them, and pytest 9.2 keeps their names.
     """

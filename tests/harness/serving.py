@@ -1,4 +1,4 @@
-"""Small asyncio servers whose connections end with them, so that no later test hears of them."""
+"""Small asyncio servers that close their connections at the end, so that no later test is hit."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,7 +12,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 async def serving(
     handle: Handler, start: Callable[..., Awaitable[asyncio.Server]], *address: Any
 ) -> AsyncIterator[asyncio.Server]:
-    """`start(handler, *address)`, such as `asyncio.start_server`, until the block ends."""
+    """Run `start(handler, *address)`, such as `asyncio.start_server`, for the block."""
     handlers: set[asyncio.Task[Any]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -37,6 +37,6 @@ async def serving(
 
 
 async def say_nothing(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-    """Hear everything and answer nothing."""
+    """Read everything and send nothing."""
     while await reader.read(4096):
         pass

@@ -1,4 +1,4 @@
-"""The program, with an end that hangs: the engine's connections are never given back."""
+"""The program with a shutdown that hangs while closing the engine's connections."""
 
 import time
 
@@ -8,7 +8,7 @@ from reconciler.engine.docker.engine import DockerEngine
 
 async def _never(_: DockerEngine) -> None:
     while True:
-        # Not even the event loop runs meanwhile.
+        # Blocks the event loop too.
         time.sleep(3600)  # noqa: ASYNC251
 
 

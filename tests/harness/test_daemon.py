@@ -35,7 +35,7 @@ def stand_in(tmp_path: Path) -> Iterator[Daemon]:
         yield daemon
 
 
-def test_events_are_heard_over_restarts(stand_in: Daemon) -> None:
+def test_events_are_received_across_restarts(stand_in: Daemon) -> None:
     first = stand_in.start().wait_event("daemon.started")
     assert stand_in.wait_event("a", sandbox="alice")["sandbox"] == "alice"
     assert first["pid"] == stand_in.process.pid
@@ -47,7 +47,7 @@ def test_events_are_heard_over_restarts(stand_in: Daemon) -> None:
     assert len(stand_in.events("daemon.started")) == 2
 
 
-def test_a_death_ends_the_wait_at_once(stand_in: Daemon) -> None:
+def test_a_crash_ends_the_wait_at_once(stand_in: Daemon) -> None:
     stand_in.env["STAND_IN_SECONDS"] = "0"
     stand_in.start()
     with pytest.raises(AssertionError, match="no json"):
@@ -55,7 +55,7 @@ def test_a_death_ends_the_wait_at_once(stand_in: Daemon) -> None:
     assert stand_in.wait_exit() == 0
 
 
-def test_commands_have_the_daemons_settings(stand_in: Daemon) -> None:
+def test_commands_use_the_daemons_settings(stand_in: Daemon) -> None:
     assert stand_in.statuses() == {"alice": "RUNNING"}
     assert stand_in.env["RECONCILER_PORT_RANGE"] == "20000-20099"
 

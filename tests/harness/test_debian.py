@@ -47,7 +47,7 @@ def test_without_root_one_line_names_all_packages(commands, monkeypatch, capsys,
 @pytest.mark.parametrize(
     ("user", "installed"), [(0, ["python3-venv", "busybox-static"]), (1000, [])]
 )
-def test_a_demo_beside_an_engine_needs_no_other(commands, monkeypatch, user, installed):
+def test_a_demo_uses_a_running_engine(commands, monkeypatch, user, installed):
     monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setattr(debian, "running_engine", lambda: "unix:///engine")
     monkeypatch.setitem(debian._PACKAGES, "python3-venv", lambda: user != 0)
@@ -62,7 +62,7 @@ def test_nothing_is_installed_twice(commands, monkeypatch):
     assert commands == []
 
 
-def test_only_a_busybox_without_libraries_counts(tmp_path, monkeypatch):
+def test_only_a_static_busybox_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(debian, "PATH", str(tmp_path))
     assert debian.static_busybox() is None
     shutil.copy(sys.executable, tmp_path / "busybox")

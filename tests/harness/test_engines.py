@@ -35,7 +35,7 @@ def test_two_engines_publish_ports_side_by_side(start_engine: StartEngine) -> No
         assert _answers(ports[1])
 
 
-def test_nothing_is_left_of_an_engine(start_engine: StartEngine) -> None:
+def test_destroy_leaves_nothing_behind(start_engine: StartEngine) -> None:
     engine = start_engine()
     docker = Docker(engine.host)
     docker.create_network("net")
@@ -96,7 +96,7 @@ def test_the_image_has_what_tests_need(instance: Instance) -> None:
     assert docker.inspect(name)["State"]["ExitCode"] == 0
 
 
-def test_an_instance_is_purged_and_nothing_else(engine: Docker, instance: Instance) -> None:
+def test_only_the_instance_is_purged(engine: Docker, instance: Instance) -> None:
     own = labels(instance.name, "alice")
     foreign = f"{instance.prefix}foreign"
     engine.run(instance.container("alice"), labels=own)

@@ -42,9 +42,7 @@ def victim(tmp_path):
     return file
 
 
-def test_a_remembered_folder_that_another_user_made_is_not_used_again(
-    public, tmp_path, monkeypatch
-):
+def test_a_recorded_folder_of_another_user_is_not_used(public, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(public))
     record = tmp_path / "directory"
     folder = private.remembered_folder(record, "demo-")
@@ -60,7 +58,7 @@ def test_a_remembered_folder_that_another_user_made_is_not_used_again(
 
 
 @pytest.mark.parametrize("act", ["start", "destroy"])
-def test_an_engine_does_not_touch_a_folder_of_another_user(public, victim, act):
+def test_an_engine_rejects_a_folder_of_another_user(public, victim, act):
     folder = public / "engine"
     as_nobody(
         'mkdir -p -m 777 "$1/containerd/a/b/c"; mkfifo "$1/daemon.json";'
@@ -75,7 +73,7 @@ def test_an_engine_does_not_touch_a_folder_of_another_user(public, victim, act):
     assert not (folder / "containerd.toml").exists()
 
 
-def test_an_engine_does_not_touch_a_folder_that_others_may_write_in(public):
+def test_an_engine_rejects_a_folder_others_can_write(public):
     folder = public / "engine"
     folder.mkdir()
     folder.chmod(0o777)
@@ -83,7 +81,7 @@ def test_an_engine_does_not_touch_a_folder_that_others_may_write_in(public):
         PrivateEngine(folder).destroy()
 
 
-def test_what_an_engine_notes_is_checked_before_it_names_anything(tmp_path, victim):
+def test_recorded_pids_and_bridges_are_checked(tmp_path, victim):
     engine = PrivateEngine(tmp_path / "engine")
     shim = engine.directory / "containerd/a/b/c"
     shim.mkdir(parents=True)
@@ -99,7 +97,7 @@ def test_what_an_engine_notes_is_checked_before_it_names_anything(tmp_path, vict
     assert not engine.directory.exists()
 
 
-def test_a_session_leaves_folders_of_others_alone(public, monkeypatch):
+def test_a_session_keeps_folders_of_other_users(public, monkeypatch):
     monkeypatch.setattr(engines, "_TMP", public)
     monkeypatch.setattr(tempfile, "tempdir", str(public))
     monkeypatch.setenv(engines.FOLDER, "")
@@ -123,7 +121,7 @@ def test_a_session_leaves_folders_of_others_alone(public, monkeypatch):
 @pytest.mark.parametrize(
     "plant", ['ln -s "$2" "$1"', 'mkfifo "$1"', 'printf old > "$1"; chmod 666 "$1"']
 )
-def test_neither_links_nor_pipes_nor_files_of_others_are_read_or_written(public, victim, plant):
+def test_links_pipes_and_foreign_files_are_not_used(public, victim, plant):
     name = public / "note"
     as_nobody(plant, name, victim)
     assert private.read(name) == ""

@@ -59,7 +59,7 @@ def test_dropped_before_the_engine_and_cut_after(
 
 
 @pytest.mark.parametrize("status", [404, 409, 500])
-def test_scripted_answers(proxy: FaultProxy, through: Docker, status: int) -> None:
+def test_responses_can_be_scripted(proxy: FaultProxy, through: Docker, status: int) -> None:
     proxy.fault(matching("GET", "/info"), faults.answer(status, "as told"), times=2)
     for _ in range(2):
         with pytest.raises(DockerError, match=f"{status}: as told"):
@@ -68,14 +68,14 @@ def test_scripted_answers(proxy: FaultProxy, through: Docker, status: int) -> No
 
 
 @pytest.mark.parametrize("fault", [faults.garbage(), faults.truncate()])
-def test_answers_that_are_no_json(proxy: FaultProxy, through: Docker, fault: faults.Fault) -> None:
+def test_responses_can_be_garbage(proxy: FaultProxy, through: Docker, fault: faults.Fault) -> None:
     proxy.fault(matching("GET", "/info"), fault)
     with pytest.raises(json.JSONDecodeError):
         through.info()
 
 
 @pytest.mark.parametrize("fault", [faults.hang(), faults.hang_after()])
-def test_a_hung_request_hangs_alone(
+def test_a_hung_request_blocks_no_other(
     proxy: FaultProxy, through: Docker, fault: faults.Fault
 ) -> None:
     proxy.fault(matching("GET", "/info"), fault)
@@ -112,7 +112,7 @@ def test_delay_and_refusal(proxy: FaultProxy, through: Docker) -> None:
     assert through.info()["ID"]
 
 
-def test_callbacks_see_the_moment_before_and_after(
+def test_callbacks_run_before_and_after_a_request(
     proxy: FaultProxy, through: Docker, instance: Instance
 ) -> None:
     name, seen = instance.container("alice"), []
@@ -171,7 +171,7 @@ async def test_events_pass_are_dropped_and_repeated(proxy: FaultProxy, instance:
     assert "start" not in edited
 
 
-async def test_streams_are_cut_and_other_calls_are_not(
+async def test_streams_can_be_cut_without_other_calls(
     proxy: FaultProxy, instance: Instance
 ) -> None:
     docker = aiodocker.Docker(proxy.host)
@@ -216,7 +216,7 @@ def test_a_crash_point_is_exact(
     assert instance.docker.exists(name) is done
 
 
-def test_refusing_closes_what_was_just_accepted(
+def test_refusing_closes_accepted_connections(
     proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost: list[Any] = []

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-# Seconds: far more than anything takes on a busy machine, and less than a test may.
+# Seconds: more than anything takes on a busy machine, and less than a test's limit.
 PATIENCE = 90
 _POLL = 0.03
 

@@ -1,8 +1,8 @@
 """The HTTP client of one engine, on aiodocker's sessions.
 
 aiodocker limits neither the time nor the size of a response and never closes a stream that is left
-early, so this module sends the requests and reads the responses itself. Streams have a connection
-pool of their own, so that they cannot starve calls.
+early, so this module sends the requests and reads the responses itself. Streams use a second
+connection pool, so that they cannot starve calls.
 """
 
 from __future__ import annotations
