@@ -84,7 +84,7 @@ def _apt_options() -> list[str]:
 
 
 def _sources(suite: str) -> str:
-    """Return this machine's sources of that Debian, or those of its own release adapted."""
+    """Return this machine's sources of that Debian, or those of the local release, adapted."""
     form = "deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
     command = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
     asked = subprocess.run([*command, "Origin: Debian"], capture_output=True, text=True)  # noqa: PLW1510

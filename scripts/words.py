@@ -48,7 +48,7 @@ AVOID: Mapping[str, str] = {
     r"heirs?": "successor",
     r"autopsy|afterlife|wreck(?:ed|age)|rehearsals?|goodbye|shelf": "the field's noun",
 }
-# Where a word is meant literally: the words of somebody else, or the name of a thing.
+# Phrases that a file may use, because they quote another program or name a thing.
 # The list, and its test.
 _EXEMPT = {"scripts/words.py", "tests/harness/test_words.py"}
 ALLOWED: Mapping[str, frozenset[str]] = {}
@@ -98,7 +98,7 @@ def check(path: str, text: str) -> Iterator[Finding]:
 
 
 def _python_prose(text: str) -> str:
-    """Blank out code, so that what is left keeps its place; test names become words."""
+    """Blank out code, so that prose keeps its position; test names become words."""
     lines = [re.sub(r"\S", _CODE, line) for line in text.splitlines(keepends=True)]
     source = text.splitlines(keepends=True)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -128,7 +128,7 @@ def findings() -> list[Finding]:
 
 
 def main() -> int:
-    """Print what was found."""
+    """Print the findings, or their number for each folder."""
     found = findings()
     if sys.argv[1:] == ["--count"]:
         left = Counter("/".join(Path(finding.path).parts[:2]) for finding in found)

@@ -217,7 +217,7 @@ async def test_missing_gpus_are_refused(real: RealWorld) -> None:
 )
 async def test_a_wrong_option_is_refused(real: RealWorld, spec: dict[str, Any], words: str) -> None:
     if real.podman and words in {"Minimum memory limit", "invalid IP address"}:
-        pytest.skip("Podman looks at neither: docs/engines.md")
+        pytest.skip("Podman checks neither: docs/engines.md")
     with pytest.raises(Refused, match=words):
         await real.engine.create(blueprint(real, "alice", **spec))
 

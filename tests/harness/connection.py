@@ -16,7 +16,7 @@ _STREAMS = re.compile(r"/images/create|/images/.+/push|/build|/containers/[^/]+/
 
 
 class Hub(Protocol):
-    """What a connection needs of its proxy."""
+    """The interface of the proxy for its connections."""
 
     upstream: str
 
@@ -50,7 +50,7 @@ class Connection:
                 return
 
     async def _exchange(self, message: Message) -> bool:
-        """Serve one request; False where the connection ends with it."""
+        """Serve one request; False if the connection ends with it."""
         request = self.hub.record(message)
         fault = self.hub.fault_for(request)
         self.late = fault.delay > 0

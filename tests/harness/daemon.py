@@ -24,7 +24,7 @@ _TAIL = 40
 
 
 def ask(runtime_dir: Path, path: str, method: str = "GET") -> Answer | None:
-    """Ask a daemon over its control socket; None where it does not answer."""
+    """Ask a daemon over its control socket; None if it does not answer."""
     try:
         return request(f"unix://{runtime_dir}/control.sock", method, path)
     except (OSError, HTTPException):

@@ -1,6 +1,6 @@
 """A proxy between the daemon and the engine that records requests and injects faults.
 
-It runs in a thread of its own, so that sync and async tests use it alike. Callbacks run in that
+It runs in a thread, so that both sync and async tests can use it. Callbacks run in that
 thread and hold up everything that passes through, so that a test can kill the daemon at an exact
 point: before the engine has a request, or after the engine answered and before the daemon knows.
 """

@@ -69,7 +69,7 @@ def answer_framing(method: str, response: Message) -> Framing:
 
 
 async def read_head(reader: asyncio.StreamReader) -> Message | None:
-    """Read up to the blank line; None where the peer has ended the connection."""
+    """Read up to the blank line; None if the peer has closed the connection."""
     try:
         text = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, ConnectionError):
