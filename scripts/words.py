@@ -61,6 +61,9 @@ _PATTERNS = {
 _PROSE = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 # Stands for a character of code: no word continues across it.
 _CODE = "\0"
+# Names in prose: code in backticks, and string literals without a space, such as keys and events.
+_CODE_SPAN = re.compile(r"`[^`\s]+`")
+_KEY = re.compile(r"""[a-zA-Z]*(?P<quote>["'])[^"'\s]*(?P=quote)""")
 
 
 class Finding(NamedTuple):
@@ -85,6 +88,7 @@ def check(path: str, text: str) -> Iterator[Finding]:
         prose = text
     else:
         prose = re.sub(r"(?m)^[^#\n]+", lambda code: _CODE * len(code[0]), text)
+    prose = _CODE_SPAN.sub(lambda span: _CODE * len(span[0]), prose)
     allowed = ALLOWED.get(path, frozenset())
     found = []
     for pattern, instead in _PATTERNS.items():
@@ -104,6 +108,8 @@ def _python_prose(text: str) -> str:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         is_test = token.type == tokenize.NAME and token.string.startswith("test_")
         if token.type not in _PROSE and not is_test:
+            continue
+        if token.type == tokenize.STRING and _KEY.fullmatch(token.string):
             continue
         (first, begin), (last, end) = token.start, token.end
         for number in range(first, last + 1):
