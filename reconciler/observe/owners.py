@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.core import naming
 from reconciler.core.errors import EngineError, EngineUnavailable
 from reconciler.telemetry import events
+from reconciler.telemetry.supervision import supervise
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -159,7 +160,9 @@ class Owners:
             if what == "create":
                 self._meet(owner)
         elif what == "destroy":
-            self._restoring = asyncio.create_task(self._answer(), name="owner marker")
+            self._restoring = asyncio.create_task(
+                supervise("owner marker", self._answer, self._recorder), name="owner marker"
+            )
 
     async def _answer(self) -> None:
         # Where this fails, the next list shows that the marker is missing.

@@ -1,10 +1,16 @@
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reconciler.control import server
+from reconciler.core import naming
 from reconciler.core.errors import LockedError
+from reconciler.daemon import Daemon
+from reconciler.manifest.watch import Watch
+from reconciler.observe.engine_access import EngineAccess
 from reconciler.telemetry import events
 from reconciler.telemetry.supervision import BACKOFF_LONGEST, STABLE, supervise
 from reconciler.wiring import Manager
@@ -137,13 +143,14 @@ def part_of(name: str) -> Callable[[Manager], tuple[object, str]]:
         "dispatcher": lambda m: (m.queue, "get"),
         "sweeper": lambda m: (m._identities, "sweep"),
         "disk": lambda m: (m.disk, "_judge"),
+        "permits": lambda _: (EngineAccess, "review"),
         "store-writer": lambda m: (m.store._pending.ledger, "all"),
     }
     return parts[name]
 
 
 @pytest.mark.parametrize(
-    "name", ["informer", "relist", "dispatcher", "sweeper", "disk", "store-writer"]
+    "name", ["informer", "relist", "dispatcher", "sweeper", "disk", "permits", "store-writer"]
 )
 async def test_each_task_of_the_loop_comes_back(stage: Stage, name: str):
     stage.failing.add(name)
@@ -176,3 +183,115 @@ async def test_nothing_is_known_while_the_informer_has_failed(stage: Stage):
     assert not stage.manager.informer.complete
     await stage.after(30)
     assert stage.statuses() == {"alice": "RUNNING"}
+
+
+async def test_the_watch_of_the_desired_file_comes_back(stage: Stage):
+    stage.failing.add("manifest-watch")
+    await stage.converge({"alice": "running"})
+    saboteur = Saboteur(Watch, "changes")
+    watching = asyncio.create_task(stage.manager.tasks()["manifest-watch"]())
+    await stage.after(30)
+    assert saboteur.struck
+    assert len(stage.notes.said(events.TaskFailed, task="manifest-watch")) == 1
+    stage.write({"alice": "paused"})
+    await stage.after(2 * stage.settings.rescan_interval + 30)
+    assert stage.statuses() == {"alice": "PAUSED"}
+    await end(watching)
+
+
+async def test_the_answer_to_another_daemon_comes_back(stage: Stage):
+    await stage.converge({"alice": "running"})
+    saboteur = Saboteur(stage.manager.owners, "_restore")
+    marker = naming.marker_name("default", stage.store.owner)
+    stage.host.remove_volume(marker)
+    await stage.after(10)
+    assert saboteur.struck
+    assert len(stage.notes.said(events.TaskFailed, task="owner marker")) == 1
+    assert marker in stage.host.markers
+
+
+# --- each task of the daemon
+
+
+class ServiceManager:
+    """Counts what the service manager is sent."""
+
+    enabled = True
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def ready(self, _status: str = "") -> bool:
+        self.heard.append("ready")
+        return True
+
+    def status(self, _text: str) -> bool:
+        self.heard.append("status")
+        return True
+
+    def watchdog(self) -> bool:
+        self.heard.append("watchdog")
+        return True
+
+
+class Served:
+    """The daemon's tasks, beside those of the manager that a stage runs."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.daemon = Daemon(stage.settings, stage.notes)
+        self.heard = ServiceManager()
+        self.daemon._notifier = self.heard  # type: ignore[assignment]
+
+    def saboteur(self, name: str) -> Saboteur:
+        targets: dict[str, tuple[object, str]] = {
+            "control-socket": (server._Server, "startup"),
+            "readiness": (self.heard, "ready"),
+            "status": (self.heard, "status"),
+            "watchdog": (self.heard, "watchdog"),
+            "reload": (self.stage.manager.manifest_sync, "read"),
+        }
+        return Saboteur(*targets[name])
+
+    async def works(self, name: str) -> bool:
+        self.heard.heard.clear()
+        if name == "reload":
+            self.daemon._hangup.set()
+        await asyncio.sleep(60)
+        match name:
+            case "control-socket":
+                _, writer = await asyncio.open_unix_connection(self.stage.settings.socket)
+                writer.close()
+                return True
+            case "reload":
+                return bool(self.stage.notes.said(events.ReloadDone, source="SIGHUP"))
+            case "readiness":
+                return bool(self.stage.notes.said(events.DaemonReady))
+        return name in self.heard.heard
+
+
+@pytest.fixture
+async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    async with Stage(tmp_path, socket=tmp_path / "socket") as stage:
+        await stage.converge({"alice": "running"})
+        made = Served(stage)
+        monkeypatch.setattr(stage.manager, "tasks", dict)
+        yield made
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", ["control-socket", "readiness", "status", "watchdog", "reload"])
+async def test_each_task_of_the_daemon_comes_back(served: Served, name: str):
+    saboteur = None if name == "reload" else served.saboteur(name)
+    serving = asyncio.create_task(served.daemon._serve(served.stage.manager))
+    await asyncio.sleep(1)
+    if name == "reload":
+        saboteur = served.saboteur(name)
+        served.daemon._hangup.set()
+        await asyncio.sleep(5)
+    assert saboteur is not None
+    assert saboteur.struck
+    (line,) = served.stage.notes.said(events.TaskFailed, task=name)
+    assert line["error"].startswith("ZeroDivisionError")
+    assert await served.works(name)
+    await end(serving)
