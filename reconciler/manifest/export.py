@@ -34,7 +34,13 @@ def export(records: Iterable[DeclaredRecord], defaults: SpecDefaults = _NO_DEFAU
     specs: Layer = {}
     sandboxes: Layer = {}
     for name, group in sorted(groups.items()):
-        layers = [_explicit(record.spec, defaults) for record in group]
+        layers = []
+        for record in group:
+            # What the spec sets, and the defaults that would replace what it leaves out.
+            layer = layer_of(record.spec)
+            whole = record.spec.model_dump(mode="json", include={"mounts", "ports", "health"})
+            added = defaults.under(layer).keys() - layer.keys()
+            layers.append({**layer, **{key: whole[key] for key in whole if key in added}})
         specs[name] = _common(layers, defaults)
         for record, layer in zip(group, layers, strict=True):
             sandboxes[record.name] = {
@@ -44,14 +50,6 @@ def export(records: Iterable[DeclaredRecord], defaults: SpecDefaults = _NO_DEFAU
             }
     content = {"version": 1, "specs": specs, "sandboxes": sandboxes}
     return _HEADER + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=_WIDTH)
-
-
-def _explicit(spec: SandboxSpec, defaults: SpecDefaults) -> Layer:
-    """Return what a spec sets, and the defaults that would replace what it leaves out."""
-    layer = layer_of(spec)
-    whole = spec.model_dump(mode="json", include={"mounts", "ports", "health"})
-    filled = defaults.under(layer)
-    return {**layer, **{key: whole[key] for key in whole if key in filled and key not in layer}}
 
 
 def _common(layers: list[Layer], defaults: SpecDefaults) -> Layer:

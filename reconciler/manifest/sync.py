@@ -1,4 +1,7 @@
-"""The way in for what users declare: read the file, keep what is good, hold what is not."""
+"""Keep the store's records in line with the desired file.
+
+A valid record is accepted even if others are invalid; an invalid one stays as last accepted.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core import naming, policy
+from reconciler.core import naming
 from reconciler.core.errors import ManifestError
+from reconciler.core.policy import mass_delete_guard_engages
 from reconciler.core.priority import Priority
 from reconciler.manifest.env_files import read_env_files
 from reconciler.manifest.loader import (
@@ -35,21 +39,21 @@ if TYPE_CHECKING:
     from reconciler.manifest.secrets import Secrets
     from reconciler.settings import Settings
     from reconciler.store.store import Store
-    from reconciler.store.tables import Changes
     from reconciler.telemetry.recorder import Recorder
 
-# Seconds. A reading may have to wait for one that another caller asked for.
-_LONGEST_READING: Final = 60.0
-_READ_AGAIN: Final = 1.0
-_READ_AGAIN_LONGEST: Final = 10.0
+# Seconds. A read may have to wait for another caller's.
+_MAX_READ: Final = 60.0
+_RETRY: Final = 1.0
+_MAX_RETRY: Final = 10.0
+_MAX_NAMES: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What became of one reading of the desired file.
+    """The outcome of one read of the desired file.
 
-    ``diagnostics`` has what is wrong with it, and with the env files that it names. ``braked`` are
-    the sandboxes whose deletion waits to be confirmed.
+    ``diagnostics`` are the problems of the file and of the env files that it names.
+    ``held_deletions`` are the sandboxes whose deletion needs a confirmation.
     """
 
     diagnostics: tuple[Diagnostic, ...] = ()
@@ -60,21 +64,21 @@ class SyncResult:
 
     @property
     def changes(self) -> frozenset[str]:
-        """Every record that is not what it was."""
+        """The names of all records that differ from before."""
         return self.added | self.changed | self.removed
 
 
 @dataclass(slots=True)
 class _Last:
-    """What the last reading found; a reading that finds the same again says nothing."""
+    """The outcome of the last read. A read with the same outcome is not logged again."""
 
     loaded: Loaded = field(default_factory=Loaded)
     held_deletions: tuple[str, ...] = ()
-    complaint: tuple[Diagnostic, ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()
 
 
 class ManifestSync:
-    """Takes the desired file into the store."""
+    """Reads the desired file, and accepts its valid records into the store."""
 
     def __init__(
         self,
@@ -102,27 +106,27 @@ class ManifestSync:
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
-        """What is wrong with the file as it is now, without its env files."""
+        """The problems of the file at the last read, without those of its env files."""
         return self._last.loaded.diagnostics
 
     @property
     def held_deletions(self) -> tuple[str, ...]:
-        """The sandboxes whose deletion waits to be confirmed."""
+        """The sandboxes whose deletion needs a confirmation."""
         return self._last.held_deletions
 
     @property
     def must_retry(self) -> bool:
-        """Whether something could not be read now, and is to be tried again."""
+        """Whether a file could not be read, for a reason that may pass by itself."""
         return self._last.loaded.must_retry or self._env_files.must_retry
 
     def is_held(self, key: str) -> bool:
-        """Whether the file names the sandbox in a way that cannot be read."""
+        """Return whether the file has a record of the sandbox that cannot be used."""
         return self._last.loaded.fatal or self._last.loaded.is_held(key)
 
     def held_because(self, key: str) -> str:
-        """Return why the file's record of that sandbox cannot be used; empty where it can be.
+        """Return why the file's record of a sandbox cannot be used; empty if it can.
 
-        A file that cannot be read at all holds back every record, and is no fault of a sandbox.
+        A file that cannot be parsed holds back every record, and is no fault of a sandbox.
         """
         if unreadable := self._store.held.get(key):
             return f"its stored record cannot be read by this release: {unreadable}"
@@ -131,34 +135,44 @@ class ManifestSync:
         return "; ".join(map(str, self._last.loaded.hold_reasons(key)))
 
     def held_names(self) -> set[str]:
-        """Return the names of held records that stand for no sandbox in force."""
+        """Return the names of held records without an accepted sandbox."""
         known = {*self._store.records, *self._store.deleted}
         replicated = {name.rpartition("-")[0] for name in known}
         held = set() if self._last.loaded.fatal else set(self._last.loaded.held) - replicated
         return {*held, *self._store.held} - known
 
     def env_paths(self) -> set[Path]:
-        """Every env file that a record in force names."""
+        """Return every env file that an accepted record names."""
         named = (record.spec.env_file for record in self._store.records.values())
         return {Path(path) for path in named if path is not None}
 
     async def read(self, *, allow_mass_delete: bool = False) -> SyncResult:
-        """Read the file and take in what is good of it. Never raises for what the file holds."""
+        """Read the file, and accept its valid records. The file's content raises nothing."""
         async with self._lock:
             loaded = await load_in_time(self._calls, self.path, defaults_of(self._settings))
-            reading = self._take_in(loaded, allow_mass_delete=allow_mass_delete)
+            result = self._accept(loaded, allow_mass_delete=allow_mass_delete)
             self._secrets.renew()
-            # In the same turn: a kill leaves both in the database, or neither.
-            in_force = not loaded.fatal and (allow_mass_delete or not loaded.empty)
-            self._report_changes(reading, confirmed=allow_mass_delete, in_force=in_force)
-            former, self._last = self._last, _Last(loaded, reading.held_deletions)
+            # Without an await in between: after a kill, the database has both or neither.
+            self._report_changes(result, loaded, confirmed=allow_mass_delete)
+            former, self._last = self._last, _Last(loaded, result.held_deletions)
             self._was_read = True
-            await self._refresh_env_files()
-            self._last.complaint = loaded.diagnostics + self._env_file_errors(loaded)
-            reading = replace(reading, diagnostics=self._last.complaint)
-            self._say(loaded, reading, former)
-            self._enqueue_held(former.loaded, loaded)
-            return reading
+            edited = await self._env_files.refresh(self.env_paths())
+            self._secrets.renew()
+            for record in self._store.records.values():
+                env_file = record.spec.env_file
+                if env_file in edited:
+                    self._enqueue(record.name, Priority.USER)
+                    if edited[env_file]:
+                        cause = f"its env_file {env_file} changed"
+                        self._report_record(events.RecordChanged, record.name, cause)
+            errors = env_file_errors(loaded.records.values(), self._env_files.errors)
+            self._last.diagnostics = loaded.diagnostics + errors
+            result = replace(result, diagnostics=self._last.diagnostics)
+            self._report_problems(result, loaded, former)
+            for name in {*self._store.records, *former.loaded.held, *loaded.held}:
+                if former.loaded.is_held(name) != loaded.is_held(name):
+                    self._enqueue(name, Priority.USER)
+            return result
 
     async def follow(self) -> None:
         """Read the file whenever it or an env file changes, until cancelled."""
@@ -167,126 +181,83 @@ class ManifestSync:
         with activity("manifest-watch"):
             async with aclosing(watch.changes()) as changes:
                 async for _ in changes:
-                    await self._read_in_the_end()
-                    self._report_watch(watch.problem)
+                    pause = _RETRY
+                    with waiting(_MAX_READ):
+                        await self.read()
+                    while self.must_retry:
+                        await asyncio.sleep(pause)
+                        pause = min(pause * 2, _MAX_RETRY)
+                        with waiting(_MAX_READ):
+                            await self.read()
+                    if watch.problem:
+                        path, problem = str(self.path), watch.problem
+                        event = events.ManifestWatchFailed(path=path, error=problem)
+                        self._recorder.complain(event)
+                    else:
+                        self._recorder.resolve(events.ManifestWatchFailed)
 
-    def _report_watch(self, problem: str) -> None:
-        if problem:
-            event = events.ManifestWatchFailed(path=str(self.path), error=problem)
-            self._recorder.complain(event)
-        else:
-            self._recorder.resolve(events.ManifestWatchFailed)
-
-    async def _read_in_the_end(self) -> None:
-        pause = _READ_AGAIN
-        with waiting(_LONGEST_READING):
-            await self.read()
-        while self.must_retry:
-            await asyncio.sleep(pause)
-            with waiting(_LONGEST_READING):
-                await self.read()
-            pause = min(pause * 2, _READ_AGAIN_LONGEST)
-
-    def _take_in(self, loaded: Loaded, *, allow_mass_delete: bool) -> SyncResult:
+    def _accept(self, loaded: Loaded, *, allow_mass_delete: bool) -> SyncResult:
         if loaded.fatal:
             return SyncResult(loaded.diagnostics, held_deletions=self._last.held_deletions)
-        gone = self._gone(loaded)
-        held_deletions = () if allow_mass_delete else self._braked(loaded, gone)
-        removed = [] if held_deletions else gone
-        if loaded.empty and not allow_mass_delete:
-            # An empty file says nothing: not even that nothing is wanted.
-            return SyncResult(loaded.diagnostics, held_deletions=held_deletions)
-        changes = self._store.accept(self._records(loaded), removed)
-        self._orphan_workspaces(changes)
-        for name in changes.added | changes.changed | changes.removed:
-            self._enqueue(name, Priority.USER)
-        return SyncResult(
-            loaded.diagnostics,
-            changes.added,
-            changes.changed,
-            changes.removed,
-            held_deletions,
-        )
-
-    def _gone(self, loaded: Loaded) -> list[str]:
         known = {*self._store.records, *self._store.held}
-        return sorted(n for n in known if n not in loaded.records and not loaded.is_held(n))
-
-    def _braked(self, loaded: Loaded, gone: list[str]) -> tuple[str, ...]:
-        total = len(self._store.records)
-        engages = policy.mass_delete_guard_engages(
-            total,
-            len(gone),
-            count=self._settings.brake_count,
-            percent=self._settings.brake_percent,
-        )
-        return tuple(gone) if loaded.empty or engages else ()
-
-    def _records(self, loaded: Loaded) -> dict[str, Record]:
+        gone = sorted(n for n in known if n not in loaded.records and not loaded.is_held(n))
+        held_deletions: tuple[str, ...] = ()
+        if not allow_mass_delete:
+            settings = self._settings
+            count, percent = settings.brake_count, settings.brake_percent
+            total = len(self._store.records)
+            if loaded.empty or mass_delete_guard_engages(
+                total, len(gone), count=count, percent=percent
+            ):
+                held_deletions = tuple(gone)
+            if loaded.empty:
+                # An empty file declares nothing, not even that nothing is desired.
+                return SyncResult(loaded.diagnostics, held_deletions=held_deletions)
         clock = self._store.clock
         today = clock.date(clock())
-        return {
+        records = {
             name: Record(name, declared.spec_name, declared.state, declared.spec, today)
             for name, declared in loaded.records.items()
         }
-
-    def _orphan_workspaces(self, changes: Changes) -> None:
-        """The time that a workspace is kept begins when its record is taken out."""
+        changes = self._store.accept(records, [] if held_deletions else gone)
         for name in changes.removed:
-            named = naming.volume_name(self._settings.container_name_prefix, name)
-            for volume in self._store.claim(name).volumes or (named,):
-                # A note of an earlier deletion says nothing of this one.
-                self._store.drop_orphan("volume", volume)
-                self._store.note_orphan(
-                    "volume",
-                    volume,
-                    sandbox=name,
-                    since=self._store.clock(),
-                    retain=self._store.deleted[name].retain,
-                    confirmed=True,
-                )
-
-    def _env_file_errors(self, loaded: Loaded) -> tuple[Diagnostic, ...]:
-        return env_file_errors(loaded.records.values(), self._env_files.errors)
-
-    async def _refresh_env_files(self) -> None:
-        changed = await self._env_files.refresh(self.env_paths())
-        self._secrets.renew()
-        for record in self._store.records.values():
-            if record.spec.env_file in changed:
-                self._enqueue(record.name, Priority.USER)
-                if changed[record.spec.env_file]:
-                    self._report_record(
-                        events.RecordChanged,
-                        record.name,
-                        f"its env_file {record.spec.env_file} changed",
-                    )
-
-    # --- what is said -------------------------------------------------------------------------
-
-    def _say(self, loaded: Loaded, reading: SyncResult, former: _Last) -> None:
-        if reading.diagnostics != former.complaint:
-            self._say_diagnostics(reading, fatal=loaded.fatal)
-            if not reading.diagnostics and not reading.changes:
-                self._say_loaded()
-        if reading.held_deletions != former.held_deletions:
-            self._say_brake(reading, former.held_deletions)
-
-    def _report_changes(self, reading: SyncResult, *, confirmed: bool, in_force: bool) -> None:
-        why = f"{self.path} was edited" if self._was_read else f"{self.path} was read at the start"
-        why_deleted = (
-            "the deletions were confirmed" if confirmed and self._last.held_deletions else why
+            self._orphan_volumes(name)
+        for name in changes.added | changes.changed | changes.removed:
+            self._enqueue(name, Priority.USER)
+        return SyncResult(
+            loaded.diagnostics, changes.added, changes.changed, changes.removed, held_deletions
         )
-        for names, event in (
-            (reading.added, events.RecordAdded),
-            (reading.changed, events.RecordChanged),
-        ):
-            for name in sorted(names):
-                self._report_record(event, name, why)
-        for name in sorted(reading.removed):
-            self._recorder.tell(events.RecordDeleted(sandbox=name, cause=why_deleted))
-        if reading.changes or (not self._was_read and in_force):
-            self._say_loaded()
+
+    def _orphan_volumes(self, name: str) -> None:
+        """Start the retention of a deleted record's workspace."""
+        default = naming.volume_name(self._settings.container_name_prefix, name)
+        for volume in self._store.claim(name).volumes or (default,):
+            # The note of an earlier deletion does not apply to this one.
+            self._store.drop_orphan("volume", volume)
+            self._store.note_orphan(
+                "volume",
+                volume,
+                sandbox=name,
+                since=self._store.clock(),
+                retain=self._store.deleted[name].retain,
+                confirmed=True,
+            )
+
+    def _report_changes(self, result: SyncResult, loaded: Loaded, *, confirmed: bool) -> None:
+        cause = f"{self.path} was edited"
+        if not self._was_read:
+            cause = f"{self.path} was read at startup"
+        for name in sorted(result.added):
+            self._report_record(events.RecordAdded, name, cause)
+        for name in sorted(result.changed):
+            self._report_record(events.RecordChanged, name, cause)
+        if confirmed and self._last.held_deletions:
+            cause = "the deletions were confirmed"
+        for name in sorted(result.removed):
+            self._recorder.tell(events.RecordDeleted(sandbox=name, cause=cause))
+        in_force = not loaded.fatal and (confirmed or not loaded.empty)
+        if result.changes or (in_force and not self._was_read):
+            self._report_loaded()
 
     def _report_record(
         self, event: type[events.RecordAdded | events.RecordChanged], name: str, cause: str
@@ -295,55 +266,49 @@ class ManifestSync:
         spec, state = record.spec_name, str(record.state)
         self._recorder.tell(event(sandbox=name, cause=cause, spec=spec, desired=state))
 
-    def _enqueue_held(self, former: Loaded, now: Loaded) -> None:
-        """Have every sandbox looked at that is held back now and was not before, or no longer."""
-        names = {*self._store.records, *former.held, *now.held}
-        for name in names:
-            if former.is_held(name) != now.is_held(name):
-                self._enqueue(name, Priority.USER)
-
-    def _say_diagnostics(self, reading: SyncResult, *, fatal: bool) -> None:
-        event = events.ManifestRejected if fatal else events.ManifestHeld
-        for diagnostic in reading.diagnostics:
-            self._recorder.log(
-                event(
-                    path=diagnostic.file,
-                    location=f"{diagnostic.file}:{diagnostic.line}:{diagnostic.column}",
-                    error=str(diagnostic),
-                )
-            )
-
-    def _say_loaded(self) -> None:
+    def _report_loaded(self) -> None:
         sandboxes = len(self._store.records)
         self._recorder.log(events.ManifestLoaded(path=str(self.path), sandboxes=sandboxes))
 
-    def _say_brake(self, reading: SyncResult, former: tuple[str, ...]) -> None:
-        if not reading.held_deletions:
-            why = "confirmed" if reading.removed.issuperset(former) else "taken back"
-            self._recorder.log(events.ManifestBrakeReleased(deletions=len(former), why=why))
+    def _report_problems(self, result: SyncResult, loaded: Loaded, former: _Last) -> None:
+        """Log the problems and the held deletions that differ from those of the last read."""
+        if result.diagnostics != former.diagnostics:
+            event = events.ManifestRejected if loaded.fatal else events.ManifestHeld
+            for it in result.diagnostics:
+                location = f"{it.file}:{it.line}:{it.column}"
+                self._recorder.log(event(path=it.file, location=location, error=str(it)))
+            if not result.diagnostics and not result.changes:
+                self._report_loaded()
+        if result.held_deletions == former.held_deletions:
             return
-        self._recorder.log(
-            events.ManifestBrake(
-                path=str(self.path),
-                deletions=len(reading.held_deletions),
-                of=len(self._store.records),
-                names=list(reading.held_deletions[:20]),
-                hint="confirm with: reconciler apply --allow-mass-delete",
+        if result.held_deletions:
+            self._recorder.log(
+                events.ManifestBrake(
+                    path=str(self.path),
+                    deletions=len(result.held_deletions),
+                    of=len(self._store.records),
+                    names=list(result.held_deletions[:_MAX_NAMES]),
+                    hint="confirm with: reconciler apply --allow-mass-delete",
+                )
             )
-        )
+        else:
+            confirmed = result.removed.issuperset(former.held_deletions)
+            why = "confirmed" if confirmed else "the records are back in the file"
+            deletions = len(former.held_deletions)
+            self._recorder.log(events.ManifestBrakeReleased(deletions=deletions, why=why))
 
 
 async def validate(path: Path, defaults: SpecDefaults) -> tuple[Loaded, tuple[Diagnostic, ...]]:
-    """What a daemon finds in the desired file, and all that is wrong with it and its env files."""
+    """Load the desired file; return it with all its problems and those of its env files."""
     calls = BoundedCalls()
     loaded = await load_in_time(calls, path, defaults)
     files = await read_env_files(calls, loaded.env_paths())
-    refused = {path: it for path, it in files.items() if isinstance(it, ManifestError)}
-    return loaded, loaded.diagnostics + env_file_errors(loaded.records.values(), refused)
+    errors = {path: it for path, it in files.items() if isinstance(it, ManifestError)}
+    return loaded, loaded.diagnostics + env_file_errors(loaded.records.values(), errors)
 
 
 async def load_in_time(calls: BoundedCalls, path: Path, defaults: SpecDefaults) -> Loaded:
-    """The desired file; unusable for now where its file system does not answer."""
+    """Load the desired file; fatal and to be retried if its file system does not respond."""
     try:
         contents = await calls.run(path, read_contents, path)
         return await in_thread(parse, contents, defaults)
@@ -352,7 +317,7 @@ async def load_in_time(calls: BoundedCalls, path: Path, defaults: SpecDefaults) 
 
 
 def defaults_of(settings: Settings) -> SpecDefaults:
-    """What the settings put below every spec."""
+    """Return the defaults that the settings put below every spec."""
     return SpecDefaults(
         mounts=settings.mounts,
         exposed_ports=settings.exposed_ports,

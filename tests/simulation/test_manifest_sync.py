@@ -223,7 +223,7 @@ def causes(stage: Stage, event: type[events.Event], name: str) -> list[str]:
 
 async def test_a_record_says_how_it_came(stage: Stage):
     await stage.converge({"alice": "running"})
-    assert causes(stage, events.RecordAdded, "alice") == [f"{stage.file} was read at the start"]
+    assert causes(stage, events.RecordAdded, "alice") == [f"{stage.file} was read at startup"]
     await stage.edit({"alice": "stopped"})
     assert causes(stage, events.RecordChanged, "alice") == [f"{stage.file} was edited"]
     await stage.edit({"alice": "stopped", "bob": "running"})
