@@ -100,7 +100,14 @@ class _Resolver:
             self.held[entry.name] = problems
             return
         spec, invalid = self._effective_spec(entry, base)
-        problems += invalid + (self._reference_problems(entry, head) if head else ())
+        problems += invalid
+        if base is not None:
+            problems += base.problems
+        elif head is not None:
+            self._hints += 1
+            hint = did_you_mean(head.spec, self.specs) if self._hints <= _MAX_HINTS else ""
+            place = entry.node.child("spec") or entry.key
+            problems += self.report.add(place.diagnostic(f'no such spec: "{head.spec}"{hint}'))
         if problems or head is None or spec is None:
             self.held[entry.name] = problems
         else:
@@ -121,16 +128,6 @@ class _Resolver:
             whole = spec is not None
             subject = Subject(entry.key, entry.node, SandboxSpec, RECORD_ONLY, whole=whole)
             return None, self.report.add(*explain(error, subject))
-
-    def _reference_problems(self, entry: Entry, head: RecordSpec) -> tuple[Diagnostic, ...]:
-        """Return the problems of the spec that a record names."""
-        spec = self.specs.get(head.spec)
-        if spec is not None:
-            return spec.problems
-        self._hints += 1
-        hint = did_you_mean(head.spec, self.specs) if self._hints <= _MAX_HINTS else ""
-        place = entry.node.child("spec") or entry.key
-        return self.report.add(place.diagnostic(f'no such spec: "{head.spec}"{hint}'))
 
     def _add_replicas(self, entry: Entry, head: RecordSpec, spec: SandboxSpec) -> None:
         names = [entry.name]

@@ -125,10 +125,19 @@ def explain(error: ValidationError, subject: Subject) -> list[Diagnostic]:
     """Return each error once, by position, without those of values that have a problem already."""
     found: set[Diagnostic] = set()
     for detail in error.errors(include_url=False, include_input=False):
-        spot = _walk(detail, subject)
-        if spot.node.problem or not _is_relevant(detail, spot, subject):
+        spot, kind = _walk(detail, subject), detail["type"]
+        forms = spot.forms
+        if spot.node.problem:
             continue
-        about_key = detail["type"] in {"missing", "extra_forbidden"}
+        if forms is not None and spot.is_structured and not spot.branch.startswith(forms.branch):
+            # The error is about a form that the user did not write.
+            continue
+        if not subject.whole:
+            by_field = kind in {"missing", "value_error"}
+            if not (spot.found if by_field else spot.rest in {(), ("[key]",)}):
+                # The error is about a key of the layers below.
+                continue
+        about_key = kind in {"missing", "extra_forbidden"}
         message = _message(detail, spot, subject)
         if not spot.found and not about_key:
             # The position alone does not say which field it is.
@@ -163,18 +172,6 @@ def _walk(detail: ErrorDetails, subject: Subject) -> _Spot:
         key = node.keys.get(str(step), below)
         node = below
     return _Spot(node, key, path, (), branch)
-
-
-def _is_relevant(detail: ErrorDetails, spot: _Spot, subject: Subject) -> bool:
-    forms = spot.forms
-    if forms is not None and spot.is_structured and not spot.branch.startswith(forms.branch):
-        # The error is about a form that the user did not write.
-        return False
-    if subject.whole:
-        return True
-    if detail["type"] in {"missing", "value_error"}:
-        return bool(spot.found)
-    return spot.rest in {(), ("[key]",)}
 
 
 def _message(detail: ErrorDetails, spot: _Spot, subject: Subject) -> str:
