@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import httpx
 
 from benchmarks import figures
-from reconciler.observe.probe_client import Peer, Question, ask_http, ask_tcp
+from reconciler.observe.probe_client import HttpRequest, Peer, probe_http, probe_tcp
 
 _PAUSE = 0.002
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
@@ -27,12 +27,12 @@ def measure(probes: int, rounds: int) -> None:
 
 
 async def _measure(port: int, probes: int, rounds: int) -> dict[str, list[float]]:
-    peer, question, url = Peer("127.0.0.1", port), Question("/", {}), f"http://127.0.0.1:{port}/"
+    peer, request, url = Peer("127.0.0.1", port), HttpRequest("/", {}), f"http://127.0.0.1:{port}/"
     async with httpx.AsyncClient(trust_env=False) as client:
         sides: dict[str, Ask] = {
             "a timer alone": _nothing,
-            "a tcp probe": lambda: ask_tcp(peer, 0.0),
-            "an http probe": lambda: ask_http(peer, question),
+            "a tcp probe": lambda: probe_tcp(peer, 0.0),
+            "an http probe": lambda: probe_http(peer, request),
             "the same, httpx": lambda: client.get(url),
         }
         seconds: dict[str, list[float]] = {side: [] for side in sides}

@@ -33,7 +33,7 @@ from reconciler.telemetry.redact import describe_error, redactor
 from reconciler.telemetry.supervision import log_failure, supervise
 from reconciler.telemetry.systemd import Notifier, watchdog_interval
 from reconciler.threads import BoundedCalls, DaemonThreads
-from reconciler.wiring import Manager
+from reconciler.wiring import Manager, build
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,7 +142,7 @@ class Daemon:
             store = await stack.enter_async_context(await self._open_store())
             engine = make_engine(settings)
             stack.push_async_callback(engine.close)
-            manager = Manager(settings, engine=engine, store=store, recorder=self._recorder)
+            manager = build(settings, engine=engine, store=store, recorder=self._recorder)
             stack.push_async_callback(manager.close)
             await self._run_tasks(manager)
 
@@ -193,7 +193,7 @@ class Daemon:
             "reload": reload_on_hangup,
         }
         async with asyncio.TaskGroup() as group:
-            for name, run_ in manager.tasks().items():
+            for name, run_ in manager.tasks.items():
                 group.create_task(run_(), name=name)
             for name, run_ in supervised.items():
                 group.create_task(self._supervise(name, run_), name=name)

@@ -21,7 +21,7 @@ from reconciler.store.store import Store
 from reconciler.telemetry import logging
 from reconciler.telemetry.recorder import Recorder
 from reconciler.telemetry.redact import redactor
-from reconciler.wiring import Manager
+from reconciler.wiring import Manager, build
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -160,7 +160,7 @@ async def _manager(settings: Settings, store: Store) -> AsyncIterator[Manager]:
     engine = make_engine(settings)
     recorder = Recorder(time.monotonic)
     recorder.ledger = None if store.readonly else store.append
-    manager = Manager(settings, engine=engine, store=store, recorder=recorder)
+    manager = build(settings, engine=engine, store=store, recorder=recorder)
     try:
         yield manager
     finally:
@@ -196,7 +196,7 @@ async def collect_garbage(manager: Manager, *, allow_mass_delete: bool) -> list[
         rows |= {row["name"]: row for row in queries.orphans()}
         for key in unclaimed:
             manager.queue.add(key, Priority.USER)
-        working = asyncio.create_task(manager.dispatcher.run(), name="dispatcher")
+        working = asyncio.create_task(manager.workers.run(), name="workers")
         try:
             async with asyncio.timeout(_COLLECT_LIMIT):
                 while not manager.queue.idle(0.0):  # noqa: ASYNC110 - the queue has no event

@@ -162,7 +162,7 @@ class Queries:
         stale: set[str] = set()
         engine_error = None
         if manager.informer.synced.is_set():
-            stale = {name for name in snapshots if not manager.cache.knows(name)}
+            stale = {name for name in snapshots if not manager.cache.is_clean(name)}
         else:
             engine_error = manager.informer.error
         uncertain = bool(stale) or engine_error is not None
@@ -277,7 +277,7 @@ class Queries:
         rows = []
         for key in sorted(manager.snapshots.keys() if keys is None else keys):
             snapshot = manager.snapshots.snapshot(key)
-            for one in manager.collector.report(snapshot):
+            for one in manager.orphans.report(snapshot):
                 remove_at = one.remove_at
                 row = asdict(one)
                 row["since"] = iso(date(one.since))

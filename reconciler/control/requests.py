@@ -100,7 +100,7 @@ class Requests:
                 "into it, or remove it first"
             )
         adopted = await manager.ownership.adopt(name, volume)
-        manager.cache.doubt(name)
+        manager.cache.request_listing(name)
         # What failed for want of the workspace is tried again at once.
         manager.store.put_memory(name, replace(manager.store.memory(name), failures=()))
         cause = "requested with `reconciler adopt`"

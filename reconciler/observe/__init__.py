@@ -1,1 +1,1 @@
-"""What is observed of the engine and of health, and the snapshots that decisions are made from."""
+"""Observe the engine and the health of sandboxes, and build snapshots for decisions."""

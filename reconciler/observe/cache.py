@@ -1,8 +1,7 @@
-"""What is known of the engine's objects, and which of it may have changed.
+"""Cache of the engine's objects by key, with dirty tracking.
 
-What is cached of a container came from one inspection of it. Events and lists only say what to
-inspect again; the inspection itself happens in the key's own pass, so it is serial with everything
-else that is done for the key.
+A container in the cache comes from one inspection of it. Events and lists only mark objects as
+dirty; the key's pass inspects them, so that the inspection is serial with the key's actions.
 """
 
 from __future__ import annotations
@@ -19,37 +18,39 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from reconciler.core.model import Container, Volume
-    from reconciler.engine.protocol import Engine, Listing, Summary
+    from reconciler.engine.protocol import Engine, Listing
     from reconciler.observe.ownership import Ownership
 
 T = TypeVar("T")
 
-# Seconds that a list may lag behind what this process did to a volume.
+# Seconds that a list may lag behind a change that this process made to a volume.
 _LIST_SLACK: Final = 30.0
 _CONCURRENT_INSPECTIONS: Final = 16
-# Seconds between two lists that only confirm what is known: many deletions share one.
+# Seconds between two lists that confirm deletions: many deletions share one.
 _LIST_SPACING: Final = 1.0
-# Ids to inspect under one key; beyond them a list says what is there.
+# Dirty containers of one key; beyond that number, a list replaces their ids.
 _MOST_DIRTY: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """The keys of all containers in the latest list, and which list that was."""
+    """The keys of all containers in the latest list, and the number of that list."""
 
     number: int
     keys: frozenset[str]
 
 
 class Cache:
-    """Our containers and volumes by key. ``listed_at`` is when the engine last answered a list.
+    """Our containers and volumes by key. Foreign ones appear under no key.
 
-    ``lists`` counts the lists that were asked for.
-    ``sees_volumes`` is False while the engine forbids to list volumes: what was known stays.
+    Args:
+        engine: The engine to list and inspect.
+        clock: Monotonic seconds.
+        ownership: Classifies objects as ours or foreign.
+        claimed_volumes: The key that owns each volume name, in a list or not.
 
-    ``clock`` is monotonic, in seconds. ``ownership`` tells ours from foreign ones, of which no key
-    ever shows anything. ``claimed_volumes`` maps the names of volumes to the keys that own them,
-    whether or not a list shows them.
+    ``lists`` counts the requested lists. ``listed_at`` is when the engine last answered one.
+    ``sees_volumes`` is False while the engine forbids listing volumes; known ones stay cached.
     """
 
     def __init__(
@@ -70,9 +71,9 @@ class Cache:
         self._volumes: dict[str, Volume] = {}
         self._dirty: defaultdict[str, set[str]] = defaultdict(set)
         self._dirty_volumes: defaultdict[str, set[str]] = defaultdict(set)
-        self._unsure: set[str] = set()
-        self._touched: dict[str, float] = {}
-        self._unseen: dict[str, str] = {}
+        self._to_list: set[str] = set()
+        self._changed_at: dict[str, float] = {}
+        self._inspection_errors: dict[str, str] = {}
         self._broken_ids: set[str] = set()
         self._broken_volumes: set[str] = set()
         self.sees_volumes = True
@@ -81,70 +82,75 @@ class Cache:
         self.lists = 0
         self._listed = _Listed(0, frozenset())
 
-    # --- what is known ------------------------------------------------------------------------
+    # --- queries --------------------------------------------------------------------------------
 
     def observed(self, key: str) -> Observed:
-        """All that is known under the key."""
+        """Return the cached objects under the key."""
         containers = self._by_key.get(key, {})
         volumes = (v for v in self._volumes.values() if v.sandbox == key)
         return Observed(tuple(containers.values()), tuple(volumes))
 
-    def knows(self, key: str) -> bool:
-        """Whether nothing under the key waits to be looked at."""
-        return not any(key in keys for keys in (self._dirty, self._dirty_volumes, self._unsure))
+    def is_clean(self, key: str) -> bool:
+        """Whether nothing under the key is dirty."""
+        return not any(key in keys for keys in (self._dirty, self._dirty_volumes, self._to_list))
 
     def has(self, key: str) -> bool:
-        """Whether something bears the key, or may bear it."""
+        """Whether a container of the key is cached, or an object of it is dirty."""
         return any(key in keys for keys in (self._by_key, self._dirty, self._dirty_volumes))
 
-    def unseen(self, key: str) -> str:
-        """Return why what is under the key could not be inspected; empty where it could be."""
-        return self._unseen.get(key, "")
+    def inspection_error(self, key: str) -> str:
+        """Return why an object under the key could not be inspected; empty if all could be."""
+        return self._inspection_errors.get(key, "")
 
-    def mark_unseen(self, key: str, why: str) -> None:
-        """Note why what is under the key cannot be inspected, until an inspection succeeds."""
-        self._unseen[key] = why
+    def note_inspection_error(self, key: str, why: str) -> None:
+        """Note why an object under the key cannot be inspected, until an inspection succeeds."""
+        self._inspection_errors[key] = why
 
-    def changed(self) -> set[str]:
-        """Every key under which something is to be inspected."""
-        return {*self._dirty, *self._dirty_volumes, *self._unsure}
+    def dirty_keys(self) -> set[str]:
+        """Return every key with a dirty object."""
+        return {*self._dirty, *self._dirty_volumes, *self._to_list}
 
     def keys(self) -> set[str]:
-        """Every key that something bears, or may bear."""
+        """Return every key with a cached or dirty object."""
         containers = {container.sandbox for container in self._containers.values()}
         volumes = {volume.sandbox for volume in self._volumes.values()}
         return {*containers, *volumes, *self._dirty, *self._dirty_volumes}
 
     def ids(self) -> tuple[set[str], set[str] | None]:
-        """The ids of all containers, and the names of all volumes, readable or not.
+        """Return the ids of all containers and the names of all volumes, unreadable ones included.
 
-        None where volumes cannot be seen.
+        The names are None while volumes cannot be listed.
         """
         volumes = {*self._volumes, *self._broken_volumes} if self.sees_volumes else None
         return {*self._containers, *self._broken_ids}, volumes
 
     def image_ids(self) -> set[str]:
-        """The ids of the images of all containers."""
+        """Return the image ids of all containers."""
         return {container.image_id for container in self._containers.values()}
 
-    # --- what may have changed ----------------------------------------------------------------
+    # --- marking --------------------------------------------------------------------------------
 
-    def touch(self, key: str, container_id: str) -> None:
-        """The container is to be inspected before the key's next decision."""
+    def mark_dirty(self, key: str, container_id: str) -> None:
+        """Have the container inspected before the key's next decision."""
         ids = self._dirty[key]
         if len(ids) < _MOST_DIRTY or container_id in self._containers:
             ids.add(container_id)
         else:
-            self.doubt(key)
+            self.request_listing(key)
 
-    def doubt(self, key: str) -> None:
-        """A change was asked for and its outcome is unknown: look at everything under the key."""
-        self._unsure.add(key)
+    def mark_key_dirty(self, key: str) -> None:
+        """Have the key's known containers inspected before its next decision."""
+        for container_id in self._by_key.get(key, {}):
+            self.mark_dirty(key, container_id)
 
-    def touch_volume(self, name: str) -> str | None:
-        """The volume is to be inspected before its key's next decision; gives the key, if known.
+    def request_listing(self, key: str) -> None:
+        """Have everything under the key listed and inspected: the outcome of a call is unknown."""
+        self._to_list.add(key)
 
-        Perhaps it was made again: an event may come late, or once more.
+    def mark_volume_dirty(self, name: str) -> str | None:
+        """Have the volume inspected before its key's next decision; return the key, if known.
+
+        Its removal is not assumed: an event may be late or repeated, and the volume recreated.
         """
         volume = self._volumes.get(name)
         if volume is None:
@@ -153,45 +159,45 @@ class Cache:
         return volume.sandbox
 
     def put_volume(self, volume: Volume) -> None:
-        """The volume was just made."""
+        """Add a volume that was just created."""
         self._volumes[volume.name] = volume
-        self._touched[volume.name] = self._clock()
+        self._changed_at[volume.name] = self._clock()
 
     def drop_volume(self, name: str) -> None:
-        """The volume was just removed."""
+        """Drop a volume that was just removed."""
         self._volumes.pop(name, None)
-        self._touched[name] = self._clock()
+        self._changed_at[name] = self._clock()
 
     async def refresh(self, key: str) -> None:
-        """Inspect what may have changed under the key.
+        """Inspect the dirty objects under the key.
 
         Raises:
-            EngineError: it could not be asked; what was to be inspected still is.
+            EngineError: an inspection failed; its object stays dirty.
         """
         try:
-            if key in self._unsure:
-                await self._rediscover(key)
-            await _inspect_each(self._dirty, key, self._inspect, self._put)
+            if key in self._to_list:
+                await self._list_key(key)
+            await _inspect_each(self._dirty, key, self._inspect, self._replace_container)
             await _inspect_each(
                 self._dirty_volumes, key, self._engine.inspect_volume, self._replace_volume
             )
         except EngineUnavailable:
             raise
         except EngineError as error:
-            self._unseen[key] = str(error)
+            self._inspection_errors[key] = str(error)
             raise
-        self._unseen.pop(key, None)
+        self._inspection_errors.pop(key, None)
 
     async def _inspect(self, container_id: str) -> tuple[Container, bool] | None:
-        """The container, and whether it is ours."""
+        """Inspect a container; return it and whether it is ours."""
         container = await self._engine.inspect(container_id)
         return None if container is None else (container, await self._ownership.admit(container))
 
     async def listing(self) -> Listing:
-        """What there is, by the engine's word now.
+        """List everything from the engine.
 
         Raises:
-            EngineError: it could not be asked.
+            EngineError: the engine could not be asked.
         """
         self.lists += 1
         number = self.lists
@@ -204,7 +210,10 @@ class Cache:
         return listing
 
     def listed(self, key: str, after: int) -> bool | None:
-        """Whether the key had a container in the latest list; None: no list came after that one."""
+        """Whether the latest list has a container of the key; None: there is none since ``after``.
+
+        ``after`` is a value of ``lists``.
+        """
         return key in self._listed.keys if self._listed.number > after else None
 
     def until_confirmation(self) -> float:
@@ -212,7 +221,7 @@ class Cache:
         return max(self._confirmed + _LIST_SPACING - self._clock(), 0.0)
 
     async def confirm(self) -> None:
-        """Ask for a list only to confirm what is known.
+        """List once more, only to confirm deletions.
 
         Raises:
             EngineError: the engine could not be asked.
@@ -220,23 +229,26 @@ class Cache:
         self._confirmed = self._clock()
         await self.listing()
 
-    async def _rediscover(self, key: str) -> None:
+    async def _list_key(self, key: str) -> None:
         listing = await self.listing()
         for summary in listing.containers:
             if summary.sandbox == key:
-                self.touch(key, summary.id)
+                self.mark_dirty(key, summary.id)
         for volume in filter(None, map(self._ownership.admit_volume, listing.volumes)):
             if volume.sandbox == key:
                 self.put_volume(volume)
         if listing.sees_volumes:
             self._dirty_volumes[key].update(self._ownership.volumes_of(key))
-        self._unsure.discard(key)
+        self._to_list.discard(key)
 
-    def _put(self, container_id: str, found: tuple[Container, bool] | None) -> None:
+    def _replace_container(self, container_id: str, found: tuple[Container, bool] | None) -> None:
         self._foreign.pop(container_id, None)
         former = self._containers.pop(container_id, None)
         if former is not None:
-            self._drop_from_key(former)
+            siblings = self._by_key[former.sandbox]
+            del siblings[former.id]
+            if not siblings:
+                del self._by_key[former.sandbox]
         if found is None:
             return
         container, ours = found
@@ -253,62 +265,52 @@ class Cache:
         else:
             self._volumes[name] = admitted
 
-    def _drop_from_key(self, container: Container) -> None:
-        siblings = self._by_key[container.sandbox]
-        del siblings[container.id]
-        if not siblings:
-            del self._by_key[container.sandbox]
-
-    # --- everything at once ------------------------------------------------------------------
+    # --- everything at once ---------------------------------------------------------------------
 
     def apply(self, listing: Listing, *, everything: bool) -> None:
-        """Take a whole list in: what differs from what is known is to be inspected, or all."""
+        """Apply a full list: mark what differs from the cache as dirty, or everything."""
         began = self._clock()
         listed = {summary.id for summary in listing.containers}
         for summary in listing.containers:
-            if everything or self._differs(summary):
-                self.touch(summary.sandbox, summary.id)
+            cached = self._containers.get(summary.id) or self._foreign.get(summary.id)
+            same = cached and (cached.name, cached.phase) == (summary.name, summary.phase)
+            if everything or not same:
+                self.mark_dirty(summary.sandbox, summary.id)
         for container in (*self._containers.values(), *self._foreign.values()):
             if container.id not in listed:
-                self.touch(container.sandbox, container.id)
+                self.mark_dirty(container.sandbox, container.id)
         for row in listing.broken_containers:
             if row.id and row.sandbox:
-                self.touch(row.sandbox, row.id)
+                self.mark_dirty(row.sandbox, row.id)
         self._broken_ids = {row.id for row in listing.broken_containers}
         self._broken_volumes = {row.id for row in listing.broken_volumes}
         self.sees_volumes = listing.sees_volumes
         if listing.sees_volumes:
             self._apply_volumes(listing, began)
 
-    def judge_again(self) -> None:
-        """Another daemon was found: what was taken for ours, or for foreign, may not be so."""
+    def mark_all_dirty(self) -> None:
+        """Have every object inspected, and classified as ours or foreign again."""
         for container in (*self._containers.values(), *self._foreign.values()):
-            self.touch(container.sandbox, container.id)
+            self.mark_dirty(container.sandbox, container.id)
         for volume in self._volumes.values():
             self._dirty_volumes[volume.sandbox].add(volume.name)
 
-    def _differs(self, summary: Summary) -> bool:
-        cached = self._containers.get(summary.id) or self._foreign.get(summary.id)
-        if cached is None:
-            return True
-        return (cached.name, cached.phase) != (summary.name, summary.phase)
-
     def _apply_volumes(self, listing: Listing, began: float) -> None:
-        # What this process changed while the list was made is known better than the list knows it.
-        recent = {name for name, at in self._touched.items() if at >= began - _LIST_SLACK}
+        # The list may be older than what this process changed meanwhile.
+        recent = {name for name, at in self._changed_at.items() if at >= began - _LIST_SLACK}
         unsure = recent | self._broken_volumes
         kept = {name: v for name, v in self._volumes.items() if name in unsure}
         admitted = filter(None, map(self._ownership.admit_volume, listing.volumes))
         listed = {v.name: v for v in admitted if v.name not in recent}
         self._volumes = {**listed, **kept}
-        # Volumes that were adopted without our labels are in no list.
+        # Adopted volumes without our labels are in no list.
         for name, sandbox in self._claimed_volumes.items():
             if name not in self._volumes and name not in recent:
                 self._dirty_volumes[sandbox].add(name)
-        self._touched = {name: self._touched[name] for name in recent}
+        self._changed_at = {name: self._changed_at[name] for name in recent}
 
     async def inspect_all(self) -> list[EngineError]:
-        """Inspect what may have changed; what fails is left for its key's own pass."""
+        """Inspect all dirty objects; return the errors. Failed ones stay dirty for their pass."""
         gate = asyncio.Semaphore(_CONCURRENT_INSPECTIONS)
         failed: list[EngineError] = []
 
@@ -331,7 +333,7 @@ async def _inspect_each(
     inspect: Callable[[str], Awaitable[T | None]],
     put: Callable[[str, T | None], None],
 ) -> None:
-    """Look at all that is dirty under the key; what could not be looked at still is."""
+    """Inspect each dirty object of the key; one that fails stays dirty."""
     while pending := dirty.get(key):
         name = pending.pop()
         try:

@@ -1,7 +1,4 @@
-"""What the engine forbids and warns of, in the log.
-
-What is forbidden is logged when it begins and when it is over, and each warning once.
-"""
+"""Log which parts of its API the engine forbids and allows again, and each of its warnings."""
 
 from __future__ import annotations
 
@@ -14,11 +11,11 @@ if TYPE_CHECKING:
     from reconciler.engine.protocol import Engine
     from reconciler.telemetry.recorder import Recorder
 
-_EVERY: Final = 2.0
+_INTERVAL: Final = 2.0
 
 
 class EngineAccess:
-    """Compares what the engine says with what was logged."""
+    """Compares what the engine forbids with what was logged."""
 
     def __init__(self, engine: Engine, recorder: Recorder) -> None:
         self._engine = engine
@@ -30,10 +27,10 @@ class EngineAccess:
         """Log changes until cancelled."""
         while True:
             self.review()
-            await asyncio.sleep(_EVERY)
+            await asyncio.sleep(_INTERVAL)
 
     def review(self) -> None:
-        """Log what has changed."""
+        """Log the changes since the last review."""
         forbidden = {error.part: str(error) for error in self._engine.forbidden()}
         for part in sorted(forbidden.keys() - self._logged):
             self._recorder.log(events.EngineForbidden(part=part, error=forbidden[part]))

@@ -1,4 +1,4 @@
-"""Observed state: a list at the start, events after, a relist on each reconnect and on a period."""
+"""Keep the cache current: a full list first, then events, and a relist on a timer or reconnect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reconciler.telemetry import events
 from reconciler.telemetry.supervision import supervise
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable
 
     from reconciler.engine.protocol import Engine, EngineEvent, EngineInfo
     from reconciler.observe.cache import Cache
@@ -31,25 +31,37 @@ if TYPE_CHECKING:
 
 _RECONNECT_FIRST: Final = 0.1
 _RECONNECT_LONGEST: Final = 5.0
-# A connection that held this long was a good one.
+# Seconds after which a connection counts as stable, and the next reconnect is quick again.
 _STABLE: Final = 5.0
-_INFO_PATIENCE: Final = 5.0
-# Without events: seconds between two lists, and between two attempts to subscribe.
+_INFO_TIMEOUT: Final = 5.0
+# Without an event stream: seconds between two lists, and between two attempts to subscribe.
 _POLL: Final = 5.0
 _RESUBSCRIBE: Final = 60.0
-# Broken rows of one list that are logged.
+# Unreadable objects that are logged for each list.
 _MOST_BROKEN: Final = 100
-# Seconds between two lists that events ask for.
+# Seconds between two lists that events request.
 _RELIST_SPACING: Final = 1.0
 
 
 class Informer:
-    """Keeps a cache true, and says whose turn it is.
+    """Marks what changed in the cache, and enqueues the keys.
 
-    ``wanted`` names the keys that are looked at again with every list, though nothing bears them.
-    ``on_removed`` is called when the engine has removed a container. ``connections`` counts the
-    full observations that followed a new connection. ``info`` is what the engine last said about
-    itself.
+    Args:
+        engine: The engine to list and to subscribe to.
+        cache: What is known of the engine's objects.
+        owners: Decides which other databases are alive, for each list.
+        enqueue: Adds one key to the queue.
+        enqueue_all: Adds every key to the queue.
+        is_wanted: Whether a record, or the deletion of one, concerns the key.
+        on_first_sync: Called when everything was inspected for the first time.
+        on_removed: Called when the engine has removed a container.
+        clock: Monotonic seconds.
+        resync_interval: Seconds between two lists that enqueue every key.
+        recorder: The log.
+
+    ``synced`` is set while connected. ``complete`` is False after a list failed: absence proves
+    nothing then. ``error`` is why it is not synced. ``connections`` counts the full observations
+    that followed a new connection. ``info`` is what the engine last reported about itself.
     """
 
     def __init__(
@@ -59,7 +71,7 @@ class Informer:
         cache: Cache,
         owners: Owners,
         enqueue: Callable[[str, Priority], None],
-        wanted: Callable[[], Iterable[str]],
+        enqueue_all: Callable[[], None],
         is_wanted: Callable[[str], bool],
         on_first_sync: Callable[[], None],
         on_removed: Callable[[], None],
@@ -71,7 +83,7 @@ class Informer:
         self._cache = cache
         self._owners = owners
         self._enqueue = enqueue
-        self._wanted = wanted
+        self._enqueue_all = enqueue_all
         self._is_wanted = is_wanted
         self._on_first_sync = on_first_sync
         self._on_removed = on_removed
@@ -85,11 +97,11 @@ class Informer:
         self.connections = 0
         self.info: EngineInfo | None = None
         self._reported: type[events.Event] | None = None
-        self._relist_asked = asyncio.Event()
+        self._relist_requested = asyncio.Event()
         self._broken: set[str] = set()
 
     async def sync_once(self) -> None:
-        """One full observation, without events.
+        """Do one full observation, without events.
 
         Raises:
             EngineError: the engine could not be asked.
@@ -98,7 +110,98 @@ class Informer:
         for error in await self._cache.inspect_all():
             if not isinstance(error, Unreadable):
                 raise error
-        self._become_synced()
+        self._mark_synced()
+
+    async def run(self) -> None:
+        """Stay connected to the engine until cancelled."""
+        delay = _RECONNECT_FIRST
+        with activity("informer"):
+            while True:
+                began = self._clock()
+                try:
+                    await self._stay_connected()
+                except EngineError as error:
+                    self._report_lost(events.EngineLost(error=str(error)))
+                    self._reported = events.EngineLost
+                finally:
+                    stable = self.synced.is_set() and self._clock() - began >= _STABLE
+                    self.complete = False
+                    self.synced.clear()
+                if stable and self._reported is events.EngineConnected:
+                    self._recorder.resolve(events.EngineStreamLost)
+                delay = _RECONNECT_FIRST if stable else min(delay * 2, _RECONNECT_LONGEST)
+                await asyncio.sleep(delay)
+
+    def _report_lost(self, event: events.EngineLost | events.EngineStreamLost) -> None:
+        self.error = event.error
+        self._recorder.complain(event)
+
+    async def _stay_connected(self) -> None:
+        """Subscribe, list, and follow events until the stream ends or may be tried again."""
+        # Subscribed first, so that an event reports what changes during the list.
+        async with AsyncExitStack() as stack:
+            try:
+                stream = await stack.enter_async_context(self._engine.events())
+            except Forbidden:
+                await self._sync()
+                await self._poll()
+                return
+            # Followed during the first list too: another daemon may test whether we are alive.
+            following = asyncio.create_task(self._follow(stream), name="events")
+            tasks = {following}
+            try:
+                await self._sync()
+                relist = supervise("relist", self._keep_relisting, self._recorder)
+                tasks.add(asyncio.create_task(relist, name="relist"))
+                # Not awaited directly: its cancellation would look like ours, and ours like its.
+                with waiting(math.inf):
+                    await asyncio.wait({following})
+                following.result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+        self._report_lost(
+            events.EngineStreamLost(error="the engine closed the event stream; reconnecting")
+        )
+
+    # --- list -----------------------------------------------------------------------------------
+
+    async def _sync(self) -> None:
+        info = None
+        if self._reported is not events.EngineConnected:
+            # Who the engine is matters less than the list: it may be left out.
+            with suppress(EngineError, TimeoutError):
+                async with asyncio.timeout(_INFO_TIMEOUT):
+                    info = await self._engine.info()
+        self.info = info or self.info
+        await self._list(everything=True)
+        if not self.ever_synced:
+            # What exists is adopted before anything is created. Later, each key's pass inspects.
+            for error in await self._cache.inspect_all():
+                about_engine = isinstance(error, EngineUnavailable)
+                if about_engine and not isinstance(error, EngineTimeout):
+                    raise error
+        if self._reported is not events.EngineConnected:
+            self._reported = events.EngineConnected
+            self._recorder.resolve(events.EngineLost)
+            self._recorder.log(
+                events.EngineConnected(
+                    engine=info.name if info else None,
+                    version=info.version if info else None,
+                    api_version=info.api_version if info else None,
+                )
+            )
+        self._mark_synced()
+
+    def _mark_synced(self) -> None:
+        if not self.ever_synced:
+            self.ever_synced = True
+            self._on_first_sync()
+        self.connections += 1
+        self.complete, self.error = True, ""
+        self._enqueue_all()
+        self.synced.set()
 
     async def _list(self, *, everything: bool) -> None:
         listing = await self._owners.settle(await self._cache.listing(), self._cache.listing)
@@ -109,77 +212,15 @@ class Informer:
                 self._recorder.log(events.EngineUnreadable(object=row.id, error=row.error))
         self._broken = {row.id for row in rows}
 
-    async def _sync(self) -> None:
-        info = None if self._reported is events.EngineConnected else await self._info()
-        self.info = info or self.info
-        await self._list(everything=True)
-        if not self.ever_synced:
-            # What exists is adopted before anything is made. Later, each key's own pass inspects.
-            for error in await self._cache.inspect_all():
-                if not _is_about_one(error):
-                    raise error
-        if self._reported is not events.EngineConnected:
-            self._report_connected(info)
-        self._become_synced()
-
-    async def run(self) -> None:
-        """Stay connected to the engine until cancelled."""
-        with activity("informer"):
-            await self._keep_connecting()
-
-    async def _keep_connecting(self) -> None:
-        delay = _RECONNECT_FIRST
-        while True:
-            began = self._clock()
-            try:
-                await self._stay_connected()
-            except EngineError as error:
-                self._lose(events.EngineLost(error=str(error)))
-                self._reported = events.EngineLost
-            finally:
-                held = self.synced.is_set() and self._clock() - began >= _STABLE
-                self.complete = False
-                self.synced.clear()
-            if held and self._reported is events.EngineConnected:
-                self._recorder.resolve(events.EngineStreamLost)
-            delay = _RECONNECT_FIRST if held else min(delay * 2, _RECONNECT_LONGEST)
-            await asyncio.sleep(delay)
-
-    async def _stay_connected(self) -> None:
-        # Subscribe first, list after: what changes in between is told by an event.
-        async with AsyncExitStack() as stack:
-            try:
-                stream = await stack.enter_async_context(self._engine.events())
-            except Forbidden:
-                await self._sync()
-                await self._poll()
-                return
-            # Events are heard during the first list too: another daemon may ask for our marker.
-            hearing = asyncio.create_task(self._hear_all(stream), name="events")
-            tasks = {hearing}
-            try:
-                await self._sync()
-                tasks.add(
-                    asyncio.create_task(
-                        supervise("relist", self._keep_relisting, self._recorder), name="relist"
-                    )
-                )
-                # Not awaited itself: its end would be taken for ours, and ours for its.
-                with waiting(math.inf):
-                    await asyncio.wait({hearing})
-                hearing.result()
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
-        why = "it ended the event stream, and is asked again"
-        self._lose(events.EngineStreamLost(error=why))
+    def _enqueue_changed(self) -> None:
+        for key in self._cache.dirty_keys():
+            self._enqueue(key, Priority.EVENT)
 
     async def _poll(self) -> None:
-        """Do without events: list every few seconds, until it is time to subscribe again.
+        """List every few seconds, until it is time to subscribe to events again.
 
         Raises:
-            EngineError: the engine cannot be asked.
+            EngineError: the engine could not be asked.
         """
         until = self._clock() + _RESUBSCRIBE
         while self._clock() < until:
@@ -187,129 +228,75 @@ class Informer:
             with waiting(pause):
                 await asyncio.sleep(pause)
             await self._list(everything=False)
-            for key in self._cache.changed():
-                self._enqueue(key, Priority.EVENT)
-
-    def _lose(self, event: events.EngineLost | events.EngineStreamLost) -> None:
-        self.error = event.error
-        self._recorder.complain(event)
-
-    async def _info(self) -> EngineInfo | None:
-        """Ask which engine it is; None where it does not answer soon."""
-        try:
-            async with asyncio.timeout(_INFO_PATIENCE):
-                return await self._engine.info()
-        except (EngineError, TimeoutError):
-            return None
-
-    def _report_connected(self, info: EngineInfo | None) -> None:
-        self._reported = events.EngineConnected
-        self._recorder.resolve(events.EngineLost)
-        self._recorder.log(
-            events.EngineConnected(
-                engine=info.name if info else None,
-                version=info.version if info else None,
-                api_version=info.api_version if info else None,
-            )
-        )
-
-    async def _hear_all(self, stream: AsyncIterator[EngineEvent]) -> None:
-        async for event in stream:
-            self._hear(event)
-
-    def _hear(self, event: EngineEvent) -> None:
-        if event.kind is EventKind.CONTAINER and event.what == "destroy":
-            self._on_removed()
-        match event.kind:
-            case EventKind.CONTAINER if self._knows(event.sandbox):
-                self._cache.touch(event.sandbox, event.id)
-                self._enqueue(event.sandbox, Priority.EVENT)
-            case EventKind.CONTAINER:
-                # Names in events are anybody's: only a list makes a key of one.
-                self._relist_asked.set()
-            case EventKind.VOLUME:
-                self._hear_volume(event)
-
-    def _knows(self, key: str) -> bool:
-        return self._is_wanted(key) or self._cache.has(key)
-
-    def _hear_volume(self, event: EngineEvent) -> None:
-        if event.id.startswith(naming.MARKER_PREFIX):
-            self._owners.hear(event.id, event.what)
-            return
-        key = self._cache.touch_volume(event.id) if event.what == "destroy" else None
-        if key is not None:
-            self._enqueue(key, Priority.EVENT)
+            self._enqueue_changed()
 
     async def _keep_relisting(self) -> None:
+        """List when the resync is due, or when an event requested it a moment after the last."""
         with activity("relist"):
-            await self._relist_when_due()
+            due = self._clock() + self._resync_interval
+            while True:
+                left = due - self._clock()
+                with waiting(left), suppress(TimeoutError):
+                    await asyncio.sleep(min(_RELIST_SPACING, left))
+                    async with asyncio.timeout(due - self._clock()):
+                        await self._relist_requested.wait()
+                began = self._clock()
+                resync = began >= due
+                if resync:
+                    due = began + self._resync_interval
+                await self._relist(resync=resync)
 
-    async def _relist_when_due(self) -> None:
-        due = self._clock() + self._resync_interval
-        while True:
-            await self._until_relist(due)
-            began = self._clock()
-            is_due = began >= due
-            if is_due:
-                due = began + self._resync_interval
-            try:
-                await self._relist(everyone=is_due)
-            except EngineError as error:
-                # A list that fails says nothing about what is there. Events still come, so work
-                # continues, but nothing is collected.
-                self.complete = False
-                self._report_no_list(error, self._clock() - began)
-            except BaseException:
-                self.complete = False
-                raise
+    async def _relist(self, *, resync: bool) -> None:
+        began = self._clock()
+        self._relist_requested.clear()
+        try:
+            await self._list(everything=False)
+        except EngineError as error:
+            # A list that fails proves nothing about what exists. Events still arrive, so work
+            # continues, but nothing is collected.
+            self.complete = False
+            if isinstance(error, EngineTimeout):
+                self._recorder.complain(
+                    events.EngineSlow(
+                        call="list containers and volumes",
+                        seconds=round(self._clock() - began, 1),
+                        error=str(error),
+                    ),
+                    about="list",
+                )
             else:
-                self._recorder.resolve(events.EngineSlow, about="list")
-                self._recorder.resolve(events.EngineListFailed)
-
-    def _report_no_list(self, error: EngineError, seconds: float) -> None:
-        if isinstance(error, EngineTimeout):
-            self._recorder.complain(
-                events.EngineSlow(
-                    call="list containers and volumes", seconds=round(seconds, 1), error=str(error)
-                ),
-                about="list",
-            )
-        else:
-            self._recorder.complain(events.EngineListFailed(error=str(error)))
-
-    async def _until_relist(self, due: float) -> None:
-        """Wait until a list is due, or an event asked for one a moment after the last."""
-        with waiting(due - self._clock()), suppress(TimeoutError):
-            await asyncio.sleep(min(_RELIST_SPACING, due - self._clock()))
-            async with asyncio.timeout(due - self._clock()):
-                await self._relist_asked.wait()
-
-    async def _relist(self, *, everyone: bool) -> None:
-        self._relist_asked.clear()
-        await self._list(everything=False)
+                self._recorder.complain(events.EngineListFailed(error=str(error)))
+            return
+        except BaseException:
+            self.complete = False
+            raise
         self.complete = True
-        if everyone:
-            self.enqueue_all()
+        if resync:
+            self._enqueue_all()
         else:
-            for key in self._cache.changed():
+            self._enqueue_changed()
+        self._recorder.resolve(events.EngineSlow, about="list")
+        self._recorder.resolve(events.EngineListFailed)
+
+    # --- events ---------------------------------------------------------------------------------
+
+    async def _follow(self, stream: AsyncIterator[EngineEvent]) -> None:
+        async for event in stream:
+            self._handle(event)
+
+    def _handle(self, event: EngineEvent) -> None:
+        if event.kind is EventKind.CONTAINER:
+            if event.what == "destroy":
+                self._on_removed()
+            if self._is_wanted(event.sandbox) or self._cache.has(event.sandbox):
+                self._cache.mark_dirty(event.sandbox, event.id)
+                self._enqueue(event.sandbox, Priority.EVENT)
+            else:
+                # Anyone can put a name into an event: only a list makes a key of it.
+                self._relist_requested.set()
+        elif event.kind is EventKind.VOLUME:
+            if event.id.startswith(naming.MARKER_PREFIX):
+                if self._owners.handle(event.id, event.what):
+                    self._enqueue_all()
+            elif event.what == "destroy" and (key := self._cache.mark_volume_dirty(event.id)):
                 self._enqueue(key, Priority.EVENT)
-
-    def enqueue_all(self) -> None:
-        """Have every key looked at."""
-        for key in {*self._cache.keys(), *self._wanted()}:
-            self._enqueue(key, Priority.RESYNC)
-
-    def _become_synced(self) -> None:
-        if not self.ever_synced:
-            self.ever_synced = True
-            self._on_first_sync()
-        self.connections += 1
-        self.complete, self.error = True, ""
-        self.enqueue_all()
-        self.synced.set()
-
-
-def _is_about_one(error: EngineError) -> bool:
-    """Whether it speaks of one container, and not of the engine."""
-    return isinstance(error, EngineTimeout) or not isinstance(error, EngineUnavailable)

@@ -1,14 +1,13 @@
-"""Which objects of the engine are ours. docs/adr/0010-ownership.md says why it is so.
+"""Decide which objects of the engine are ours. docs/adr/0010-ownership.md has the reasons.
 
 Labels alone prove nothing: ``docker commit`` copies them into an image, and from there into every
-container that somebody runs from it. An object is ours where its labels name this instance and
+container of that image. An object is ours if its labels name this instance and
 
 * its owner label names this database, and the database knows the object: a container by its id, a
-  volume by its name, and either by the nonce that was noted before it was asked for; or
-* its owner label names a database that is lost, and the object has the very name that it was made
-  under.
+  volume by its name, or either by the nonce that was stored before its creation; or
+* its owner label names a lost database, and the object still has the name it was created with.
 
-Everything else is foreign: not renamed, stopped, removed, adopted or counted.
+Everything else is foreign: never renamed, stopped, removed, adopted or counted.
 """
 
 from __future__ import annotations
@@ -29,16 +28,19 @@ if TYPE_CHECKING:
     from reconciler.store.store import Store
 
 _NONCE_BYTES: Final = 8
-# Ids that are remembered of one sandbox: an engine may come back with an older container.
+# Container ids that are kept for one sandbox: an engine may return with an older container.
 _MOST_IDS: Final = 32
-# Nonces that are remembered after their object was seen.
+# Nonces that are kept after their object was seen.
 _MOST_USED: Final = 2
 _LOST: Final = "lost-owners"
 _RIVALS: Final = "rival-owners"
 
 
 class Ownership:
-    """Decides for one database, from what it noted. ``prefix`` is that of container names."""
+    """Decides for one database. ``prefix`` is the prefix of container names.
+
+    ``lost`` and ``rivals`` are the owner ids of lost databases and of other live daemons.
+    """
 
     def __init__(self, engine: Engine, store: Store, *, instance: str, prefix: str) -> None:
         self._engine = engine
@@ -48,13 +50,13 @@ class Ownership:
         self.lost = _read(store, _LOST)
         self.rivals = _read(store, _RIVALS)
 
-    # --- before and after an object is made ----------------------------------------------------
+    # --- creation and adoption ------------------------------------------------------------------
 
     def intend(self, sandbox: str, name: str) -> str:
-        """The nonce for an object that is to be made under ``name``, noted before it is asked for.
+        """Store and return the nonce for an object that is about to be created as ``name``.
 
-        It stays the same until the object was seen, so that a create whose answer was lost can be
-        asked for again.
+        It stays the same until the object is seen, so that a create with a lost response can be
+        repeated.
         """
         claim = self._store.claim(sandbox)
         nonce = claim.pending.get(name)
@@ -64,7 +66,7 @@ class Ownership:
         return nonce
 
     def note_container(self, sandbox: str, container_id: str, nonce: str) -> None:
-        """The container was made, or found, with that nonce: from now on its id is the proof."""
+        """Store a container that was created or found with the nonce: its id is the proof now."""
         claim = self._store.claim(sandbox)
         kept = tuple(known for known in claim.containers if known != container_id)
         seen = {held: name for name, held in claim.pending.items() if held == nonce}
@@ -88,24 +90,24 @@ class Ownership:
         self._store.put_claim(sandbox, replace(claim, instance=self._instance))
 
     async def adopt(self, sandbox: str, volume: str | None) -> tuple[str, ...]:
-        """Take over what a person says is the sandbox's; returns the names of what was found.
+        """Take over objects on a user's request; return the names of those that were found.
 
         Args:
-            sandbox: The sandbox's name.
-            volume: Its workspace, with or without our labels; None: the one with its own name.
+            sandbox: The name of the sandbox.
+            volume: Its workspace, with or without our labels; None: the volume with its name.
 
         Raises:
-            NotFound: there is neither such a volume nor a container with the sandbox's own name.
-            Refused: the volume is another sandbox's workspace.
+            NotFound: there is neither such a volume nor a container with the sandbox's name.
+            Refused: the volume is the workspace of another sandbox.
         """
         base = naming.container_name(self._prefix, sandbox)
         wanted = volume or naming.volume_of(base)
         other = self._store.claimed_volumes.get(wanted, sandbox)
         if other != sandbox:
-            raise Refused(f"volume {wanted} is the workspace of {other}: adopt another one")
+            raise Refused(f"volume {wanted} is the workspace of {other}; adopt another one")
         found = await self._engine.inspect_volume(wanted)
         if volume is not None and found is None:
-            raise NotFound(f"volume {volume} does not exist: see `docker volume ls`")
+            raise NotFound(f"volume {volume} does not exist; see `docker volume ls`")
         container = await self._engine.inspect(base)
         if found is not None:
             self._note_volume(sandbox, found)
@@ -121,25 +123,25 @@ class Ownership:
         return tuple(taken.values())
 
     def problem(self, sandbox: str) -> str:
-        """Why nothing may be made for the sandbox: ``instance`` was changed; else empty."""
+        """Return why nothing may be created: ``instance`` was changed. Empty if it was not."""
         claim = self._store.claim(sandbox)
         made = claim.containers or claim.volumes
         if not made or claim.instance == self._instance:
             return ""
         return (
-            f"its container and workspace are of instance {claim.instance!r}, and `instance` is "
-            f"{self._instance!r} now: set it back, or remove the old container and run "
+            f"its container and workspace belong to instance {claim.instance!r}, and `instance` is "
+            f"now {self._instance!r}; set it back, or remove the old container and run "
             f"`reconciler adopt {sandbox}`"
         )
 
     def volumes_of(self, sandbox: str) -> tuple[str, ...]:
-        """The names of the volumes that are known to be the sandbox's."""
+        """Return the names of the volumes that belong to the sandbox."""
         return self._store.claim(sandbox).volumes
 
-    # --- whose an object is ---------------------------------------------------------------------
+    # --- classification -------------------------------------------------------------------------
 
     async def admit(self, container: Container) -> bool:
-        """Whether a container with our instance label is ours. Notes what proves it.
+        """Whether a container with our instance label is ours; store the proof.
 
         Raises:
             EngineError: the engine could not be asked about its image.
@@ -167,7 +169,7 @@ class Ownership:
         return proven
 
     def admit_volume(self, volume: Volume) -> Volume | None:
-        """The volume as a workspace of ours, or None. Notes what proves it."""
+        """Return the volume as a workspace of ours and store the proof; None if it is foreign."""
         sandbox = self._store.claimed_volumes.get(volume.name)
         adopted = sandbox is not None and volume.name in self._store.claim(sandbox).adopted
         if volume.owner in self.rivals and not adopted:
@@ -194,7 +196,7 @@ class Ownership:
         return not owner or owner in self.lost
 
     async def _inherits(self, container: Container) -> bool:
-        """Whether its labels come from its image: somebody ran a snapshot of a sandbox."""
+        """Whether its labels come from its image, which is then a commit of a sandbox."""
         try:
             labels = await self._engine.image_labels(container.image_id)
         except (NotFound, Forbidden):
@@ -205,12 +207,12 @@ class Ownership:
     # --- other databases ------------------------------------------------------------------------
 
     def note_lost(self, owners: Iterable[str]) -> None:
-        """No daemon answers for these owners: what has its own name is taken over."""
+        """Mark owners as lost: their objects with unchanged names become ours."""
         self.lost |= set(owners) - self.rivals
         _write(self._store, _LOST, self.lost)
 
     def note_rival(self, owner: str) -> None:
-        """A daemon with this owner is alive: nothing of it is ever taken over."""
+        """Mark an owner as alive: its objects are never taken over."""
         self.lost.discard(owner)
         self.rivals.add(owner)
         _write(self._store, _LOST, self.lost)
@@ -226,12 +228,12 @@ def _write(store: Store, fact: str, owners: set[str]) -> None:
 
 
 def volume_taken(volume: Volume, sandbox: str) -> NameTaken:
-    """The error for a volume that is in the way of a sandbox's workspace, and what to do."""
-    whose, first = "has no labels of ours", ""
+    """Return the error for a foreign volume with the name of the sandbox's workspace."""
+    origin, first = "has none of our labels", ""
     if volume.instance:
-        whose = f"is of instance {volume.instance!r}, owner {volume.owner or 'unknown'!r}"
-        first = "stop the daemon that made it, and "
+        origin = f"belongs to instance {volume.instance!r}, owner {volume.owner or 'unknown'!r}"
+        first = "stop the daemon that created it and "
     return NameTaken(
-        f"volume {volume.name} exists and {whose}: to use it as the workspace of {sandbox}, {first}"
-        f"run `reconciler adopt {sandbox}`; it is never removed or changed otherwise"
+        f"volume {volume.name} exists and {origin}; to use it as the workspace of {sandbox}, "
+        f"{first}run `reconciler adopt {sandbox}`. It is not changed or removed until then"
     )

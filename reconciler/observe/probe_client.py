@@ -1,7 +1,7 @@
-"""A bounded client for probes: one connection and one request, and nothing is kept.
+"""Bounded client for probes: one connection, one request, no state between two probes.
 
-The peer is hostile. A probe reads at most 8 KiB in at most 64 pieces, parses the status line and
-nothing else, and reports fixed texts only. The caller limits the time.
+The peer is hostile. A probe reads at most 8 KiB in at most 64 pieces, parses only the status line,
+and reports only fixed texts. The caller limits the time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 _MOST_BYTES: Final = 8 << 10
 _MOST_PIECES: Final = 64
-# What a TLS server may send for the handshake and those 8 KiB: a chain of certificates is large.
+# Limits for TLS, with the handshake: a chain of certificates is large.
 _MOST_TLS_BYTES: Final = 64 << 10
 _MOST_TLS_PIECES: Final = 256
 _GOOD_STATUS: Final = range(200, 400)
@@ -39,11 +39,11 @@ _IN_PATH: Final = "".join(map(chr, range(0x21, 0x7F))).replace("#", "")
 
 _HEADERS: Final = {"User-Agent": "reconciler", "Accept": "*/*", "Connection": "close"}
 
-_NO_ROUTE: Final = "this host has no route to the published address {address}: see its network"
+_NO_ROUTE: Final = "this host has no route to the published address {address}; check its network"
 _NO_ROOM: Final = "this host has no memory or no local port for another connection"
-_FORBIDDEN: Final = "a rule of this host forbids connections to {address}: see its firewall"
-# Errors that say something about this host and nothing about the sandbox.
-_OUR_TROUBLE: Final = {
+_FORBIDDEN: Final = "this host forbids connections to {address}; check its firewall"
+# Errors of this host, which prove nothing about the sandbox.
+_HOST_ERRORS: Final = {
     errno.EMFILE: OUT_OF_FILES,
     errno.ENFILE: OUT_OF_FILES,
     errno.ENETUNREACH: _NO_ROUTE,
@@ -59,27 +59,27 @@ _OUR_TROUBLE: Final = {
 }
 
 
-class Unasked(Exception):
-    """The sandbox could not be asked, which says nothing about its health.
+class ProbeImpossible(Exception):
+    """The probe could not be made, which proves nothing about the sandbox's health.
 
     The text names the cause and the fix.
     """
 
 
 class _Bad(Exception):
-    """The answer is bad; the text is ours, never the peer's."""
+    """The response is bad; the text never contains anything from the peer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Where a sandbox listens: an address or a host name, and a port."""
+    """Address or host name, and port, of a sandbox."""
 
     address: str
     port: int
 
     @property
     def authority(self) -> str:
-        """The address and the port, as they stand in a URL."""
+        """The address and the port as in a URL."""
         return f"[{self.address}]:{self.port}" if ":" in self.address else str(self)
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class HttpRequest:
     """One GET request. ``host`` is the Host header; None: the peer's address and port."""
 
     path: str
@@ -96,7 +96,7 @@ class Question:
     tls: bool = False
 
     def encoded(self, peer: Peer) -> bytes:
-        """The request as it is sent. Line breaks in a path are encoded."""
+        """Return the request as bytes. Line breaks in a path are encoded."""
         own = {name.lower() for name in self.headers}
         headers = {
             "Host": self.host or peer.authority,
@@ -110,17 +110,17 @@ class Question:
         return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 
-async def ask_http(peer: Peer, question: Question) -> str | None:
-    """None where the status is 200 to 399, else what is wrong.
+async def probe_http(peer: Peer, request: HttpRequest) -> str | None:
+    """Send an HTTP request; return None for a status from 200 to 399, else what is wrong.
 
     Raises:
         ConnectionRefusedError: nothing listens.
-        Unasked: this host cannot connect.
+        ProbeImpossible: this host cannot connect.
     """
     try:
-        with await _connected(peer) as wire:
-            channel = await _secured(wire, question.host) if question.tls else wire
-            await channel.send(question.encoded(peer))
+        with await _connect(peer) as connection:
+            channel = await _start_tls(connection, request.host) if request.tls else connection
+            await channel.send(request.encoded(peer))
             status = await _final_status(channel)
     except _Bad as bad:
         return str(bad)
@@ -130,24 +130,24 @@ async def ask_http(peer: Peer, question: Question) -> str | None:
         return _reason(error, peer)
     if status in _GOOD_STATUS:
         return None
-    return f"HTTP {status} on {quote(question.path, safe=_IN_PATH)[:_LONGEST_SHOWN_PATH]}"
+    return f"HTTP {status} on {quote(request.path, safe=_IN_PATH)[:_LONGEST_SHOWN_PATH]}"
 
 
-async def ask_tcp(peer: Peer, settles: float) -> str | None:
-    """None where something listens on the port, else what is wrong.
+async def probe_tcp(peer: Peer, settles: float) -> str | None:
+    """Connect to the port; return None if something listens there, else what is wrong.
 
-    An engine's proxy accepts every connection, and closes it at once where nothing listens in the
-    container. So a connection counts that gives a byte or stays open for ``settles`` seconds.
+    An engine's proxy accepts every connection, and closes it at once if nothing listens in the
+    container. So a connection must give a byte or stay open for ``settles`` seconds.
 
     Raises:
         ConnectionRefusedError: nothing listens.
-        Unasked: this host cannot connect.
+        ProbeImpossible: this host cannot connect.
     """
     try:
-        with await _connected(peer) as wire:
+        with await _connect(peer) as connection:
             try:
                 async with asyncio.timeout(settles):
-                    heard = await wire.receive() if settles else b"-"
+                    heard = await connection.receive() if settles else b"-"
             except TimeoutError:
                 return None
     except OSError as error:
@@ -158,15 +158,15 @@ async def ask_tcp(peer: Peer, settles: float) -> str | None:
 def _reason(error: OSError, peer: Peer) -> str:
     if isinstance(error, ConnectionRefusedError):
         raise error
-    if error.errno in _OUR_TROUBLE:
-        raise Unasked(_OUR_TROUBLE[error.errno].format(address=peer.address)) from error
+    if error.errno in _HOST_ERRORS:
+        raise ProbeImpossible(_HOST_ERRORS[error.errno].format(address=peer.address)) from error
     if error.errno is None:
         return "the connection broke"
     return f"{os.strerror(error.errno).lower()} on port {peer.port}"
 
 
-class _Wire:
-    """A connection, and how much may still be read of it."""
+class _Connection:
+    """A connection and its read limits."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -184,11 +184,11 @@ class _Wire:
         await self._loop.sock_sendall(self._sock, data)
 
     async def receive(self) -> bytes:
-        """What has come; empty at the end of the stream."""
+        """Return the next piece; empty at the end of the stream."""
         if not self.bytes_left:
-            raise _Bad("the answer has no status line in its first 8 KiB")
+            raise _Bad("the response has no status line in its first 8 KiB")
         if not self.pieces_left:
-            raise _Bad("the answer's status line comes in too many pieces")
+            raise _Bad("the status line of the response comes in too many pieces")
         data = await self._loop.sock_recv(self._sock, self.bytes_left)
         self.bytes_left -= len(data)
         self.pieces_left -= 1
@@ -196,11 +196,11 @@ class _Wire:
 
 
 class _Tls:
-    """TLS over a wire. The certificate is not verified: the peer is a port of this host."""
+    """TLS over a connection. The certificate is not verified: the peer is a port of this host."""
 
-    def __init__(self, wire: _Wire, server_name: str | None) -> None:
-        wire.bytes_left, wire.pieces_left = _MOST_TLS_BYTES, _MOST_TLS_PIECES
-        self._wire = wire
+    def __init__(self, connection: _Connection, server_name: str | None) -> None:
+        connection.bytes_left, connection.pieces_left = _MOST_TLS_BYTES, _MOST_TLS_PIECES
+        self._connection = connection
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = _context().wrap_bio(self._in, self._out, server_hostname=server_name)
         self._bytes_left = _MOST_BYTES
@@ -213,7 +213,7 @@ class _Tls:
 
     async def receive(self) -> bytes:
         if not self._bytes_left:
-            raise _Bad("the answer has no status line in its first 8 KiB")
+            raise _Bad("the response has no status line in its first 8 KiB")
         try:
             data = await self._do(lambda: self._tls.read(self._bytes_left))
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
@@ -234,10 +234,10 @@ class _Tls:
 
     async def _flush(self) -> None:
         if self._out.pending:
-            await self._wire.send(self._out.read())
+            await self._connection.send(self._out.read())
 
     async def _fill(self) -> None:
-        data = await self._wire.receive()
+        data = await self._connection.receive()
         if data:
             self._in.write(data)
         else:
@@ -249,13 +249,13 @@ def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    # A peer must not choose how much it costs: no groups of its own making, no second handshake.
+    # Limit what a peer can cost: no custom groups, no second handshake.
     context.set_ciphers("DEFAULT:!kDHE")
     context.options |= ssl.OP_NO_RENEGOTIATION
     return context
 
 
-async def _connected(peer: Peer) -> _Wire:
+async def _connect(peer: Peer) -> _Connection:
     family = socket.AF_INET6 if ":" in peer.address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -264,26 +264,26 @@ async def _connected(peer: Peer) -> _Wire:
     except BaseException:
         sock.close()
         raise
-    return _Wire(sock)
+    return _Connection(sock)
 
 
-async def _secured(wire: _Wire, host: str | None) -> _Tls:
-    """Shake hands; ``host`` without its port is the server name that is sent."""
+async def _start_tls(connection: _Connection, host: str | None) -> _Tls:
+    """Do the TLS handshake; send ``host`` without its port as the server name."""
     name = host.rpartition(":")[0] or host if host and "[" not in host else None
-    tls = _Tls(wire, name)
+    tls = _Tls(connection, name)
     await tls.shake_hands()
     return tls
 
 
-async def _final_status(channel: _Wire | _Tls) -> int:
-    """Read up to the first status line that is not of an interim response."""
+async def _final_status(channel: _Connection | _Tls) -> int:
+    """Read up to the status line of the first response that is not interim."""
     received, begin = b"", 0
     while data := await channel.receive():
         received += data
         while (end := received.find(b"\n", begin)) >= 0:
             line = _STATUS_LINE.fullmatch(received, begin, end + 1)
             if line is None:
-                raise _Bad("the answer is not HTTP/1.1")
+                raise _Bad("the response is not HTTP/1.1")
             if (status := int(line[1])) not in _INTERIM:
                 return status
             blank = _BLANK_LINE.search(received, end)
@@ -292,5 +292,5 @@ async def _final_status(channel: _Wire | _Tls) -> int:
             begin = blank.end()
         else:
             if not _BEGINNING.startswith(received[begin : begin + len(_BEGINNING)]):
-                raise _Bad("the answer is not HTTP/1.1")
+                raise _Bad("the response is not HTTP/1.1")
     raise _Bad("the connection was closed before a status line")

@@ -1,4 +1,4 @@
-"""Health probes: one task for each sandbox, so that one that hangs delays no other."""
+"""Health probes: one task for each sandbox, so that a slow one delays no other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from reconciler.core.model import CheckState, Health, Verdict
 from reconciler.core.policy import fold
 from reconciler.core.spec import HealthSpec, ProbeKind
 from reconciler.engine.reachability import LOOPBACK, why_unreachable
-from reconciler.observe.probe_client import Peer, Question, Unasked, ask_http, ask_tcp
+from reconciler.observe.probe_client import (
+    HttpRequest,
+    Peer,
+    ProbeImpossible,
+    probe_http,
+    probe_tcp,
+)
 from reconciler.telemetry import events
 from reconciler.telemetry.redact import redactor
 from reconciler.telemetry.supervision import supervise
@@ -48,16 +54,16 @@ _NO_CHECK: Final = (
     "its image has no HEALTHCHECK for `health: {kind: docker}` to use: choose another kind, or set "
     "`health: null`"
 )
-# Seconds between two looks at a check that passes.
-_CHECK_AGAIN: Final = 60.0
+# Seconds between two inspections of a HEALTHCHECK that passes.
+_CHECK_POLL: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One run of a container, and how to ask it. ``port`` is on ``address``; 0 for a probe without.
+    """One run of a container and where to probe it. ``port`` is 0 for a probe that needs none.
 
     ``seen_at`` is when the daemon first saw the run, in observed seconds. ``proxied``: the port is
-    published, so the engine's proxy may be what accepts connections.
+    published, so it may be the engine's proxy that accepts connections.
     """
 
     container_id: str
@@ -70,24 +76,28 @@ class Target:
 
     @property
     def peer(self) -> Peer:
-        """Where it listens."""
+        """The address to connect to."""
         return Peer(self.address, self.port)
 
     @property
-    def question(self) -> Question:
-        """What an http probe asks."""
+    def request(self) -> HttpRequest:
+        """The request of an http probe."""
         spec = self.spec
-        return Question(spec.path, spec.headers, spec.host, tls=spec.scheme == "https")
+        return HttpRequest(spec.path, spec.headers, spec.host, tls=spec.scheme == "https")
 
     @property
     def settles(self) -> float:
-        """Seconds that a connection must stay open before it shows that something listens."""
+        """Seconds that a connection must stay open to prove that something listens."""
         return min(self.spec.timeout / 2, _SETTLES) if self.proxied else 0.0
 
 
 @dataclass(slots=True)
 class _Watched:
-    """``seen`` is the last result of the image's own check; ``stale``: its run began unhealthy."""
+    """One probed run.
+
+    ``seen`` is the last result of the image's HEALTHCHECK. ``stale``: it was unhealthy already when
+    it was first seen.
+    """
 
     target: Target
     health: Health
@@ -97,12 +107,21 @@ class _Watched:
 
 
 class Prober:
-    """Keeps the health of what it watches, and reports each key whose verdict changed.
+    """Probes running sandboxes, keeps their health and reports changed verdicts.
 
-    ``on_doubt`` gets a key whose container the engine says is not running: an event was lost.
-    A probe that cannot be made says nothing: the verdict stays, and the cause is in the health.
-    While ``engine_answers`` does not hold, a bad answer is no verdict either: published ports are
-    gone, and the sandboxes may be well. ``engine_info`` is what the engine last said of itself.
+    A probe that cannot be made proves nothing: the verdict stays, and the health has the cause.
+    While ``engine_answers`` returns False, a bad response proves nothing either: published ports
+    are gone, and the sandboxes may be healthy.
+
+    Args:
+        engine: Runs the commands of ``exec`` probes.
+        on_verdict: Called with each key and health, if the verdict changed.
+        request_inspection: Called with a key if its containers should be inspected, for instance
+            because the engine reports one as stopped and its event was lost.
+        engine_answers: Whether the engine is connected.
+        engine_info: Returns what the engine last reported about itself.
+        recorder: The log and the ledger.
+        clock: Observed seconds.
     """
 
     def __init__(
@@ -110,7 +129,7 @@ class Prober:
         engine: Engine,
         *,
         on_verdict: Callable[[str, Health], None],
-        on_doubt: Callable[[str], None],
+        request_inspection: Callable[[str], None],
         engine_answers: Callable[[], bool],
         engine_info: Callable[[], EngineInfo | None],
         recorder: Recorder,
@@ -118,7 +137,7 @@ class Prober:
     ) -> None:
         self._engine = engine
         self._on_verdict = on_verdict
-        self._on_doubt = on_doubt
+        self._request_inspection = request_inspection
         self._engine_answers = engine_answers
         self._engine_info = engine_info
         self._recorder = recorder
@@ -127,12 +146,12 @@ class Prober:
         self._obstacles = _Obstacles(recorder)
 
     def health(self, key: str) -> Health:
-        """The probes' findings about the key's present run."""
+        """Return the health of the key's present run."""
         watched = self._watched.get(key)
         return watched.health if watched else Health()
 
     def watch(self, key: str, target: Target | None) -> None:
-        """Probe this run from now on, and no other; None: probe nothing."""
+        """Probe this run of the key and no other; None: stop probing it."""
         watched = self._watched.get(key)
         if watched is not None and watched.target == target:
             return
@@ -140,7 +159,7 @@ class Prober:
             self._watched.pop(key).task.cancel()
             self._obstacles.clear(key)
         if target is not None:
-            # In a new context: the task outlives the pass that starts it.
+            # In a new context, since the task outlives the pass that starts it.
             docker = target.spec.kind is ProbeKind.DOCKER
             probe = self._follow_check if docker else self._probe_until_cancelled
             task = asyncio.create_task(
@@ -152,10 +171,10 @@ class Prober:
             self._watched[key] = _Watched(target, fresh, task)
 
     def report(self, key: str, check: Check | None) -> None:
-        """Take in the image's own check of a running container, where that is its probe.
+        """Use the result of the image's HEALTHCHECK, if that is the probe of the container.
 
-        The engine goes on with a check while a container is paused, and it fails then. So a
-        container that is unhealthy when it is first seen to run is not restarted before two more
+        The engine continues the check while a container is paused, and it fails then. So a
+        container that is unhealthy when it is first seen to run is restarted only after two more
         results failed.
         """
         watched = self._watched.get(key)
@@ -176,7 +195,7 @@ class Prober:
         watched.seen = check.result if check else None
 
     def _await(self, key: str, watched: _Watched, reason: str) -> None:
-        """No verdict yet, for the reason."""
+        """Note why there is no final verdict yet."""
         former = watched.health
         if former.verdict is Verdict.UNKNOWN:
             health = replace(former, verdict=Verdict.BAD, since=self._clock(), reason=reason)
@@ -184,14 +203,14 @@ class Prober:
             watched.health = health
 
     async def _follow_check(self, key: str, target: Target) -> None:
-        """Have the container inspected now and then: an event may be lost, or not come at all."""
+        """Request an inspection now and then: an event may be lost or not be sent at all."""
         while True:
             good = self.health(key).verdict is Verdict.GOOD
-            await asyncio.sleep(max(target.spec.interval, _CHECK_AGAIN if good else 0.0))
-            self._on_doubt(key)
+            await asyncio.sleep(max(target.spec.interval, _CHECK_POLL if good else 0.0))
+            self._request_inspection(key)
 
     async def close(self) -> None:
-        """Probe nothing more."""
+        """Stop all probes."""
         tasks = [watched.task for watched in self._watched.values()]
         self._watched.clear()
         for task in tasks:
@@ -205,33 +224,33 @@ class Prober:
             health = await self._probe_once(key, target)
             eager = min(eager * _EAGER_FACTOR, target.spec.interval)
             if health.verdict is Verdict.GOOD or health.bad:
-                await asyncio.sleep(_until_turn(share, target.spec.interval))
+                await asyncio.sleep(_until_next_probe(share, target.spec.interval))
             else:
                 await asyncio.sleep(eager * (1 - _JITTER * share))
 
     async def _probe_once(self, key: str, target: Target) -> Health:
-        bad, unasked, stopped = None, "", False
+        bad, impossible, stopped = None, "", False
         try:
             bad = await self._probe(target)
         except (Busy, NotFound):
             stopped = True
-        except Unasked as error:
-            unasked = str(error)
+        except ProbeImpossible as error:
+            impossible = str(error)
         watched = self._watched.get(key)
         if watched is None or watched.target != target:
             return Health()
         if stopped:
-            self._on_doubt(key)
-        # That an engine is lost is reported elsewhere, once.
-        elif (bad is None and not unasked) or self._engine_answers():
-            self._learn(key, watched, bad, unasked)
+            self._request_inspection(key)
+        # The informer reports a lost engine, once for all sandboxes.
+        elif (bad is None and not impossible) or self._engine_answers():
+            self._learn(key, watched, bad, impossible)
         return watched.health
 
-    def _learn(self, key: str, watched: _Watched, bad: str | None, unasked: str) -> None:
+    def _learn(self, key: str, watched: _Watched, bad: str | None, impossible: str) -> None:
         former = watched.health
-        if unasked:
-            self._obstacles.meet(key, unasked)
-            watched.health = replace(former, unknown=unasked)
+        if impossible:
+            self._obstacles.add(key, impossible)
+            watched.health = replace(former, unknown=impossible)
             return
         self._obstacles.clear(key)
         spec = watched.target.spec
@@ -240,37 +259,45 @@ class Prober:
             spec = spec.model_copy(update={"failures": 1 + watched.stale, "successes": 1})
         health = fold(replace(former, unknown=""), spec, bad, self._clock())
         if health.verdict is not former.verdict:
+            if health.verdict is Verdict.GOOD:
+                self._recorder.tell(events.SandboxHealthy(sandbox=key, cause="its probe is good"))
+            elif health.verdict is Verdict.UNHEALTHY:
+                self._recorder.tell(
+                    events.SandboxUnhealthy(sandbox=key, cause=health.reason, failures=health.bad)
+                )
+                # It may be dead, and the event late or lost.
+                self._request_inspection(key)
             self._on_verdict(key, health)
         watched.health = health
 
     async def _probe(self, target: Target) -> str | None:
-        """None where the sandbox is well, else what is wrong.
+        """Probe once; return what is wrong, or None for a healthy sandbox.
 
         Raises:
             Busy, NotFound: the container is not running.
-            Unasked: nothing is known.
+            ProbeImpossible: the probe could not be made.
         """
         limit = target.spec.timeout
         try:
             if target.spec.kind is ProbeKind.EXEC:
-                return await self._ask_exec(target)
+                return await self._probe_exec(target)
             async with asyncio.timeout(limit):
                 if target.spec.kind is ProbeKind.TCP:
-                    return await ask_tcp(target.peer, target.settles)
-                return await ask_http(target.peer, target.question)
+                    return await probe_tcp(target.peer, target.settles)
+                return await probe_http(target.peer, target.request)
         except TimeoutError:
             return f"no answer within {limit:g} s"
         except ConnectionRefusedError as error:
             info = self._engine_info()
             if info and (why := why_unreachable(info, target.address)):
-                raise Unasked(why) from error
+                raise ProbeImpossible(why) from error
             return f"nothing listens on port {target.port}"
-        except (Unasked, Busy, NotFound):
+        except (ProbeImpossible, Busy, NotFound):
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a peer provokes is a bad answer
-            return f"the answer cannot be understood ({type(error).__name__})"
+        except Exception as error:  # noqa: BLE001 - an error that a peer provokes is a bad answer
+            return f"the response is invalid ({type(error).__name__})"
 
-    async def _ask_exec(self, target: Target) -> str | None:
+    async def _probe_exec(self, target: Target) -> str | None:
         command, limit = target.spec.command, target.spec.timeout
         try:
             code = await self._engine.run_in(target.container_id, command, limit)
@@ -279,20 +306,20 @@ class Prober:
         except (Busy, NotFound):
             raise
         except EngineError as error:
-            raise Unasked(_why_not_run(error)) from error
+            raise ProbeImpossible(_why_not_run(error)) from error
         return None if code == 0 else f"{command[0]} ended with exit code {code}"
 
 
 class _Obstacles:
-    """Why sandboxes cannot be probed. Each cause is logged once, however many it concerns."""
+    """Causes that prevent probes, by key. A cause is logged once for all sandboxes it affects."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._causes: dict[str, str] = {}
         self._keys: defaultdict[str, set[str]] = defaultdict(set)
 
-    def meet(self, key: str, cause: str) -> None:
-        """The key cannot be probed now."""
+    def add(self, key: str, cause: str) -> None:
+        """Note why the key cannot be probed."""
         if self._causes.get(key) == cause:
             return
         self.clear(key)
@@ -304,7 +331,7 @@ class _Obstacles:
             self._recorder.complain(events.ProbeUnknown(sandbox=key, cause=cause), about=cause)
 
     def clear(self, key: str) -> None:
-        """The key is probed again, or needs no probe any more."""
+        """Note that the key is probed again, or needs no probe any more."""
         cause = self._causes.pop(key, None)
         if cause is None:
             return
@@ -319,7 +346,7 @@ class _Obstacles:
 def target_of(
     desired: Desired, container: Container, address: str, seen_at: float
 ) -> Target | None:
-    """How a running container is asked; None where it is not to be asked.
+    """Return how to probe a running container; None if it has no health probe.
 
     ``address`` is where host ports are published; ``seen_at`` is when the daemon first saw the run.
     """
@@ -344,29 +371,29 @@ def target_of(
 
 
 def _why_not_run(error: EngineError) -> str:
-    """Why a command was not run: one text for one cause, in every sandbox."""
+    """Return why a command was not run; the same text for the same cause in every sandbox."""
     if is_out_of_files(error):
         return OUT_OF_FILES
     match error:
         case EngineTimeout():
-            return "the engine does not run the probe's command in time: see whether it is stuck"
+            return "the engine did not run the probe's command in time; check whether it is stuck"
         case EngineUnavailable():
-            return "the engine cannot be asked to run the probe's command"
+            return "the engine is unavailable and cannot run the probe's command"
         case Forbidden():
             return (
-                "commands in containers are forbidden here: allow them in the proxy before the "
+                "commands in containers are forbidden; allow them in the proxy in front of the "
                 "engine (POST=1, EXEC=1), or use an http or tcp probe"
             )
         case _:
             cause = redactor.clean(str(error), _REASON_LENGTH)
-            return f"the engine does not run the probe's command: {cause}"
+            return f"the engine refused to run the probe's command: {cause}"
 
 
-def _until_turn(share: float, interval: float) -> float:
-    """Seconds to the key's turn, at least half an interval away.
+def _until_next_probe(share: float, interval: float) -> float:
+    """Return the seconds to the key's next probe, at least half an interval.
 
-    Turns are ``interval`` apart, and a key's ``share`` of an interval, from 0 to 1, places them: so
-    sandboxes that were made together are not probed together.
+    Probes are ``interval`` apart. ``share`` (0 to 1) is the key's place in the interval, so that
+    sandboxes that were created together are not probed together.
     """
     now = asyncio.get_running_loop().time()
     seconds = interval - (now - share * interval) % interval

@@ -1,4 +1,4 @@
-"""Puts together all that a decision about one key is made from."""
+"""Snapshots: everything that a decision about one key is made from, built without side effects."""
 
 from __future__ import annotations
 
@@ -15,47 +15,20 @@ if TYPE_CHECKING:
     from reconciler.core.model import Observed, Verb
     from reconciler.core.spec import SandboxSpec
     from reconciler.manifest.env_files import EnvFiles
+    from reconciler.manifest.sync import ManifestSync
     from reconciler.observe.cache import Cache
     from reconciler.observe.informer import Informer
     from reconciler.observe.ownership import Ownership
     from reconciler.observe.probes import Prober
+    from reconciler.resources.disk_guard import DiskGuard
     from reconciler.resources.image_pulls import ImagePuller
     from reconciler.store.store import Store
     from reconciler.store.tables import Orphan, OrphanKind, Record
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
-    """Where the parts of a view come from; none of them has a side effect.
-
-    ``hold`` says why nothing new may be made now, ``no_ports`` why a sandbox has no host port,
-    ``held_because`` why the desired file's record cannot be used, ``blind`` why the engine cannot
-    be asked; each is empty where all is well. ``open_circuits`` gives the verbs that are not tried
-    now, each with the seconds until its next trial.
-    """
-
-    store: Store
-    cache: Cache
-    informer: Informer
-    puller: ImagePuller
-    prober: Prober
-    open_circuits: Callable[[], Mapping[Verb, float]]
-    env_files: EnvFiles
-    instance_config: InstanceConfig
-    ownership: Ownership
-    orphan_held: Callable[[Orphan], bool]
-    no_ports: Callable[[str], str]
-    is_held: Callable[[str], bool]
-    held_because: Callable[[str], str]
-    hold: Callable[[], str]
-    blind: Callable[[], str]
-    gc_grace: float
-    pause_grace: float
-
-
-@dataclass(frozen=True, slots=True)
-class _MadeFrom:
-    """What a hash stands for. ``digest`` is that of the env file, None where there is none."""
+class _HashInput:
+    """What a spec hash was computed from. ``digest`` is the env file's; None: there is none."""
 
     spec_hash: str
     spec: SandboxSpec
@@ -63,112 +36,145 @@ class _MadeFrom:
 
 
 class SnapshotBuilder:
-    """Views of every key, all from the same sources."""
+    """Builds snapshots of any key.
 
-    def __init__(self, sources: Sources) -> None:
-        self._from = sources
-        self._made_from: dict[str, dict[str, _MadeFrom]] = {}
+    ``open_circuits`` returns the seconds until the next try of each verb with an open circuit.
+    ``is_orphan_held`` tells whether the mass-delete guard holds an orphan back. ``port_problem``
+    returns why a sandbox has no host port; empty if it has.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        cache: Cache,
+        informer: Informer,
+        puller: ImagePuller,
+        prober: Prober,
+        disk: DiskGuard,
+        manifest_sync: ManifestSync,
+        env_files: EnvFiles,
+        instance_config: InstanceConfig,
+        ownership: Ownership,
+        open_circuits: Callable[[], Mapping[Verb, float]],
+        is_orphan_held: Callable[[Orphan], bool],
+        port_problem: Callable[[str], str],
+        gc_grace: float,
+        pause_grace: float,
+    ) -> None:
+        self._store = store
+        self._cache = cache
+        self._informer = informer
+        self._puller = puller
+        self._prober = prober
+        self._disk = disk
+        self._manifest_sync = manifest_sync
+        self._env_files = env_files
+        self._instance_config = instance_config
+        self._ownership = ownership
+        self._open_circuits = open_circuits
+        self._is_orphan_held = is_orphan_held
+        self._port_problem = port_problem
+        self._gc_grace = gc_grace
+        self._pause_grace = pause_grace
+        # By key and spec hash: the record's present hash last, and those of its containers.
+        self._hashed: dict[str, dict[str, _HashInput]] = {}
 
     @property
     def now(self) -> float:
         """Observed seconds."""
-        return self._from.store.clock()
+        return self._store.clock()
 
     def keys(self) -> set[str]:
-        """Every key that there is something to say of."""
-        store = self._from.store
-        return {*store.records, *store.deleted, *self._from.cache.keys()}
+        """Return every key with a record, a deletion or an object of the engine."""
+        return {*self._store.records, *self._store.deleted, *self._cache.keys()}
 
     def snapshot(self, key: str) -> Snapshot:
-        """All that is known of the key now."""
-        sources = self._from
-        record = sources.store.records.get(key)
+        """Take the snapshot of one key."""
+        record = self._store.records.get(key)
         if record is None:
-            self._made_from.pop(key, None)
-        observed = sources.cache.observed(key)
+            self._hashed.pop(key, None)
+        observed = self._cache.observed(key)
+        image = self._puller.state(key, record.spec.image) if record else ImageState.UNKNOWN
+        synced = self._informer.synced.is_set()
         now = self.now
         return Snapshot(
             key=key,
-            prefix=sources.instance_config.prefix,
+            prefix=self._instance_config.prefix,
             desired=self._desired(record, observed) if record else None,
             observed=observed,
             now=now,
-            memory=sources.store.memory(key),
-            health=sources.prober.health(key),
-            image=self._image(key, record),
-            fate=Fate.DELETED if key in sources.store.deleted else Fate.UNKNOWN,
+            memory=self._store.memory(key),
+            health=self._prober.health(key),
+            image=image,
+            fate=Fate.DELETED if key in self._store.deleted else Fate.UNKNOWN,
             orphans=self._orphans(observed),
-            gc_grace=sources.gc_grace,
-            pause_grace=sources.pause_grace,
+            gc_grace=self._gc_grace,
+            pause_grace=self._pause_grace,
             may_collect=self.may_collect(key),
-            hung={verb: now + seconds for verb, seconds in sources.open_circuits().items()},
-            hold=sources.hold(),
-            held=sources.held_because(key),
-            unseen=sources.cache.unseen(key),
-            blind=sources.blind(),
-            sees_volumes=sources.cache.sees_volumes,
+            hung={verb: now + seconds for verb, seconds in self._open_circuits().items()},
+            hold=self._disk.hold,
+            held=self._manifest_sync.held_because(key),
+            unseen=self._cache.inspection_error(key),
+            blind="" if synced else self._informer.error,
+            sees_volumes=self._cache.sees_volumes,
         )
 
     def may_collect(self, key: str) -> bool:
-        """Whether it is certain that nothing wants what is under the key.
+        """Whether it is certain that no record wants what is under the key.
 
-        It is not while the last list failed, before any desired file was ever accepted, and while
-        the file names the key in a record that cannot be read.
+        It is not certain while the last list failed, before any desired file was accepted, and
+        while the file has a record of that name that is invalid.
         """
-        sources = self._from
-        known = sources.informer.complete and sources.store.desired_known
-        return known and not sources.is_held(key) and key not in sources.store.held
-
-    def _image(self, key: str, record: Record | None) -> ImageState:
-        return self._from.puller.state(key, record.spec.image) if record else ImageState.UNKNOWN
+        known = self._informer.complete and self._store.desired_known
+        return known and not self._manifest_sync.is_held(key) and key not in self._store.held
 
     def _desired(self, record: Record, observed: Observed) -> Desired:
-        made_from, env_problem = self._hash(record, {c.spec_hash for c in observed.containers})
+        name, env_file, digest = record.name, record.spec.env_file, None
+        env_problem, hashed, changes = "", None, {}
+        if env_file is not None:
+            file = self._env_files.get(env_file)
+            if isinstance(file, ReconcilerError):
+                env_problem = str(file)
+            else:
+                digest = file.digest
+        if not env_problem:
+            hashed = self._hash(record, digest, {c.spec_hash for c in observed.containers})
+            changes = {
+                former.spec_hash: f"its env_file {env_file} changed"
+                if former.spec == hashed.spec
+                else "the spec changed"
+                for former in self._hashed[name].values()
+                if former is not hashed
+            }
         return Desired(
-            name=record.name,
+            name=name,
             state=record.state,
             spec_name=record.spec_name,
             spec=record.spec,
-            spec_hash=made_from.spec_hash if made_from else None,
-            identity=self._from.store.identity(record.name),
+            spec_hash=hashed.spec_hash if hashed else None,
+            identity=self._store.identity(name),
             problem=(
-                self._from.ownership.problem(record.name)
-                or env_problem
-                or self._from.no_ports(record.name)
-                or None
+                self._ownership.problem(name) or env_problem or self._port_problem(name) or None
             ),
-            changes=self._changes(record.name, made_from) if made_from else {},
+            changes=changes,
         )
 
-    def _hash(self, record: Record, in_use: set[str]) -> tuple[_MadeFrom | None, str | None]:
-        digest = None
-        if record.spec.env_file is not None:
-            file = self._from.env_files.get(record.spec.env_file)
-            if isinstance(file, ReconcilerError):
-                return None, str(file)
-            digest = file.digest
-        seen = self._made_from.setdefault(record.name, {})
-        last = next(reversed(seen.values()), None)
+    def _hash(self, record: Record, digest: str | None, in_use: set[str]) -> _HashInput:
+        """Hash the record's spec, unless it is unchanged; forget hashes that no container has."""
+        known = self._hashed.setdefault(record.name, {})
+        last = next(reversed(known.values()), None)
         if last is None or last.spec is not record.spec or last.digest != digest:
-            hashed = spec_hash(record.spec, self._from.instance_config, digest)
-            seen.pop(hashed, None)
-            last = seen[hashed] = _MadeFrom(hashed, record.spec, digest)
-        for former in seen.keys() - in_use - {last.spec_hash}:
-            del seen[former]
-        return last, None
-
-    def _changes(self, name: str, now: _MadeFrom) -> dict[str, str]:
-        return {
-            former.spec_hash: f"its env_file {now.spec.env_file} changed"
-            if former.spec == now.spec
-            else "the spec changed"
-            for former in self._made_from[name].values()
-            if former is not now
-        }
+            hashed = spec_hash(record.spec, self._instance_config, digest)
+            known.pop(hashed, None)
+            last = known[hashed] = _HashInput(hashed, record.spec, digest)
+        for former in known.keys() - in_use - {last.spec_hash}:
+            del known[former]
+        return last
 
     def _orphans(self, observed: Observed) -> Orphans:
-        containers = self._known("container", [c.id for c in observed.containers])
-        volumes = self._known("volume", [v.name for v in observed.volumes])
+        containers = self._known_orphans("container", [c.id for c in observed.containers])
+        volumes = self._known_orphans("volume", [v.name for v in observed.volumes])
         return Orphans(
             containers={key: orphan.since for key, orphan in containers.items()},
             volumes={key: orphan.since for key, orphan in volumes.items()},
@@ -176,10 +182,10 @@ class SnapshotBuilder:
             held=frozenset(
                 key
                 for key, orphan in (*containers.items(), *volumes.items())
-                if self._from.orphan_held(orphan)
+                if self._is_orphan_held(orphan)
             ),
         )
 
-    def _known(self, kind: OrphanKind, ids: list[str]) -> Mapping[str, Orphan]:
-        known = self._from.store.orphans[kind]
+    def _known_orphans(self, kind: OrphanKind, ids: list[str]) -> Mapping[str, Orphan]:
+        known = self._store.orphans[kind]
         return {id_: known[id_] for id_ in ids if id_ in known}

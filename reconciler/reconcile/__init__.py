@@ -1,1 +1,1 @@
-"""The loop: queue, workers, controller, executor, retries."""
+"""Reconcile sandboxes: queue, workers, controller, executor and what they keep track of."""

@@ -15,28 +15,27 @@ if TYPE_CHECKING:
 
 
 def announce(recorder: Recorder, snapshot: Snapshot, action: Action, seconds: float) -> None:
-    """Report a completed action. ``snapshot`` is what it was decided from."""
+    """Report a completed action. ``snapshot`` is the one it was decided from."""
     event = _event_of(snapshot, action, seconds)
     if event is None:
         return
-    report = recorder.note if _is_a_detail(snapshot, action) else recorder.tell
+    report = recorder.note if _is_part_of_replacement(snapshot, action) else recorder.tell
     report(event)
     if action.verb in {Verb.REMOVE, Verb.REMOVE_VOLUME}:
         recorder.resolve(events.GarbageFailed, about=f"{snapshot.key} {action.target}")
-    error = _undone(snapshot, action)
-    if error:
+    if error := _rollback_cause(snapshot, action):
         recorder.tell(
             events.SandboxRolledBack(
                 sandbox=snapshot.key,
-                cause="the container that should replace it could not be started",
+                cause="its replacement could not be started",
                 container=action.target,
                 error=error,
             )
         )
 
 
-def _undone(snapshot: Snapshot, action: Action) -> str:
-    """Return why the replacement of the container that was started now had been given up."""
+def _rollback_cause(snapshot: Snapshot, action: Action) -> str:
+    """Return why the replacement of the started container failed; empty if it has none."""
     container, desired = snapshot.observed.container(action.container_id), snapshot.desired
     if action.verb is not Verb.START or action.restart or container is None or desired is None:
         return ""
@@ -44,8 +43,8 @@ def _undone(snapshot: Snapshot, action: Action) -> str:
     return failed.cause if failed and container.spec_hash != desired.spec_hash else ""
 
 
-def _is_a_detail(snapshot: Snapshot, action: Action) -> bool:
-    """Whether the action is a part of a replacement, which the log reports as a whole."""
+def _is_part_of_replacement(snapshot: Snapshot, action: Action) -> bool:
+    """Whether the action is one step of a replacement, which the log reports as a whole."""
     roles = roles_of(snapshot)
     parts = {c.id for c in (roles.successor, roles.predecessor) if c is not None}
     makes_way = action.verb is Verb.RENAME and action.new_name != names_of(snapshot).current
@@ -53,7 +52,7 @@ def _is_a_detail(snapshot: Snapshot, action: Action) -> bool:
     return makes_way or within
 
 
-def _event_of(  # noqa: C901, PLR0911 - one case a verb
+def _event_of(  # noqa: C901, PLR0911 - one case for each verb
     snapshot: Snapshot, action: Action, seconds: float
 ) -> events.SandboxEvent | None:
     key, cause, target = snapshot.key, action.cause, action.target
@@ -90,7 +89,7 @@ def _event_of(  # noqa: C901, PLR0911 - one case a verb
 
 
 def _removal(snapshot: Snapshot, action: Action) -> events.SandboxEvent:
-    """Return what the removal of a container means: garbage, a finished replacement, or no more."""
+    """Return the event of a removal: of an orphan, of a replaced container, or a plain one."""
     key, cause, target = snapshot.key, action.cause, action.target
     if snapshot.desired is None:
         if snapshot.fate is Fate.UNKNOWN:

@@ -1,9 +1,10 @@
-"""How many changes of a kind are under way, and whether the engine hangs at that kind.
+"""Per-verb concurrency limit and circuit breaker.
 
-An engine can wedge: it answers questions, and some changes hang until it is restarted. Asking again
-then only piles up what hangs, so after a few timeouts in a row one call of the kind is tried now
-and then, and all other kinds go on. A slow engine is not wedged, for calls still end; nor is one
-at which a single container hangs; nor a dead one, which answers no list either.
+An engine can be wedged: reads work, and some writes hang until it is restarted. Retrying only piles
+up hanging calls. So after a few timeouts in a row the circuit for that verb opens, and one call at
+a time probes whether the engine has recovered; other verbs continue. The circuit stays closed for a
+slow engine, whose calls still end, for a single container that hangs, and for a dead engine, which
+does not answer lists either.
 """
 
 from __future__ import annotations
@@ -21,48 +22,50 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from reconciler.observe.cache import Cache
-    from reconciler.observe.informer import Informer
     from reconciler.telemetry.recorder import Recorder
 
-# Timeouts in a row after which a kind of change is taken to hang.
-_PATIENCE: Final = 3
-# A list that is answered so long after a change was asked for shows that the engine lives.
+# Timeouts in a row that open a circuit.
+_TIMEOUT_LIMIT: Final = 3
+# A list that is answered this many seconds after a call began shows that the engine is alive.
 _SETTLED: Final = 1.0
-_FIRST_TRIAL: Final = 30.0
-_LONGEST_TRIAL: Final = 300.0
+# Seconds between two calls through an open circuit; doubled up to the limit.
+_FIRST_PROBE: Final = 30.0
+_LONGEST_PROBE: Final = 300.0
 
 
 @dataclass(slots=True)
-class _Breaker:
-    """One kind of change. Seconds are monotonic.
+class _Circuit:
+    """Calls of one verb. Times are monotonic, in seconds.
 
-    ``answers`` is set where the engine answered a list while a call hung.
+    ``timeouts`` counts those in a row, on the containers of ``timed_out``. ``engine_alive`` is set
+    if the engine answered a list while a call hung. ``probe_at`` is 0 while the circuit is closed.
     """
 
     limit: int
-    under_way: int = 0
+    running: int = 0
     waiting: OrderedDict[str, None] = field(default_factory=OrderedDict)
-    hung_keys: set[str] = field(default_factory=set)
-    hung: int = 0
-    answers: bool = False
-    trial_at: float = 0.0
-    trial_every: float = _FIRST_TRIAL
+    timeouts: int = 0
+    timed_out: set[str] = field(default_factory=set)
+    engine_alive: bool = False
+    probe_at: float = 0.0
+    probe_every: float = _FIRST_PROBE
 
-    def recover(self) -> None:
-        self.hung_keys.clear()
-        self.hung, self.answers = 0, False
-        self.trial_at, self.trial_every = 0.0, _FIRST_TRIAL
+    def close(self) -> None:
+        self.timed_out.clear()
+        self.timeouts, self.engine_alive = 0, False
+        self.probe_at, self.probe_every = 0.0, _FIRST_PROBE
 
-    def await_trial(self, now: float) -> None:
-        self.trial_at = now + self.trial_every
-        self.trial_every = min(self.trial_every * 2, _LONGEST_TRIAL)
+    def schedule_probe(self, now: float) -> None:
+        self.probe_at = now + self.probe_every
+        self.probe_every = min(self.probe_every * 2, _LONGEST_PROBE)
 
 
 class CircuitBreakers:
-    """One lane a verb. ``clock`` is monotonic; ``wake`` enqueues a key that waited for its turn.
+    """One circuit for each verb. ``clock`` is monotonic.
 
-    ``limits`` gives the calls of a verb that may be under way at once, ``limit`` those of all other
-    verbs. ``sandboxes`` counts the sandboxes there are. ``wake_all`` enqueues every key.
+    ``limits`` gives the number of parallel calls by verb, and ``limit`` that of all other verbs.
+    ``sandboxes`` returns the number of sandboxes. ``wake`` enqueues a key that was throttled, and
+    ``wake_all`` every key.
     """
 
     def __init__(
@@ -71,122 +74,108 @@ class CircuitBreakers:
         limit: int,
         limits: Mapping[Verb, int],
         cache: Cache,
-        informer: Informer,
         sandboxes: Callable[[], int],
         wake: Callable[[str], None],
         wake_all: Callable[[], None],
         recorder: Recorder,
         clock: Callable[[], float],
     ) -> None:
-        self._breakers = {verb: _Breaker(limits.get(verb, limit)) for verb in Verb}
+        self._circuits = {verb: _Circuit(limits.get(verb, limit)) for verb in Verb}
         self._cache = cache
-        self._informer = informer
         self._sandboxes = sandboxes
         self._wake = wake
         self._wake_all = wake_all
         self._recorder = recorder
         self._clock = clock
-        self._connection = 0
-        self._said = False
+        self._connections = 0
+        self._wedge_reported = False
 
     @asynccontextmanager
     async def enter(self, verb: Verb, key: str) -> AsyncIterator[None]:
-        """The turn for one call; how it ends is taken into account.
+        """Take a slot for one call, and record its outcome.
 
         Raises:
-            Postponed: it is not the key's turn. Once there is room, the key is woken.
+            Throttled: the circuit is open, or all slots are taken. The key is woken later.
         """
-        lane = self._breakers[verb]
-        self._admit(lane, verb, key)
-        began = self._clock()
-        lane.under_way += 1
+        circuit, began = self._circuits[verb], self._clock()
+        if self._is_open(circuit):
+            if began < circuit.probe_at:
+                raise Throttled(f"circuit open for {verb}")
+            circuit.schedule_probe(began)
+        elif circuit.running >= circuit.limit:
+            circuit.waiting[key] = None
+            raise Throttled(f"{circuit.running} calls of {verb} are running")
+        circuit.waiting.pop(key, None)
+        circuit.running += 1
         try:
             yield
         except EngineTimeout:
-            self._note_hang(lane, key, began)
+            circuit.timeouts += 1
+            circuit.timed_out.add(key)
+            circuit.engine_alive |= self._cache.listed_at >= began + _SETTLED
+            if self._is_open(circuit) and circuit.probe_at == 0.0:
+                circuit.schedule_probe(self._clock())
             raise
         except EngineUnavailable:
             raise
         except EngineError:
-            self._note_answer(lane)
+            self.note_answer(verb)
             raise
         else:
-            self._note_answer(lane)
+            self.note_answer(verb)
         finally:
-            lane.under_way -= 1
-            self._wake_next(lane)
+            circuit.running -= 1
+            for other in list(circuit.waiting)[: max(circuit.limit - circuit.running, 0)]:
+                del circuit.waiting[other]
+                self._wake(other)
 
-    def _admit(self, lane: _Breaker, verb: Verb, key: str) -> None:
-        now = self._clock()
-        if self._hangs(lane):
-            if now < lane.trial_at:
-                raise Throttled(f"the engine hangs at every {verb}")
-            lane.await_trial(now)
-        elif lane.under_way >= lane.limit:
-            lane.waiting[key] = None
-            raise Throttled(f"{lane.under_way} others are at {verb}")
-        lane.waiting.pop(key, None)
-
-    def _note_hang(self, lane: _Breaker, key: str, began: float) -> None:
-        lane.hung += 1
-        lane.hung_keys.add(key)
-        lane.answers = lane.answers or self._cache.listed_at >= began + _SETTLED
-        if self._hangs(lane) and lane.trial_at == 0.0:
-            lane.await_trial(self._clock())
-
-    def _note_answer(self, lane: _Breaker) -> None:
-        hung = self._hangs(lane)
-        lane.recover()
-        if hung:
+    def note_answer(self, verb: Verb) -> None:
+        """Close the circuit: the engine answered such a call, or reported that it did one."""
+        circuit = self._circuits[verb]
+        was_open = self._is_open(circuit)
+        circuit.close()
+        if was_open:
             self._wake_all()
 
-    def _wake_next(self, lane: _Breaker) -> None:
-        for key in list(lane.waiting)[: max(lane.limit - lane.under_way, 0)]:
-            del lane.waiting[key]
-            self._wake(key)
-
-    def _hangs(self, lane: _Breaker) -> bool:
-        if lane.hung < _PATIENCE:
+    def _is_open(self, circuit: _Circuit) -> bool:
+        if circuit.timeouts < _TIMEOUT_LIMIT:
             return False
-        return len(lane.hung_keys) > 1 or self._sandboxes() == 1
+        return len(circuit.timed_out) > 1 or self._sandboxes() == 1
 
-    def _hanging(self) -> dict[Verb, _Breaker]:
-        return {verb: lane for verb, lane in self._breakers.items() if self._hangs(lane)}
-
-    def on_done(self, verb: Verb) -> None:
-        """The engine did such a change, whoever asked for it: it does not hang at that kind."""
-        self._note_answer(self._breakers[verb])
-
-    # --- what is known of the engine ----------------------------------------------------------
-
-    def hung(self) -> dict[Verb, float]:
-        """The verbs at which the engine hangs, and in how many seconds each is tried again."""
+    def open_circuits(self) -> dict[Verb, float]:
+        """Return the seconds until the next half-open probe, for each verb with an open circuit."""
         now = self._clock()
-        return {verb: max(lane.trial_at - now, 0.0) for verb, lane in self._hanging().items()}
+        return {
+            verb: max(circuit.probe_at - now, 0.0)
+            for verb, circuit in self._circuits.items()
+            if self._is_open(circuit)
+        }
 
     @property
     def wedged(self) -> str:
-        """What is wrong, and what to do about it; empty while the engine is not wedged."""
-        hanging = self._hanging()
-        if not any(lane.answers for lane in hanging.values()):
+        """What is wrong and what to do about it; empty unless the engine is wedged."""
+        verbs = self.open_circuits()
+        if not any(self._circuits[verb].engine_alive for verb in verbs):
             return ""
-        verbs = " and ".join(sorted(map(str, hanging)))
         return (
-            f"the engine answers questions, but hangs at {verbs}: restart it, for instance with "
-            "`systemctl restart docker`"
+            f"the engine is wedged: reads work, but these calls hang: {', '.join(sorted(verbs))}. "
+            "Restart it, for instance with `systemctl restart docker`"
         )
 
-    def review(self) -> None:
-        """Say it, once, when the engine is wedged, and when it no longer is."""
-        if self._informer.connections != self._connection:
-            # Perhaps another engine process: what hung in the last one is no more.
-            self._connection = self._informer.connections
-            for lane in self._breakers.values():
-                lane.recover()
-        problem = self.wedged
-        if problem and not self._said:
-            self._said = True
-            self._recorder.log(events.EngineWedged(error=problem, verbs=sorted(self.hung())))
-        elif self._said and not self.hung():
-            self._said = False
+    def report(self, connections: int) -> None:
+        """Log once when the engine becomes wedged, and once when it no longer is.
+
+        ``connections`` counts the connections to the engine.
+        """
+        if connections != self._connections:
+            # The engine may have been restarted, which ended every call that hung.
+            self._connections = connections
+            for circuit in self._circuits.values():
+                circuit.close()
+        wedged, open_ = self.wedged, self.open_circuits()
+        if wedged and not self._wedge_reported:
+            self._wedge_reported = True
+            self._recorder.log(events.EngineWedged(error=wedged, verbs=sorted(open_)))
+        elif self._wedge_reported and not open_:
+            self._wedge_reported = False
             self._recorder.log(events.EngineUnwedged())

@@ -1,7 +1,7 @@
-"""The one way out to the engine: each verb of a plan, done once.
+"""Do one action on the engine.
 
-Every call has the engine's own timeout. What a call changed is marked for inspection, so the next
-decision sees what the engine says and not what was hoped for.
+Every call has the engine's timeout. The object that it changed is marked for inspection, so the
+next decision is made from the engine's state and not from an expectation.
 """
 
 from __future__ import annotations
@@ -35,30 +35,31 @@ if TYPE_CHECKING:
     from reconciler.observe.ownership import Ownership
     from reconciler.reconcile.circuit_breaker import CircuitBreakers
     from reconciler.resources.image_pulls import ImagePuller
+    from reconciler.store.store import Store
 
 
 class Executor:
-    """Does actions. ``durable`` returns once all that was leased is on disk."""
+    """Does one action at a time for a key, within the limits of the circuit breakers."""
 
     def __init__(
         self,
         engine: Engine,
         *,
+        store: Store,
         cache: Cache,
         puller: ImagePuller,
         env_files: EnvFiles,
         instance_config: InstanceConfig,
         ownership: Ownership,
-        durable: Callable[[], Awaitable[None]],
         breakers: CircuitBreakers,
     ) -> None:
         self._engine = engine
+        self._store = store
         self._cache = cache
         self._puller = puller
         self._env_files = env_files
         self._instance_config = instance_config
         self._ownership = ownership
-        self._durable = durable
         self._breakers = breakers
         self._handlers: Mapping[Verb, Callable[[Snapshot, Action], Awaitable[None]]] = {
             Verb.PULL: self._pull,
@@ -78,62 +79,60 @@ class Executor:
         """Do one action.
 
         Raises:
-            Postponed: the engine was not asked: it is not the key's turn.
-            EngineError: the engine did not do it, or it is not known whether it did.
-            ReconcilerError: it could not be asked for.
+            Throttled: the engine was not asked.
+            EngineError: the engine did not do it, or it is unknown whether it did.
+            ReconcilerError: something that the action needs is missing.
         """
         async with self._breakers.enter(action.verb, snapshot.key):
             try:
                 await self._handlers[action.verb](snapshot, action)
             except (EngineUnavailable, Unreadable):
-                self._cache.doubt(snapshot.key)
+                self._cache.request_listing(snapshot.key)
                 raise
             finally:
                 if action.container_id:
-                    self._cache.touch(snapshot.key, action.container_id)
+                    self._cache.mark_dirty(snapshot.key, action.container_id)
 
     async def _pull(self, snapshot: Snapshot, action: Action) -> None:
         self._puller.request(snapshot.key, action.target)
 
     async def _create_volume(self, snapshot: Snapshot, action: Action) -> None:
-        marks = self._volume_labels(snapshot, self._ownership.intend(snapshot.key, action.target))
-        await self._durable()
-        found = await self._engine.create_volume(action.target, marks)
+        nonce = self._ownership.intend(snapshot.key, action.target)
+        volume_labels = labels(self._instance_config, snapshot.key, nonce)
+        workspace = snapshot.desired and snapshot.desired.spec.workspace
+        if workspace:
+            volume_labels[naming.LABEL_RETAIN] = format_retain(workspace.retain)
+        await self._store.flush()
+        found = await self._engine.create_volume(action.target, volume_labels)
         volume = self._ownership.admit_volume(found)
         if volume is None:
             raise volume_taken(found, snapshot.key)
         self._cache.put_volume(volume)
 
-    def _volume_labels(self, snapshot: Snapshot, nonce: str) -> dict[str, str]:
-        marks = labels(self._instance_config, snapshot.key, nonce)
-        workspace = snapshot.desired and snapshot.desired.spec.workspace
-        if not workspace:
-            return marks
-        return {**marks, naming.LABEL_RETAIN: format_retain(workspace.retain)}
-
     async def _create(self, snapshot: Snapshot, action: Action) -> None:
-        wanted = self._blueprint(snapshot, action.target)
-        await self._durable()
+        config = self._config(snapshot, action.target)
+        await self._store.flush()
         try:
-            made = await self._engine.create(wanted)
+            created = await self._engine.create(config)
         except EngineError:
-            # Somebody else's volume or container may be in the way, or ours that nobody knew of.
-            self._cache.doubt(snapshot.key)
+            # An unknown container or volume may have the name.
+            self._cache.request_listing(snapshot.key)
             raise
-        self._ownership.note_container(snapshot.key, made, wanted.labels[naming.LABEL_NONCE])
-        self._cache.touch(snapshot.key, made)
+        self._ownership.note_container(snapshot.key, created, config.labels[naming.LABEL_NONCE])
+        self._cache.mark_dirty(snapshot.key, created)
         if snapshot.desired is not None:
             self._puller.mark(snapshot.key, snapshot.desired.spec.image, ImageState.UNKNOWN)
 
     async def _start(self, snapshot: Snapshot, action: Action) -> None:
         container = _container(snapshot, action)
         if container.started_at is not None:
-            # A start wipes out how the last run ended, and must not be taken for that of others.
+            # The start erases how the last run ended, and after a crash of the daemon it must not
+            # look like someone else's: so the memory is written first.
             await self._try_durable()
         wanted = snapshot.desired is not None and snapshot.desired.spec.workspace is not None
         if wanted and container.started_at is None and container.volumes:
-            stand_in = self._blueprint(snapshot, names_of(snapshot).stand_in)
-            await self._durable()
+            stand_in = self._config(snapshot, names_of(snapshot).stand_in)
+            await self._store.flush()
             await self._engine.prepare(action.container_id, stand_in)
         await self._engine.start(action.container_id)
 
@@ -144,15 +143,15 @@ class Executor:
         await self._engine.stop(action.container_id, grace)
 
     async def _try_durable(self) -> None:
-        """Write what is remembered; a full disk is no reason not to go on."""
+        """Write the memory; a full disk must not stop the action."""
         with suppress(StoreError):
-            await self._durable()
+            await self._store.flush()
 
-    async def _pause(self, _view: Snapshot, action: Action) -> None:
+    async def _pause(self, _snapshot: Snapshot, action: Action) -> None:
         await self._try_durable()
         await self._engine.pause(action.container_id)
 
-    async def _unpause(self, _view: Snapshot, action: Action) -> None:
+    async def _unpause(self, _snapshot: Snapshot, action: Action) -> None:
         await self._engine.unpause(action.container_id)
 
     async def _update(self, snapshot: Snapshot, action: Action) -> None:
@@ -160,42 +159,39 @@ class Executor:
         assert baseline is not None
         await self._engine.update(action.container_id, baseline.limits)
 
-    async def _rename(self, _view: Snapshot, action: Action) -> None:
+    async def _rename(self, _snapshot: Snapshot, action: Action) -> None:
         await self._engine.rename(action.container_id, action.new_name)
 
-    async def _remove(self, _view: Snapshot, action: Action) -> None:
+    async def _remove(self, _snapshot: Snapshot, action: Action) -> None:
         await self._engine.remove(action.container_id)
 
-    async def _remove_volume(self, _view: Snapshot, action: Action) -> None:
+    async def _remove_volume(self, _snapshot: Snapshot, action: Action) -> None:
         found = await self._engine.inspect_volume(action.target)
-        # The volume of that name may be another by now.
+        # Another volume may have that name by now.
         volume = self._ownership.admit_volume(found) if found else None
         if volume is not None and not volume.adopted:
             await self._engine.remove_volume(action.target)
         self._cache.drop_volume(action.target)
 
-    def _blueprint(self, snapshot: Snapshot, name: str) -> ContainerConfig:
-        assert snapshot.desired is not None
-        if not is_leased(snapshot.desired.spec, snapshot.desired.identity):
-            raise Refused(
-                snapshot.desired.problem or "it has no port and no key yet: wait for them"
-            )
+    def _config(self, snapshot: Snapshot, name: str) -> ContainerConfig:
+        desired = snapshot.desired
+        env: Mapping[str, str] = {}
+        assert desired is not None
+        if not is_leased(desired.spec, desired.identity):
+            raise Refused(desired.problem or "no port and session key are leased yet")
+        if desired.spec.env_file is not None:
+            file = self._env_files.get(desired.spec.env_file)
+            if isinstance(file, ReconcilerError):
+                raise file
+            env = file.values
         return blueprint(
-            snapshot.desired,
+            desired,
             name,
             self._instance_config,
-            self._env(snapshot.desired.spec.env_file),
+            env,
             volume=wanted_volume(snapshot),
             nonce=self._ownership.intend(snapshot.key, name),
         )
-
-    def _env(self, path: str | None) -> Mapping[str, str]:
-        if path is None:
-            return {}
-        file = self._env_files.get(path)
-        if isinstance(file, ReconcilerError):
-            raise file
-        return file.values
 
 
 def _container(snapshot: Snapshot, action: Action) -> Container:

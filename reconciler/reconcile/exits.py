@@ -1,4 +1,4 @@
-"""Record runs and exits of containers: our own stops, and deaths with their last log lines."""
+"""Record container exits: our own stops, and crashes with exit code and last log lines."""
 
 from __future__ import annotations
 
@@ -14,44 +14,40 @@ from reconciler.telemetry import events
 from reconciler.telemetry.redact import redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from reconciler.core.model import Container, Snapshot
     from reconciler.engine.protocol import Engine
+    from reconciler.observe.informer import Informer
     from reconciler.store.store import Store
     from reconciler.telemetry.recorder import Recorder
 
 _TAIL_LINES: Final = 20
-# A short run's first lines can be older than the start that the engine tells of it.
+# Seconds. The first log lines of a run can be older than its reported start.
 _START_SLACK: Final = 0.2
 
 
 class ExitTracker:
-    """Notes each run and each end of a container in the restart memory, and reports deaths.
-
-    ``connections`` counts the connections to the engine, each of which began with a full list.
-    """
+    """Accounts for each run and each exit of a container, and reports crashes."""
 
     def __init__(
         self,
         engine: Engine,
         *,
         store: Store,
+        informer: Informer,
         recorder: Recorder,
-        connections: Callable[[], int],
     ) -> None:
         self._engine = engine
         self._store = store
         self._recorder = recorder
-        self._connections = connections
+        self._informer = informer
         self._inspected: dict[str, tuple[str, int]] = {}
 
     async def account_for(self, snapshot: Snapshot, *, insist: bool) -> bool:
-        """Bring the memory in line with the current container; says whether it changed.
+        """Update the memory from the current container; return whether it changed.
 
         Raises:
-            EngineUnavailable: the engine is lost, and may itself be why the container ended. Only
-                where ``insist`` is set: else its log is done without.
+            EngineUnavailable: the engine is lost, which may be why the container exited. Only if
+                ``insist`` is set: otherwise the exit is recorded without its log.
         """
         current = roles_of(snapshot).current
         if snapshot.desired is None or current is None:
@@ -60,9 +56,9 @@ class ExitTracker:
         changed = (
             self._note_run(snapshot, current)
             or self._note_own_stop(snapshot)
-            or await self._note_death(snapshot, current, insist=insist)
+            or await self._note_crash(snapshot, current, insist=insist)
         )
-        self._inspected[snapshot.key] = (current.id, self._connections())
+        self._inspected[snapshot.key] = (current.id, self._informer.connections)
         return changed
 
     def _note_run(self, snapshot: Snapshot, container: Container) -> bool:
@@ -76,7 +72,7 @@ class ExitTracker:
             self._recorder.tell(
                 events.SandboxRestartedByOthers(
                     sandbox=snapshot.key,
-                    cause="the engine or a person started it",
+                    cause="the engine or a user started it",
                     container=container.name,
                     times=others,
                     restarts=memory.restarts,
@@ -85,23 +81,49 @@ class ExitTracker:
         return memory is not snapshot.memory
 
     def _note_own_stop(self, snapshot: Snapshot) -> bool:
-        """Account for an end that we asked for, where the daemon died before it noted that."""
-        container = _stopped_by_us(snapshot)
-        if container is None or policy.is_accounted(snapshot.memory, container):
+        """Account for a stop that a daemon issued and was killed before it recorded it."""
+        roles, desired = roles_of(snapshot), snapshot.desired
+        stopped: Container | None = None
+        if desired is None:
             return False
-        self._store.put_memory(snapshot.key, policy.after_own_stop(snapshot.memory, container))
+        if roles.predecessor and (roles.current is None or roles.current.started_at is None):
+            stopped = roles.predecessor
+        elif roles.successor or desired.state is DesiredState.STOPPED:
+            stopped = roles.current
+        if stopped is None or stopped.phase is not Phase.EXITED:
+            return False
+        if policy.is_accounted(snapshot.memory, stopped):
+            return False
+        self._store.put_memory(snapshot.key, policy.after_own_stop(snapshot.memory, stopped))
         return True
 
-    async def _note_death(self, snapshot: Snapshot, container: Container, *, insist: bool) -> bool:
-        """Account for an end that nobody here asked for, once."""
-        if not _died(snapshot, container):
-            return False
+    async def _note_crash(self, snapshot: Snapshot, container: Container, *, insist: bool) -> bool:
+        """Account once for an exit that was not ordered here, and report it."""
         assert snapshot.desired is not None
-        watched = self._inspected.get(snapshot.key) == (container.id, self._connections())
+        # A container that never started is called dead if its removal failed.
+        started = container.phase is Phase.DEAD and container.started_at is not None
+        exited = container.phase is Phase.EXITED or started
+        if (
+            not exited
+            or snapshot.desired.state is DesiredState.STOPPED
+            or policy.is_accounted(snapshot.memory, container)
+        ):
+            return False
+        watched = self._inspected.get(snapshot.key) == (container.id, self._informer.connections)
         unseen = policy.is_end_of_engine(container, watched=watched)
-        death = await self._autopsy(snapshot, container, insist=insist, unseen=unseen)
+        death = Death(
+            container_id=container.id,
+            seen_at=snapshot.now,
+            exit_code=container.exit_code,
+            oom_killed=container.oom_killed,
+            finished_at=container.finished_at,
+            unseen=unseen,
+            error=redactor.clean(container.error),
+            log_tail=await self._log_tail(container, insist=insist),
+        )
         restart = snapshot.desired.spec.restart
-        memory = self._store.memory(snapshot.key)  # a pull may have failed meanwhile
+        # Read after the log: a pull may have failed meanwhile.
+        memory = self._store.memory(snapshot.key)
         memory = policy.after_death(memory, container, death, restart, snapshot.key)
         self._store.put_memory(snapshot.key, memory)
         self._recorder.tell(
@@ -117,48 +139,15 @@ class ExitTracker:
         )
         return True
 
-    async def _autopsy(
-        self, snapshot: Snapshot, container: Container, *, insist: bool, unseen: bool
-    ) -> Death:
+    async def _log_tail(self, container: Container, *, insist: bool) -> tuple[str, ...]:
+        since = (container.started_at or 0.0) - _START_SLACK
         try:
-            since = (container.started_at or 0.0) - _START_SLACK
             tail = await self._engine.log_tail(container.id, _TAIL_LINES, since=since)
         except EngineError as error:
             lost = isinstance(error, EngineUnavailable) and not isinstance(error, EngineTimeout)
             if lost and insist:
-                # Perhaps the engine ends, and ended the sandbox: what it is asked to start now it
-                # leaves half done, and the ports taken.
+                # The engine may be shutting down and have stopped the sandbox. It would leave a
+                # container that it starts now half made, with its ports taken.
                 raise
             tail = (f"its log cannot be read: {error}",)
-        return Death(
-            container_id=container.id,
-            seen_at=snapshot.now,
-            exit_code=container.exit_code,
-            oom_killed=container.oom_killed,
-            finished_at=container.finished_at,
-            unseen=unseen,
-            error=redactor.clean(container.error),
-            log_tail=tuple(redactor.clean(line, 500) for line in tail),
-        )
-
-
-def _stopped_by_us(snapshot: Snapshot) -> Container | None:
-    """The container that ended because the record, or its replacement, asks for that."""
-    roles, desired = roles_of(snapshot), snapshot.desired
-    if desired is None:
-        return None
-    stopped: Container | None = None
-    if roles.predecessor and (roles.current is None or roles.current.started_at is None):
-        stopped = roles.predecessor
-    elif roles.successor or desired.state is DesiredState.STOPPED:
-        stopped = roles.current
-    return stopped if stopped and stopped.phase is Phase.EXITED else None
-
-
-def _died(snapshot: Snapshot, container: Container) -> bool:
-    """It ended, it should not have, and it is not yet accounted for."""
-    wanted = snapshot.desired is not None and snapshot.desired.state is not DesiredState.STOPPED
-    # One that never started is called dead where its removal failed.
-    started = container.phase is Phase.DEAD and container.started_at is not None
-    ended = container.phase is Phase.EXITED or started
-    return wanted and ended and not policy.is_accounted(snapshot.memory, container)
+        return tuple(redactor.clean(line, 500) for line in tail)

@@ -1,4 +1,4 @@
-"""What others do to a sandbox, noticed once: they pause it, and take its workspace away."""
+"""Detect external changes, once each: a pause, new limits, a removed workspace."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from reconciler.core.spec import DesiredState
 from reconciler.telemetry import events
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Container, Memory, Snapshot
+    from reconciler.core.model import Memory, Snapshot
     from reconciler.store.store import Store
     from reconciler.telemetry.recorder import Recorder
 
 
 class ExternalChanges:
-    """Keeps what it noticed in the store's memory of each key, and reports it."""
+    """Records external changes in the memory of each key, and reports them."""
 
     def __init__(self, *, store: Store, recorder: Recorder) -> None:
         self._store = store
         self._recorder = recorder
 
     def note(self, snapshot: Snapshot) -> bool:
-        """Bring the memory in line with what is observed; says whether it changed."""
+        """Update the memory from the observed state; return whether it changed."""
         if snapshot.desired is None:
             return False
         former = self._store.memory(snapshot.key)
@@ -36,29 +36,28 @@ class ExternalChanges:
         return memory != former
 
     def _note_pause(self, snapshot: Snapshot, memory: Memory) -> Memory:
-        current = roles_of(snapshot).current
-        if current is not None and current.phase is Phase.PAUSED:
-            return self._note_paused(snapshot, memory, current)
-        known = memory.pause
-        if known is None or (known.ours and _may_be_under_way(snapshot, current)):
-            return memory
-        if not known.ours and current is not None and current.id == known.container_id:
-            cause = "others paused it, and resumed it"
-            self._recorder.tell(
-                events.SandboxResumed(sandbox=snapshot.key, cause=cause, container=current.name)
-            )
-        return replace(memory, pause=None)
-
-    def _note_paused(self, snapshot: Snapshot, memory: Memory, current: Container) -> Memory:
-        known = memory.pause if memory.pause and memory.pause.container_id == current.id else None
+        current, known = roles_of(snapshot).current, memory.pause
         wanted = snapshot.desired is not None and snapshot.desired.state is DesiredState.PAUSED
-        if known is not None and (known.ours or not wanted):
+        if current is None or current.phase is not Phase.PAUSED:
+            # Our pause may still be in progress while it is desired.
+            if known is None or (known.ours and wanted and current is not None):
+                return memory
+            if not known.ours and current is not None and current.id == known.container_id:
+                self._recorder.tell(
+                    events.SandboxResumed(
+                        sandbox=snapshot.key,
+                        cause="someone else paused it, and resumed it",
+                        container=current.name,
+                    )
+                )
+            return replace(memory, pause=None)
+        if known and known.container_id == current.id and (known.ours or not wanted):
             return memory
         if not wanted:
             self._recorder.tell(
                 events.SandboxPausedByOthers(
                     sandbox=snapshot.key,
-                    cause="running is desired",
+                    cause="its desired state is running",
                     container=current.name,
                     resume_in=snapshot.pause_grace,
                 )
@@ -79,7 +78,7 @@ class ExternalChanges:
                 self._recorder.tell(
                     events.SandboxDrifted(
                         sandbox=snapshot.key,
-                        cause="others changed it, as `docker update` does",
+                        cause="someone else changed it, for instance with `docker update`",
                         container=current.name,
                         field=field,
                         old=old,
@@ -94,24 +93,15 @@ class ExternalChanges:
         if memory.loss is not None and edit not in {None, memory.loss.spec_hash}:
             memory = replace(memory, loss=None)
         if wanted is None or has_volume(snapshot, wanted):
-            return (
-                memory
-                if memory.workspace == (wanted or "")
-                else replace(memory, workspace=wanted or "")
-            )
+            same = memory.workspace == (wanted or "")
+            return memory if same else replace(memory, workspace=wanted or "")
         if not memory.workspace:
             return memory
         self._recorder.tell(
             events.VolumeLost(
                 sandbox=snapshot.key,
-                cause="someone removed it (`docker volume prune`, `docker system prune --volumes`)",
+                cause="someone else removed it, for instance `docker volume prune`",
                 volume=memory.workspace,
             )
         )
         return replace(memory, workspace="", loss=Loss(memory.workspace, edit))
-
-
-def _may_be_under_way(snapshot: Snapshot, current: Container | None) -> bool:
-    """Whether a pause that we asked for may still come."""
-    assert snapshot.desired is not None
-    return current is not None and snapshot.desired.state is DesiredState.PAUSED

@@ -1,4 +1,4 @@
-"""Identities: the session key and the host ports that a sandbox keeps for life."""
+"""Lease identities: the session key and the host ports that a sandbox keeps for life."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reconciler.telemetry.redact import redactor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from reconciler.core.model import Container, Observed
+    from reconciler.core.model import Observed
     from reconciler.core.spec import SandboxSpec
     from reconciler.store.store import Store
     from reconciler.telemetry.recorder import Recorder
@@ -26,10 +26,10 @@ _QUARANTINE: Final = 600.0
 
 
 class IdentityLeases:
-    """Leases that are durable before a container is made with them.
+    """Leases session keys and host ports, durable before a container is created with them.
 
-    Whether a port can be bound here is only a hint; the engine's own word at the start is the
-    truth, and a port that it refuses is not leased again for a while.
+    Only the engine knows, at the start of a container, whether a port is free; binding it here is a
+    hint. A port that the engine refuses is in quarantine: not leased again for a while.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class IdentityLeases:
             self._hide(key, identity.session_key)
 
     def problem(self, key: str) -> str:
-        """Return why the sandbox could not be leased its host ports; empty where it could."""
+        """Return why the sandbox has no lease of its host ports; empty if it has."""
         return self._problems.get(key, "")
 
     def lease(self, key: str, spec: SandboxSpec, observed: Observed) -> None:
-        """Give the sandbox what ``ensure`` gives it, or note why that cannot be."""
+        """Adopt or lease the sandbox's identity; on failure, keep the reason for ``problem``."""
         self.adopt(key, observed)
         try:
             self.ensure(key, spec)
@@ -68,21 +68,30 @@ class IdentityLeases:
             self._problems.pop(key, None)
 
     def adopt(self, key: str, observed: Observed) -> None:
-        """Take over what containers were made with, where the books know nothing of it."""
-        for container in sorted(observed.containers, key=_by_seniority):
-            if container.session_key and self._store.identity(key) is None:
-                self._store.put_identity(key, self._read_back(key, container))
+        """Take over the session key and ports of an existing container, if none are stored."""
+        if self._store.identity(key) is not None:
+            return
+        # The oldest of those that run, else the oldest.
+        for container in sorted(observed.containers, key=lambda c: (not c.live, c.created_at)):
+            if container.session_key:
+                ports = {
+                    container_port: host_port
+                    for container_port, host_port in container.ports.items()
+                    if self._store.leased.get(host_port, key) == key
+                }
+                self._store.put_identity(key, Identity(container.session_key, ports))
                 self._recorder.tell(
                     events.SandboxAdopted(
-                        sandbox=key, cause="it was there already", container=container.name
+                        sandbox=key, cause="its container exists already", container=container.name
                     )
                 )
+                return
 
     def ensure(self, key: str, spec: SandboxSpec) -> Identity:
-        """The sandbox's identity, with a lease for each port that the spec publishes.
+        """Return the sandbox's identity; lease a host port for each port that the spec publishes.
 
         Raises:
-            ReconcilerError: the range of host ports is used up.
+            ReconcilerError: no host port is free in the range.
         """
         known = self._store.identity(key) or Identity(base62.encodebytes(os.urandom(_KEY_BYTES)))
         wanted = [port.container_port for port in spec.ports]
@@ -106,7 +115,7 @@ class IdentityLeases:
         self._hidden[key] = secret
 
     def sweep(self) -> None:
-        """Forget the session keys of sandboxes of which nothing is left, and ports' old trouble."""
+        """Forget the session keys of sandboxes that are gone, and expired quarantines."""
         now = self._clock()
         self._quarantine = {port: end for port, end in self._quarantine.items() if end > now}
         for key in [key for key in self._hidden if self._store.identity(key) is None]:
@@ -115,12 +124,12 @@ class IdentityLeases:
             del self._problems[key]
 
     def replace(self, key: str, taken: int | None) -> bool:
-        """Lease others in place of the port that something else took; None: of all of them.
+        """Lease another port in place of ``taken``, or of every port if that is None.
 
-        Says whether there was anything to replace.
+        Return whether the sandbox had such a lease.
 
         Raises:
-            ReconcilerError: the range of host ports is used up.
+            ReconcilerError: no host port is free in the range.
         """
         identity = self._store.identity(key)
         ports = dict(identity.ports) if identity else {}
@@ -133,7 +142,7 @@ class IdentityLeases:
             self._recorder.tell(
                 events.PortReplaced(
                     sandbox=key,
-                    cause=f"port {host_port} was taken",
+                    cause=f"port {host_port} is in use by another process",
                     old_port=host_port,
                     port=ports[container_port],
                 )
@@ -141,44 +150,30 @@ class IdentityLeases:
         self._store.put_identity(key, Identity(identity.session_key, ports))
         return True
 
-    def _read_back(self, key: str, container: Container) -> Identity:
-        free = {
-            container_port: host_port
-            for container_port, host_port in container.ports.items()
-            if self._store.leased.get(host_port, key) == key
-        }
-        return Identity(container.session_key or "", free)
-
     def _allocate(self, chosen: Iterable[int]) -> int:
         now, mine = self._clock(), set(chosen)
         span = self._last - self._first + 1
         for step in range(span):
             port = self._first + (self._next - self._first + step) % span
-            if self._is_free(port, mine, now):
+            reserved = port in mine or port in self._store.leased
+            if reserved or self._quarantine.get(port, 0.0) > now:
+                continue
+            if can_bind(self._address, port):
                 self._next = port + 1
                 return port
         raise ReconcilerError(
-            f"no host port is free in {self._first}-{self._last}: widen the port_range setting",
+            f"no host port is free in {self._first}-{self._last}; widen the port_range setting",
         )
-
-    def _is_free(self, port: int, mine: set[int], now: float) -> bool:
-        if port in mine or port in self._store.leased or self._quarantine.get(port, 0.0) > now:
-            return False
-        return can_bind(self._address, port)
 
 
 def can_bind(address: str, port: int) -> bool:
-    """Whether nobody listens there, as far as this process can see."""
+    """Whether the port can be bound, as far as this process can tell."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address, port))
     except OSError as error:
-        # Without a socket to try it with, it is the engine that will say.
+        # If this process is out of files, only the engine can tell.
         return is_out_of_files(error)
     return True
-
-
-def _by_seniority(container: Container) -> tuple[bool, float]:
-    return (not container.live, container.created_at)

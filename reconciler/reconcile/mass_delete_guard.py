@@ -1,4 +1,4 @@
-"""The mass-delete guard over orphans: too many at once are removed only when a person confirms."""
+"""Mass-delete guard for orphans: too many at once are removed only after a user confirms."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ HINT: Final = "reconciler gc --allow-mass-delete"
 _MOST_NAMES: Final = 20
 
 
-class Guard:
-    """Decides which orphans wait for confirmation. ``count`` and ``percent`` are as for an edit.
+class MassDeleteGuard:
+    """Decides which orphans need confirmation. ``count`` and ``percent`` are as for an edit.
 
-    An orphan that an accepted edit asked for is confirmed from the start. One of a database that is
-    lost waits whatever the numbers: nobody knows whether it was wanted.
+    The orphans of an accepted edit are confirmed from the start. Those of a lost database always
+    need confirmation, since it is unknown whether they were wanted.
     """
 
     def __init__(self, store: Store, *, recorder: Recorder, count: int, percent: float) -> None:
@@ -31,30 +31,30 @@ class Guard:
         self._reported: tuple[str, ...] = ()
 
     def holds(self, orphan: Orphan) -> bool:
-        """Whether the orphan is not to be removed before a person confirms it."""
+        """Whether the orphan needs confirmation before it is removed."""
         return not orphan.confirmed and (orphan.lost or self._engaged)
 
     @property
     def held(self) -> tuple[str, ...]:
-        """The sandboxes whose orphans wait for confirmation."""
+        """The sandboxes with orphans that wait for confirmation."""
         orphans = (o for kind in self._store.orphans.values() for o in kind.values())
         return tuple(sorted({orphan.sandbox for orphan in orphans if self.holds(orphan)}))
 
     @property
     def summary(self) -> str:
-        """What is held and how to confirm it, for a person; empty where nothing is."""
+        """How many are held and how to confirm them; empty if none are."""
         held = len(self.held)
         if not held:
             return ""
         of = f"{held} of {self._total} sandboxes"
-        return f"the mass-delete guard holds orphans of {of}: confirm with `{HINT}`"
+        return f"the mass-delete guard holds back orphans of {of}; confirm with `{HINT}`"
 
     def confirm(self) -> None:
-        """Let all orphans there are now go when their time is over."""
+        """Confirm the removal of all present orphans; their grace still applies."""
         self._store.confirm_orphans()
 
     def report(self) -> None:
-        """Log what is held, once each time it changes."""
+        """Log the held sandboxes once each time they change."""
         held = self.held
         if held == self._reported:
             return

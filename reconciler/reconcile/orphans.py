@@ -1,7 +1,7 @@
-"""The garbage collector's books: what belongs to no record, and since when.
+"""Track orphans: what no record wants, and since when.
 
-Removing it is a step like any other, decided and done in the key's own pass, so that a record which
-comes back never meets the removal of its own things.
+An orphan is removed by an action like any other, in the pass of its key. So a record that returns
+never races with the removal of its objects.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Garbage:
     """One orphan. Times are observed seconds; ``remove_at`` None: it is kept.
 
-    ``held``: until its removal is confirmed.
+    ``held``: the mass-delete guard holds it back until a user confirms.
     """
 
     kind: OrphanKind
@@ -41,10 +41,10 @@ class Garbage:
 
 
 class OrphanTracker:
-    """Notes orphans durably.
+    """Records orphans in the store.
 
-    ``gc_grace`` is in seconds; ``volume_retain`` (seconds, None: for ever) is for volumes that
-    nothing says how long to keep.
+    ``gc_grace`` is in seconds. ``volume_retain`` (seconds; None: forever) is for volumes without a
+    retention label.
     """
 
     def __init__(
@@ -61,39 +61,46 @@ class OrphanTracker:
         self._volume_retain = volume_retain
 
     def note(self, snapshot: Snapshot) -> bool:
-        """Bring the books in line with what is seen under the key; says whether they changed."""
-        released = self._release(snapshot)
-        noted = snapshot.may_collect and any(
-            [self._note_containers(snapshot), self._note_volumes(snapshot)]
-        )
-        return released or noted
+        """Record the orphans under the key; return whether that changed anything."""
+        changed = self._release(snapshot)
+        if snapshot.may_collect:
+            changed |= self._note_containers(snapshot)
+            changed |= self._note_volumes(snapshot)
+        return changed
 
     def _release(self, snapshot: Snapshot) -> bool:
+        """Drop the orphans that a record wants, or whose deletion was requested."""
         wanted = wanted_volume(snapshot)
         claimed = wanted is not None and wanted in snapshot.orphans.volumes
         if wanted is not None and claimed:
             self._store.drop_orphan("volume", wanted)
             self._recorder.tell(
                 events.VolumeClaimed(
-                    sandbox=snapshot.key, cause="its record came back in time", volume=wanted
+                    sandbox=snapshot.key, cause="its record returned in time", volume=wanted
                 )
             )
-        ours = snapshot.desired is not None or snapshot.fate is Fate.DELETED
-        for container_id in snapshot.orphans.containers if ours else ():
+        known = snapshot.desired is not None or snapshot.fate is Fate.DELETED
+        for container_id in snapshot.orphans.containers if known else ():
             self._store.drop_orphan("container", container_id)
-        return claimed or (ours and bool(snapshot.orphans.containers))
+        return claimed or (known and bool(snapshot.orphans.containers))
 
     def _note_containers(self, snapshot: Snapshot) -> bool:
         if snapshot.desired is not None or snapshot.fate is Fate.DELETED:
             return False
         fresh = [c for c in snapshot.observed.containers if c.id not in snapshot.orphans.containers]
         for container in fresh:
-            lost = container.owner != self._store.owner
-            self._note("container", container.id, snapshot, None, lost=lost)
+            self._store.note_orphan(
+                "container",
+                container.id,
+                sandbox=snapshot.key,
+                since=snapshot.now,
+                retain=None,
+                lost=container.owner != self._store.owner,
+            )
             self._recorder.tell(
                 events.GarbageFound(
                     sandbox=snapshot.key,
-                    cause="it belongs to no record",
+                    cause="no record wants it",
                     kind="container",
                     name=container.name,
                     remove_in=self._gc_grace,
@@ -105,15 +112,21 @@ class OrphanTracker:
         fresh = [v for v in surplus_volumes(snapshot) if v.name not in snapshot.orphans.volumes]
         for volume in fresh:
             retain = self._retain(snapshot, volume)
-            # An edit that passed the guard took the record or its workspace out.
-            asked_for = snapshot.desired is not None or snapshot.fate is Fate.DELETED
-            lost = volume.owner != self._store.owner
-            self._note("volume", volume.name, snapshot, retain, confirmed=asked_for, lost=lost)
+            self._store.note_orphan(
+                "volume",
+                volume.name,
+                sandbox=snapshot.key,
+                since=snapshot.now,
+                retain=retain,
+                # An edit that passed the guard removed the record or its workspace.
+                confirmed=snapshot.desired is not None or snapshot.fate is Fate.DELETED,
+                lost=volume.owner != self._store.owner,
+            )
             self._report_orphan(snapshot, volume, snapshot.now, retain)
         return bool(fresh)
 
     def report_kept(self, snapshot: Snapshot) -> None:
-        """Report the workspaces of a sandbox whose deletion is done."""
+        """Report the workspaces that remain after a sandbox was deleted."""
         for volume in surplus_volumes(snapshot):
             since = snapshot.orphans.volumes.get(volume.name, snapshot.now)
             self._report_orphan(snapshot, volume, since, self._retain(snapshot, volume))
@@ -125,36 +138,18 @@ class OrphanTracker:
         self._recorder.tell(
             events.VolumeOrphaned(
                 sandbox=snapshot.key,
-                cause="its record was taken out" if deleted else "no record wants it",
+                cause="its record was removed" if deleted else "no record wants it",
                 volume=volume.name,
                 kept_until=None if retain is None else iso(self._store.clock.date(since + retain)),
             )
         )
 
-    def _note(
-        self,
-        kind: OrphanKind,
-        key: str,
-        snapshot: Snapshot,
-        retain: float | None,
-        *,
-        confirmed: bool = False,
-        lost: bool = False,
-    ) -> None:
-        self._store.note_orphan(
-            kind,
-            key,
-            sandbox=snapshot.key,
-            since=snapshot.now,
-            retain=retain,
-            confirmed=confirmed,
-            lost=lost,
-        )
-
     def sweep(self, containers: Collection[str], volumes: Collection[str] | None) -> None:
-        """Forget the orphans that are gone, and the keys of sandboxes of which nothing is left.
+        """Forget orphans that no longer exist, and the session keys of their sandboxes.
 
-        ``volumes`` is None where it is not known which there are.
+        Args:
+            containers: The ids of all containers.
+            volumes: The names of all volumes; None: unknown.
         """
         for container_id in set(self._store.orphans["container"]).difference(containers):
             self._store.drop_orphan("container", container_id)
@@ -177,43 +172,26 @@ class OrphanTracker:
         return None if labelled == FOREVER or labelled is None else float(labelled)
 
     def report(self, snapshot: Snapshot) -> list[Garbage]:
-        """What under this key nothing asks for, and what will become of it."""
-        return [*self._garbage_containers(snapshot), *self._garbage_volumes(snapshot)]
-
-    def _garbage_containers(self, snapshot: Snapshot) -> list[Garbage]:
-        if snapshot.desired is not None:
-            return []
+        """Return the orphans under the key, and when each will be removed."""
+        key, now, orphans = snapshot.key, snapshot.now, snapshot.orphans
         deleted = snapshot.fate is Fate.DELETED
-        why = "its record was taken out" if deleted else "it belongs to no record"
-        grace = 0.0 if deleted else self._gc_grace
         found = []
-        for container in snapshot.observed.containers:
-            since = snapshot.orphans.containers.get(container.id, snapshot.now)
-            held = container.id in snapshot.orphans.held
-            remove_at = since + grace if deleted or (snapshot.may_collect and not held) else None
-            found.append(
-                Garbage(
-                    "container",
-                    container.name,
-                    snapshot.key,
-                    since,
-                    remove_at,
-                    _why(why, held=held),
-                    held,
-                )
-            )
-        return found
-
-    def _garbage_volumes(self, snapshot: Snapshot) -> list[Garbage]:
-        found = []
+        for container in () if snapshot.desired else snapshot.observed.containers:
+            since = orphans.containers.get(container.id, now)
+            held = container.id in orphans.held
+            due = deleted or (snapshot.may_collect and not held)
+            grace = 0.0 if deleted else self._gc_grace
+            remove_at = since + grace if due else None
+            why = _why("its record was removed" if deleted else "no record wants it", held=held)
+            found.append(Garbage("container", container.name, key, since, remove_at, why, held))
         for volume in surplus_volumes(snapshot):
-            since = snapshot.orphans.volumes.get(volume.name, snapshot.now)
+            since = orphans.volumes.get(volume.name, now)
+            held = volume.name in orphans.held
             retain = self._retain(snapshot, volume)
-            held = volume.name in snapshot.orphans.held
             kept = retain is None or held or not snapshot.may_collect
             remove_at = None if kept else since + (retain or 0.0)
             why = _why("no record wants this workspace", held=held)
-            found.append(Garbage("volume", volume.name, snapshot.key, since, remove_at, why, held))
+            found.append(Garbage("volume", volume.name, key, since, remove_at, why, held))
         return found
 
 

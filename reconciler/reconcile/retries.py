@@ -1,4 +1,4 @@
-"""What is wrong with each sandbox: remembered, and reported when it begins and when it is over."""
+"""Record failed actions with their next retry time, and report each fault once."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _DEFAULT_RESTART: Final = RestartSpec()
 
 
 class Retries:
-    """The failures and faults of every key, in the store's memory of it.
+    """The failures and faults of every key, kept in the store's memory of the key.
 
-    A failure is a step that could not be done; it sets when the step is due again. A fault is what
-    is reported: ``sandbox.error`` when it begins and ``sandbox.recovered`` when it is over,
-    whatever its source. A step that fails again is reported as ``action.failed``.
+    A failure is an action that failed; it sets when the action is due again. A fault is what is
+    reported, whatever its source: ``sandbox.error`` when it begins, ``sandbox.recovered`` when it
+    ends. An action that fails again is reported as ``action.failed``.
     """
 
     def __init__(
@@ -52,27 +52,41 @@ class Retries:
         snapshot: Snapshot,
         action: Action,
         error: Exception,
-        event: type[events.ActionFailed | events.ActionTimedOut],
+        event: type[events.ActionFailed | events.ActionTimedOut] = events.ActionFailed,
     ) -> None:
-        """Remember that a step failed, and report it unless the engine is only slow at it.
+        """Record that an action failed, and report it unless the engine is only slow at it.
 
-        ``event`` is for the step's repetitions.
+        ``event`` reports the repetitions.
         """
         about = failure_key_of(snapshot, action)
-        swap = action.verb is Verb.START and not about.target and _comes_back(snapshot)
+        predecessor = roles_of(snapshot).predecessor
+        restores = predecessor is not None and not policy.is_unstartable(
+            snapshot.memory, predecessor
+        )
+        swap = action.verb is Verb.START and not about.target and restores
         wrecked = action.container_id if isinstance(error, Unstartable) else ""
         failure = self._remember(snapshot, about, error, swap=swap, wrecked=wrecked)
         if failure.progress:
             return
         retry_in = round(failure.not_before - failure.at, 1)
         if snapshot.desired is None and snapshot.fate is Fate.UNKNOWN:
-            self._report_garbage(snapshot.key, action, failure.cause, retry_in)
+            self._recorder.complain(
+                events.GarbageFailed(
+                    sandbox=snapshot.key,
+                    cause=action.cause,
+                    kind="volume" if action.verb is Verb.REMOVE_VOLUME else "container",
+                    name=action.target,
+                    error=failure.cause,
+                    retry_in=retry_in,
+                ),
+                about=f"{snapshot.key} {action.target}",
+            )
             return
         source = str(action.verb)
-        # A step that hangs, or is forbidden, for every sandbox is logged once, of the engine.
+        # If the circuit is open or the call is forbidden, one log line for the engine is enough.
         is_rule = isinstance(error, Forbidden) and error.part
-        logged = action.verb not in self._breakers.hung() and not is_rule
-        if source not in self._open(snapshot.key):
+        logged = action.verb not in self._breakers.open_circuits() and not is_rule
+        if source not in self._faults(snapshot.key):
             self._begin(snapshot.key, Fault(source, failure.cause, logged), action.cause)
         elif logged:
             self._recorder.complain(
@@ -86,38 +100,26 @@ class Retries:
                 about=f"{snapshot.key} {source}",
             )
 
-    def _report_garbage(self, key: str, action: Action, error: str, retry_in: float) -> None:
-        self._recorder.complain(
-            events.GarbageFailed(
-                sandbox=key,
-                cause=action.cause,
-                kind="volume" if action.verb is Verb.REMOVE_VOLUME else "container",
-                name=action.target,
-                error=error,
-                retry_in=retry_in,
-            ),
-            about=f"{key} {action.target}",
-        )
-
-    def note_pull(self, key: str, error: Exception) -> None:
-        """Remember that the image which the key waits for could not be pulled."""
+    def note_pull(self, key: str, image: str, error: Exception) -> None:
+        """Record that an image could not be pulled, if the key still wants that image."""
+        record = self._store.records.get(key)
+        if record is None or record.spec.image != image:
+            return
         snapshot = self._snapshots.snapshot(key)
         spec_hash = snapshot.desired.spec_hash if snapshot.desired else None
         self._remember(snapshot, FailureKey(Verb.PULL, spec_hash or "", ""), error)
         self.review(self._snapshots.snapshot(key))
 
     def review(self, snapshot: Snapshot) -> None:
-        """Report what went wrong since the last review, and what is over."""
-        now, open_ = faults_of(snapshot), self._open(snapshot.key)
+        """Report the faults that began or ended since the last review."""
+        now, before = faults_of(snapshot), self._faults(snapshot.key)
         for source, error in now.items():
-            if source not in open_:
+            if source not in before:
                 fault = Fault(source, redactor.clean(error))
                 self._begin(snapshot.key, fault, faults.BEGUN.get(source, "it is not as desired"))
-        for source, fault in open_.items():
-            step_is_over = (
-                source not in faults.STEPS or is_at_goal(snapshot) or snapshot.desired is None
-            )
-            if source not in now and step_is_over:
+        done = is_at_goal(snapshot) or snapshot.desired is None
+        for source, fault in before.items():
+            if source not in now and (done or source not in faults.STEPS):
                 self._end(snapshot, fault)
 
     def _begin(self, key: str, fault: Fault, cause: str) -> None:
@@ -129,13 +131,13 @@ class Retries:
         )
 
     def _end(self, snapshot: Snapshot, fault: Fault) -> None:
-        memory = self._store.memory(snapshot.key)
+        key, memory = snapshot.key, self._store.memory(snapshot.key)
         left = tuple(other for other in memory.faults if other.source != fault.source)
-        self._store.put_memory(snapshot.key, replace(memory, faults=left))
+        self._store.put_memory(key, replace(memory, faults=left))
         for event in (events.ActionFailed, events.ActionTimedOut):
-            self._recorder.resolve(event, about=f"{snapshot.key} {fault.source}")
+            self._recorder.resolve(event, about=f"{key} {fault.source}")
         if snapshot.desired is None and snapshot.fate is Fate.DELETED:
-            # That its record was taken out is logged, and is no recovery.
+            # The deletion is logged already, and is no recovery.
             return
         report = self._recorder.tell if fault.logged else self._recorder.note
         cause = faults.OVER.get(fault.source, f"it is {status_of(snapshot)[0]}")
@@ -143,11 +145,11 @@ class Retries:
             cause = "it is no longer declared"
         report(
             events.SandboxRecovered(
-                sandbox=snapshot.key, cause=cause, after=fault.error, source=fault.source
+                sandbox=key, cause=cause, after=fault.error, source=fault.source
             )
         )
 
-    def _open(self, key: str) -> dict[str, Fault]:
+    def _faults(self, key: str) -> dict[str, Fault]:
         return {fault.source: fault for fault in self._store.memory(key).faults}
 
     def _remember(
@@ -159,7 +161,7 @@ class Retries:
         swap: bool = False,
         wrecked: str = "",
     ) -> Failure:
-        # Not the view's time: the step may have taken its whole timeout since.
+        # Not the snapshot's time: the action may have taken its whole timeout since.
         now = self._snapshots.now
         failed = Failure(
             about.verb,
@@ -184,11 +186,5 @@ class Retries:
         return memory.failures[-1]
 
     def forget(self, key: str) -> None:
-        """Forget the failed steps: nothing is left to do for the key."""
+        """Drop the failures of a key that has nothing left to do."""
         self._store.put_memory(key, policy.after_success(self._store.memory(key)))
-
-
-def _comes_back(snapshot: Snapshot) -> bool:
-    """Whether the container that was replaced takes its place again."""
-    predecessor = roles_of(snapshot).predecessor
-    return predecessor is not None and not policy.is_unstartable(snapshot.memory, predecessor)

@@ -1,9 +1,10 @@
-"""Hands keys from the queue to workers: one worker a key, at most so many at once."""
+"""Reconcile the keys of the queue: each key by one worker at a time, up to a number in parallel."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -17,17 +18,25 @@ if TYPE_CHECKING:
     from reconciler.reconcile.queue import WorkQueue
     from reconciler.telemetry.recorder import Recorder
 
-_AFTER_A_DEFECT: Final = 10.0
+# Seconds until a key is reconciled again after a pass raised an unexpected exception.
+_RETRY_AFTER_BUG: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Outcome of one pass. ``requeue_after`` is in seconds; None: only an event brings it back."""
+
+    requeue_after: float | None = None
 
 
 class Workers:
-    """Works only while ``ready`` is set: without a full observation nothing is decided."""
+    """Reconcile keys while ``ready`` is set: nothing is decided without a full observation."""
 
     def __init__(
         self,
         queue: WorkQueue,
         *,
-        reconcile: Callable[[str], Awaitable[None]],
+        reconcile: Callable[[str], Awaitable[Result]],
         ready: asyncio.Event,
         workers: int,
         recorder: Recorder,
@@ -39,47 +48,38 @@ class Workers:
         self._recorder = recorder
 
     async def run(self) -> None:
-        """Hand out keys until cancelled; the workers end with this task."""
+        """Reconcile keys until cancelled; passes under way are cancelled too."""
         slots = asyncio.Semaphore(self._workers)
-        with activity("dispatcher"):
+        with activity("workers"):
             async with asyncio.TaskGroup() as workers:
                 while True:
-                    key = await self._next(slots)
+                    with waiting(math.inf):
+                        await slots.acquire()
+                        key = await self._queue.get()
+                        try:
+                            # Checked last: readiness may end during a long wait for a key.
+                            await self._ready.wait()
+                        except BaseException:
+                            self._queue.add(key, Priority.TIMER, _RETRY_AFTER_BUG)
+                            self._queue.done(key)
+                            raise
                     worker = workers.create_task(self._work(key), name=f"reconcile {key}")
-                    # Not in the worker itself, which may be cancelled before it begins.
+                    # Not in the task, which may be cancelled before it begins.
                     worker.add_done_callback(partial(self._done, key, slots))
-
-    async def _next(self, slots: asyncio.Semaphore) -> str:
-        with waiting(math.inf):
-            await slots.acquire()
-            key = await self._queue.get()
-            try:
-                # Last, because the wait for a key may be long: readiness may be gone since.
-                await self._ready.wait()
-            except BaseException:
-                self._give_back(key)
-                raise
-        return key
 
     async def _work(self, key: str) -> None:
         try:
             with activity(f"reconcile {key}"):
-                await self._reconcile(key)
-        except asyncio.CancelledError as error:
-            if is_cancelled():
+                result = await self._reconcile(key)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
-            self._fail(key, error)
-        except Exception as error:  # noqa: BLE001 - a defect in one pass must not end the others
-            self._fail(key, error)
+            # A bug in one pass must not end the others.
+            log_failure(f"reconcile {key}", error, self._recorder, _RETRY_AFTER_BUG)
+            result = Result(_RETRY_AFTER_BUG)
+        if result.requeue_after is not None:
+            self._queue.add(key, Priority.TIMER, result.requeue_after)
 
     def _done(self, key: str, slots: asyncio.Semaphore, _worker: asyncio.Task[None]) -> None:
         self._queue.done(key)
         slots.release()
-
-    def _fail(self, key: str, error: BaseException) -> None:
-        log_failure(f"reconcile {key}", error, self._recorder, _AFTER_A_DEFECT)
-        self._queue.add(key, Priority.TIMER, _AFTER_A_DEFECT)
-
-    def _give_back(self, key: str) -> None:
-        self._queue.add(key, Priority.TIMER, _AFTER_A_DEFECT)
-        self._queue.done(key)

@@ -19,7 +19,7 @@ from reconciler.core.priority import Priority
 from reconciler.settings import Settings
 from reconciler.store.store import Store
 from reconciler.telemetry.recorder import Recorder
-from reconciler.wiring import Manager
+from reconciler.wiring import Manager, build
 from tests.fakes.engine import FakeEngine
 from tests.fakes.host import FakeHost
 
@@ -76,10 +76,10 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     )
     async with store:
         recorder.ledger = store.append
-        manager = Manager(settings, engine=engine, store=store, recorder=recorder)
+        manager = build(settings, engine=engine, store=store, recorder=recorder)
         await manager.read_manifest()
         # Without the watch, an edit is read only when a test requests it.
-        roots = [root for name, root in manager.tasks().items() if name != "manifest-watch"]
+        roots = [root for name, root in manager.tasks.items() if name != "manifest-watch"]
         tasks = [asyncio.create_task(root()) for root in roots]
         transport = httpx.ASGITransport(create_app(manager), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://daemon") as http:
@@ -168,7 +168,7 @@ async def test_lost_engine_is_never_in_sync(world: World, monkeypatch: pytest.Mo
 
 async def test_stale_sandbox_is_not_converged(world: World) -> None:
     await world.converge()
-    world.manager.cache.doubt("alice")
+    world.manager.cache.request_listing("alice")
     state = await world.get("convergence")
     assert (state["converged"], state["pending"]) == (False, ["alice"])
     world.manager.queue.add("alice", Priority.EVENT)

@@ -68,7 +68,7 @@ def test_a_dry_run_lists_removals_with_reasons(world: World) -> None:
         world.docker.rm_volume("unlabelled-" + world.instance.name)
     (row,) = json.loads(answer.stdout)
     assert (row["kind"], row["name"], row["due"]) == ("container", world.name("stray"), False)
-    assert row["why"].startswith("it belongs to no record")
+    assert row["why"].startswith("no record wants it")
     assert row["held"]
     assert ours in world.ids().values()
     world.daemon.terminate()

@@ -12,7 +12,7 @@ Loops = dict[str, Callable[[], asyncio.AbstractEventLoop]]
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Loops:
-    """Time is simulated here, but where a test asks for ``loop_factories=["real"]``."""
+    """Simulate time, unless a test asks for ``loop_factories=["real"]``."""
     marker = item.get_closest_marker("asyncio")
     named = marker.kwargs.get("loop_factories") if marker else None
     return {"real": asyncio.SelectorEventLoop} if named else {"simulated": SimulatedLoop}
@@ -20,7 +20,7 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Loops:
 
 @pytest.fixture(autouse=True)
 def taken_ports(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Ports that cannot be bound; all others can, whatever else runs on this machine."""
+    """Ports that cannot be bound; all others can, regardless of this machine."""
     taken: set[int] = set()
     monkeypatch.setattr(identity, "can_bind", lambda _address, port: port not in taken)
     return taken

@@ -1,4 +1,4 @@
-"""An event loop in simulated time: when nothing is ready, the clock jumps to the next timer.
+"""Event loop in simulated time: when nothing is ready, the clock jumps to the next timer.
 
 Hours pass in milliseconds, and in the same order each time. Work in threads (the store, files) is
 waited for in real time, and no simulated time passes meanwhile.
@@ -14,7 +14,7 @@ EPOCH = 1_750_000_000.0
 
 
 class Deadlock(RuntimeError):
-    """No timer, no thread: nothing will ever happen again."""
+    """No timer and no thread is left: nothing can happen any more."""
 
 
 class _JumpingSelector(selectors.SelectSelector):

@@ -1,4 +1,4 @@
-"""A whole manager on a host in memory, in simulated time, with a desired file that is edited."""
+"""A complete manager over a fake host in memory, in simulated time, with an edited desired file."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from reconciler.store.store import Store
 from reconciler.telemetry import events
 from reconciler.telemetry.recorder import Recorder
 from reconciler.telemetry.supervision import supervise
-from reconciler.wiring import Manager
+from reconciler.wiring import Manager, build
 from tests.fakes.engine import ROOT as ENGINE_ROOT
 from tests.fakes.engine import FakeEngine
 from tests.fakes.host import IMAGE, FakeHost, labels
@@ -39,8 +39,8 @@ PLAIN: Mapping[str, Any] = {
 _ABSENT = {"manifest-watch"}
 
 
-class Notebook(Recorder):
-    """Keeps every line of the log, as it is before anything is struck out."""
+class LogCapture(Recorder):
+    """Keeps every log line, before redaction."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(clock)
@@ -49,16 +49,16 @@ class Notebook(Recorder):
     def log(self, event: events.Event) -> None:
         self.lines.append((type(event), {**get_contextvars(), **event.fields()}))
 
-    def said(self, event: type[events.Event], **fields: Any) -> list[dict[str, Any]]:
+    def logged(self, event: type[events.Event], **fields: Any) -> list[dict[str, Any]]:
         """The lines of this event that have these fields, in order."""
         lines = [line for said, line in self.lines if said is event]
         return [line for line in lines if fields.items() <= line.items()]
 
 
 class Disks:
-    """What is free of the state's disk and of the engine's, 100 GiB each, in GiB.
+    """Free space of the state disk and the engine disk, in GiB; each has 100 GiB.
 
-    The host's images take of the latter.
+    The images of the host use space of the engine disk.
     """
 
     def __init__(self, host: FakeHost) -> None:
@@ -78,7 +78,7 @@ class Disks:
 
 
 class Stage(AbstractAsyncContextManager["Stage"]):
-    """``host`` outlives every manager, and so does the state directory.
+    """One host and state directory, and a manager that can be restarted on them.
 
     Three clocks, and each can jump alone: ``wall`` and ``monotonic`` are the daemon's,
     ``engine_clock`` gives the engine's dates.
@@ -94,7 +94,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         options = {"port_range": (20000, 20099), "state_dir": folder / "state", **settings}
         self.settings = Settings(desired=self.file, **options)
         self.disks = Disks(self.host)
-        self.notes = Notebook(asyncio.get_running_loop().time)
+        self.notes = LogCapture(asyncio.get_running_loop().time)
         self._tasks: list[asyncio.Task[None]] = []
         # The tasks of the loop that a test makes fail.
         self.failing: set[str] = set()
@@ -109,7 +109,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         return self.wall, self.monotonic, self.engine_clock
 
     def beside(self, folder: Path) -> "Stage":
-        """Another daemon on the same engine, with a database and a desired file of its own."""
+        """Return a second daemon on the same engine, with another database and desired file."""
         other = Stage(folder, port_range=(20100, 20199), instance=self.settings.instance)
         other.wall, other.monotonic, other.engine_clock = self.clocks
         other.host, other.disks.host = self.host, self.host
@@ -132,7 +132,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         self.store.supervised_by(lambda name, run: supervise(name, run, self.notes))
         await self.store.__aenter__()
         self.notes.ledger = self.store.append
-        self.manager = Manager(
+        self.manager = build(
             self.settings,
             engine=self.engine,
             store=self.store,
@@ -143,7 +143,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         self.queries = Queries(self.manager)
         self.requests = Requests(self.manager)
         await self.manager.read_manifest()
-        roots = {name: run for name, run in self.manager.tasks().items() if name not in absent}
+        roots = {name: run for name, run in self.manager.tasks.items() if name not in absent}
         self._tasks = [asyncio.create_task(run(), name=name) for name, run in roots.items()]
 
     async def _opened_store(self) -> Store:
@@ -160,7 +160,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         await self.store.close()
 
     async def crash(self) -> None:
-        """Like kill -9: what was not written is lost, and what was asked for is not waited for."""
+        """End like kill -9: unwritten state is lost, and no call is awaited."""
         await self._end_tasks()
         await self.store._writer.stop()
         await self.store._worker.run(self.store._database.close)
@@ -186,8 +186,8 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         assert not failed, failed
         unexpected = [
             line
-            for line in self.notes.said(events.TaskFailed)
-            if line["task"] in {*self.manager.tasks(), "relist", "store-writer"} - self.failing
+            for line in self.notes.logged(events.TaskFailed)
+            if line["task"] in {*self.manager.tasks, "relist", "store-writer"} - self.failing
         ]
         assert not unexpected, unexpected
 

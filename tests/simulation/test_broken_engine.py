@@ -1,4 +1,4 @@
-"""Answers and events that make no sense, seen by the whole loop."""
+"""Invalid responses and events of the engine."""
 
 import asyncio
 from pathlib import Path
@@ -16,7 +16,7 @@ async def test_events_with_unknown_names_leave_nothing_behind(tmp_path: Path):
         manager, lists = stage.manager, stage.engine.count("list")
         for number in range(FLOOD):
             event = EngineEvent(EventKind.CONTAINER, f"{number:064x}", "start", f"x{number}", 0.0)
-            manager.informer._hear(event)
+            manager.informer._handle(event)
         assert len(manager.queue) <= 1
         assert manager.cache.keys() == {"alice"}
         await stage.after(3)
@@ -31,13 +31,13 @@ async def test_events_with_unknown_ids_leave_nothing_behind(tmp_path: Path):
         looks = stage.engine.count("inspect")
         for number in range(FLOOD):
             event = EngineEvent(EventKind.CONTAINER, f"{number:064x}", "start", "alice", 0.0)
-            stage.manager.informer._hear(event)
+            stage.manager.informer._handle(event)
         await stage.quiet()
         assert stage.engine.count("inspect") < looks + 200
         assert stage.statuses() == {"alice": "RUNNING"}
 
 
-async def test_a_container_that_nobody_knew_is_found_by_its_event(tmp_path: Path):
+async def test_unknown_container_is_found_by_its_event(tmp_path: Path):
     async with Stage(tmp_path, gc_grace=1000) as stage:
         await stage.converge({"alice": "running"})
         stage.add_orphan("gone")
@@ -56,14 +56,14 @@ async def test_one_unreadable_container_leaves_the_others(tmp_path: Path):
         assert stage.row("alice")["reason"].startswith("last known")
         assert stage.queries.convergence()["pending"] == ["alice"]
         assert "makes no sense" in stage.row("alice")["reason"]
-        assert len(stage.notes.said(events.EngineUnreadable)) == 1
+        assert len(stage.notes.logged(events.EngineUnreadable)) == 1
         assert stage.manager.informer.synced.is_set()
         stage.engine.unreadable.clear()
         await stage.after(120)
         assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
 
 
-async def test_an_unreadable_container_is_neither_made_again_nor_collected(tmp_path: Path):
+async def test_unreadable_container_is_not_recreated_or_collected(tmp_path: Path):
     async with Stage(tmp_path, gc_grace=1) as stage:
         await stage.converge({"alice": "running", "bob": "running"})
         before = stage.seen("alice").id

@@ -1,4 +1,4 @@
-"""A day of everything that happens to a host, simulated: what the manager holds does not grow."""
+"""A simulated day of events on a host: the memory of the manager does not grow."""
 
 import asyncio
 import gc
@@ -62,7 +62,7 @@ BOUNDED = {
 
 
 class Churn:
-    """Something happens every five minutes or so."""
+    """One event about every five minutes."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.host, self.dice = stage, stage.host, random.Random(1)
@@ -204,7 +204,7 @@ def _our_objects() -> Iterator[str]:
 
 
 def _sizes(part: object, path: str, seen: set[int]) -> Iterator[tuple[str, int]]:
-    """How much each container holds that is reached from here by attributes."""
+    """Return the sizes of all containers that are reachable through attributes."""
     if isinstance(part, Collection) and not isinstance(part, str | bytes | tuple | Path):
         yield path, len(part)
     values = part.values() if isinstance(part, Mapping) else ()
@@ -237,7 +237,7 @@ def _tasks() -> Iterator[str]:
 
 
 def grown(before: Mapping[str, Counter[str]], after: Mapping[str, Counter[str]]) -> list[str]:
-    """What there is more of, a line each."""
+    """Return what has grown, one line each."""
     return [
         f"{kind} {name}: {before[kind][name]}, then {now}"
         for kind, counts in after.items()
@@ -247,7 +247,7 @@ def grown(before: Mapping[str, Counter[str]], after: Mapping[str, Counter[str]])
 
 
 async def a_day(folder: Path) -> tuple[list[str], int]:
-    """What there is more of at its end, and how many forms of secrets more are hidden."""
+    """Return what has grown at the end, and the number of additional redacted secrets."""
     async with Stage(folder, **SETTINGS) as stage:
         churn = Churn(stage)
         churn.save()

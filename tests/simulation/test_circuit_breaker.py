@@ -1,4 +1,4 @@
-"""Engines at which changes hang: wedged, slow, dead, or with one container that is stuck."""
+"""Engines with hanging calls: wedged, slow, dead, or with one stuck container."""
 
 import asyncio
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ HALF_AN_HOUR = 1800.0
 
 
 def wedge(stage: Stage, *verbs: str) -> None:
-    """Calls of these verbs run into their timeout and do nothing; all else is answered."""
+    """Let calls of these verbs time out without an effect; all others work."""
     for verb in verbs:
         stage.engine.latency[verb] = TIMEOUT
         stage.engine.fail_next(verb, EngineTimeout(f"{verb} did not end"), 1_000_000)
@@ -28,7 +28,7 @@ def unwedge(stage: Stage) -> None:
 
 
 async def hang_at_stop(stage: Stage, seconds: float = HALF_AN_HOUR) -> None:
-    """All of a crowd are to be stopped, and no stop ends."""
+    """Request the stop of 20 sandboxes, and let no stop end."""
     await stage.converge(crowd("running"))
     wedge(stage, "stop")
     await stage.edit(crowd("stopped"))
@@ -37,7 +37,7 @@ async def hang_at_stop(stage: Stage, seconds: float = HALF_AN_HOUR) -> None:
 
 @contextmanager
 def dead(stage: Stage) -> Iterator[None]:
-    """Nothing is answered, lists neither, and no connection breaks."""
+    """Let every call time out, lists included; no connection breaks."""
     verbs = ("list", "inspect", "info", "create", "start", "stop", "pause", "unpause", "remove")
     wedge(stage, *verbs)
     yield
@@ -48,23 +48,23 @@ def crowd(state: str, count: int = 20) -> dict[str, str]:
     return {f"box-{number}": state for number in range(count)}
 
 
-async def test_a_wedge_is_said_once_and_calls_of_its_kind_do_not_pile_up(stage: Stage):
+async def test_wedge_is_logged_once_and_calls_do_not_pile_up(stage: Stage):
     await stage.converge(crowd("running"))
     wedge(stage, "stop")
     before = stage.engine.count("stop")
     await stage.edit(crowd("stopped"))
     await stage.after(HALF_AN_HOUR)
-    (said,) = stage.notes.said(events.EngineWedged)
+    (said,) = stage.notes.logged(events.EngineWedged)
     assert "stop" in said["error"]
-    assert "restart it" in said["error"]
+    assert "Restart it" in said["error"]
     # The first of each, which nobody could know would hang, then one now and then.
     assert stage.engine.count("stop") - before <= 20 + 10
-    assert len(stage.notes.said(events.ActionTimedOut)) <= 3
+    assert len(stage.notes.logged(events.ActionTimedOut)) <= 3
     wedged = (await stage.queries.engine_facts())["wedged"]
     assert wedged == said["error"]
 
 
-async def test_what_hangs_everywhere_is_shown_where_it_is_waited_for(stage: Stage):
+async def test_open_circuit_is_the_reason_of_waiting_sandboxes(stage: Stage):
     await stage.converge(crowd("running", 6) | {"late": "running"})
     wedge(stage, "pause")
     await stage.edit(crowd("paused", 6) | {"late": "running"})
@@ -75,7 +75,7 @@ async def test_what_hangs_everywhere_is_shown_where_it_is_waited_for(stage: Stag
     assert "hangs at every pause" in stage.row("late")["next"]
 
 
-async def test_other_work_goes_on_while_one_kind_hangs(stage: Stage):
+async def test_other_verbs_continue_with_one_open_circuit(stage: Stage):
     await stage.converge(crowd("running") | {"alice": "running"})
     wedge(stage, "stop")
     await stage.edit(crowd("stopped") | {"alice": "running"})
@@ -86,7 +86,7 @@ async def test_other_work_goes_on_while_one_kind_hangs(stage: Stage):
     assert stage.statuses()["new"] == "RUNNING"
 
 
-async def test_a_kind_that_hangs_leaves_workers_for_the_rest_from_the_start(stage: Stage):
+async def test_hanging_verb_leaves_workers_for_others(stage: Stage):
     many = crowd("running", stage.settings.workers + 10)
     await stage.converge(many | {"alice": "running"})
     wedge(stage, "stop")
@@ -95,25 +95,25 @@ async def test_a_kind_that_hangs_leaves_workers_for_the_rest_from_the_start(stag
     assert stage.statuses()["alice"] == "PAUSED"
 
 
-async def test_after_it_does_the_work_again_everything_converges_at_once(stage: Stage):
+async def test_everything_converges_after_the_wedge(stage: Stage):
     await hang_at_stop(stage)
     unwedge(stage)
     await stage.after(400)
     assert set(stage.statuses().values()) == {"STOPPED"}
-    assert len(stage.notes.said(events.EngineUnwedged)) == 1
+    assert len(stage.notes.logged(events.EngineUnwedged)) == 1
     assert (await stage.queries.engine_facts())["wedged"] is None
 
 
-async def test_a_restarted_engine_is_not_held_to_what_the_last_one_did(stage: Stage):
+async def test_restarted_engine_closes_the_circuits(stage: Stage):
     await hang_at_stop(stage)
     unwedge(stage)
     stage.host.restart_engine()
     await stage.after(70)
     assert set(stage.statuses().values()) == {"STOPPED"}
-    assert len(stage.notes.said(events.EngineUnwedged)) == 1
+    assert len(stage.notes.logged(events.EngineUnwedged)) == 1
 
 
-async def test_deletions_try_force_where_a_graceful_stop_hangs(stage: Stage):
+async def test_hanging_stop_is_followed_by_a_forced_removal(stage: Stage):
     await hang_at_stop(stage, 300)
     stage.write({"box-0": "stopped"})
     await stage.manager.manifest_sync.read(allow_mass_delete=True)
@@ -121,7 +121,7 @@ async def test_deletions_try_force_where_a_graceful_stop_hangs(stage: Stage):
     assert set(stage.phases()) == {"box-0"}
 
 
-async def test_removals_that_hang_leave_a_crashed_sandbox_its_restart(stage: Stage):
+async def test_hanging_removals_do_not_block_a_restart(stage: Stage):
     names = crowd("running", 5)
     await stage.converge(names)
     wedge(stage, "remove")
@@ -133,7 +133,7 @@ async def test_removals_that_hang_leave_a_crashed_sandbox_its_restart(stage: Sta
     assert {name: stage.seen(name).phase for name in names} == dict.fromkeys(names, "running")
 
 
-async def test_a_replacement_is_not_begun_that_could_not_be_started(stage: Stage):
+async def test_impossible_replacement_is_not_begun(stage: Stage):
     names = crowd("running", 4)
     await stage.converge(names | {"alice": "running"})
     wedge(stage, "start")
@@ -148,18 +148,18 @@ async def test_a_replacement_is_not_begun_that_could_not_be_started(stage: Stage
     assert stage.engine.count("start") < 30
 
 
-async def test_one_container_that_is_stuck_is_no_wedge(stage: Stage):
+async def test_one_stuck_container_is_no_wedge(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     wedge(stage, "stop")
     await stage.edit({"alice": "stopped", "bob": "running"})
     await stage.after(HALF_AN_HOUR)
-    assert not stage.notes.said(events.EngineWedged)
+    assert not stage.notes.logged(events.EngineWedged)
     assert stage.row("alice")["status"] == "ERROR"
     # A call that took its whole timeout is backed off from its end.
     assert stage.engine.count("stop") <= 6 + HALF_AN_HOUR / (TIMEOUT + 54)
 
 
-async def test_an_engine_that_is_only_slow_is_not_wedged(stage: Stage):
+async def test_slow_engine_is_not_wedged(stage: Stage):
     await stage.converge(crowd("running"))
     stage.engine.latency["stop"] = TIMEOUT
     for _ in range(5):
@@ -167,23 +167,23 @@ async def test_an_engine_that_is_only_slow_is_not_wedged(stage: Stage):
     await stage.edit(crowd("stopped"))
     await stage.after(HALF_AN_HOUR)
     assert set(stage.statuses().values()) == {"STOPPED"}
-    assert not stage.notes.said(events.EngineWedged)
+    assert not stage.notes.logged(events.EngineWedged)
 
 
-async def test_an_engine_that_answers_nothing_is_dead_and_not_wedged(stage: Stage):
+async def test_dead_engine_is_not_wedged(stage: Stage):
     await stage.converge(crowd("running"))
     with dead(stage):
         await stage.edit(crowd("stopped"))
         await stage.after(HALF_AN_HOUR)
         assert stage.engine.count("inspect") + stage.engine.count("list") < 3000
     await stage.after(400)
-    assert not stage.notes.said(events.EngineWedged)
-    assert stage.notes.said(events.EngineSlow)
+    assert not stage.notes.logged(events.EngineWedged)
+    assert stage.notes.logged(events.EngineSlow)
     assert set(stage.statuses().values()) == {"STOPPED"}
 
 
 def take_long(stage: Stage, *names: str) -> None:
-    """The engine is at the removal of these when their turn comes, and does not finish."""
+    """Let the engine report an unfinished removal of these containers."""
     remove = stage.engine.remove
 
     async def slowly(container_id: str) -> None:
@@ -199,7 +199,7 @@ def take_long(stage: Stage, *names: str) -> None:
     stage.engine.remove = slowly
 
 
-async def test_a_removal_that_takes_long_is_no_wedge_and_no_error(stage: Stage):
+async def test_slow_removal_is_no_wedge_and_no_error(stage: Stage):
     evil, good = crowd("running", 6), {"alice": "running", "bob": "running"}
     await stage.converge(evil | good)
     take_long(stage, *evil)
@@ -211,9 +211,9 @@ async def test_a_removal_that_takes_long_is_no_wedge_and_no_error(stage: Stage):
     # Each removal that is under way takes a turn for as long as the engine is waited for.
     await stage.after(3 * TIMEOUT)
     assert {name for name in stage.phases() if name in good} == set(good)
-    assert not stage.notes.said(events.EngineWedged)
-    assert stage.manager.breakers.hung() == {}
-    assert not stage.notes.said(events.SandboxError)
+    assert not stage.notes.logged(events.EngineWedged)
+    assert stage.manager.breakers.open_circuits() == {}
+    assert not stage.notes.logged(events.SandboxError)
     assert {stage.row(name)["status"] for name in evil} == {"MISSING"}
     assert "removing" in stage.row("box-1")["reason"]
     for name in evil:
@@ -222,18 +222,18 @@ async def test_a_removal_that_takes_long_is_no_wedge_and_no_error(stage: Stage):
     assert set(stage.phases()) == set(good)
 
 
-async def test_one_removal_that_ends_shows_that_removals_do_not_hang(stage: Stage):
+async def test_one_finished_removal_closes_the_circuit(stage: Stage):
     await stage.converge(crowd("running", 5) | {"alice": "running"})
     wedge(stage, "remove")
     await stage.edit(crowd("running", 5), plain={**PLAIN, "env": {"COLOUR": "red"}})
     await stage.after(600)
-    assert Verb.REMOVE in stage.manager.breakers.hung()
+    assert Verb.REMOVE in stage.manager.breakers.open_circuits()
     stage.host.remove(stage.add_orphan("somebody"))
     await stage.after(1)
-    assert stage.manager.breakers.hung() == {}
+    assert stage.manager.breakers.open_circuits() == {}
 
 
-async def test_removals_at_once_are_few_and_hold_no_worker(stage: Stage):
+async def test_parallel_removals_are_limited(stage: Stage):
     many = crowd("running", 100)
     await stage.converge(many | {"alice": "running"})
     stage.engine.latency["remove"] = 1.0
@@ -243,19 +243,19 @@ async def test_removals_at_once_are_few_and_hold_no_worker(stage: Stage):
     await stage.edit({"alice": "paused"})
     await stage.after(1.5)
     assert stage.statuses()["alice"] == "PAUSED"
-    lane = stage.manager.breakers._breakers[Verb.REMOVE]
-    assert lane.under_way == stage.settings.concurrent_removals
+    circuit = stage.manager.breakers._circuits[Verb.REMOVE]
+    assert circuit.running == stage.settings.concurrent_removals
     async with asyncio.timeout(60):
         while set(stage.phases()) != {"alice"}:  # noqa: ASYNC110 - simulated time
             await asyncio.sleep(0.1)
-    assert not lane.waiting
+    assert not circuit.waiting
 
 
 @pytest.mark.parametrize("verb", ["pause", "create"])
-async def test_the_only_sandbox_is_enough_to_tell(stage: Stage, verb: str):
+async def test_single_sandbox_opens_the_circuit(stage: Stage, verb: str):
     await stage.converge({"alice": "running"})
     wedge(stage, verb)
     green = {**PLAIN, "env": {"COLOUR": "green"}}
     await stage.edit({"alice": {"spec": "green", "state": "paused"}}, green=green)
     await stage.after(HALF_AN_HOUR)
-    assert stage.notes.said(events.EngineWedged)
+    assert stage.notes.logged(events.EngineWedged)

@@ -1,4 +1,4 @@
-"""No clock decides but observed time: skew and jumps of the wall and of the engine's clock."""
+"""Only observed time decides: skew and jumps of the wall clock and of the engine's clock."""
 
 import ast
 import asyncio
@@ -38,7 +38,7 @@ def starts(stage: Stage) -> int:
 
 
 @pytest.mark.parametrize("skew", SKEWS)
-async def test_a_crash_loop_backs_off_whatever_the_engines_clock_says(tmp_path: Path, skew: float):
+async def test_crash_loop_backs_off_with_any_engine_clock(tmp_path: Path, skew: float):
     async with Stage(tmp_path, skew=skew) as stage:
         stage.engine.latency["start"] = 0.2
         await stage.edit_or_start({"alice": CRASHING})
@@ -73,7 +73,7 @@ async def test_a_backoff_lasts_over_a_restart_and_a_jump(stage: Stage, jump: flo
 
 
 @pytest.mark.parametrize("skew", SKEWS)
-async def test_the_startup_grace_counts_from_the_first_sight(tmp_path: Path, skew: float):
+async def test_startup_grace_counts_from_the_first_observation(tmp_path: Path, skew: float):
     async with Stage(tmp_path, skew=skew) as stage:
         await stage.edit_or_start({"alice": {"health": FAILING}})
         await stage.after(59)
@@ -83,7 +83,7 @@ async def test_the_startup_grace_counts_from_the_first_sight(tmp_path: Path, ske
         assert starts(stage) == 2
 
 
-async def test_the_startup_grace_counts_once_over_restarts_of_the_daemon(stage: Stage):
+async def test_startup_grace_counts_once_over_daemon_restarts(stage: Stage):
     await stage.edit_or_start({"alice": {"health": FAILING}})
     await stage.after(40)
     for life in (stage.stop, stage.crash):
@@ -128,7 +128,7 @@ async def test_a_jump_of_the_wall_clock_deletes_nothing(
 async def test_a_suspend_is_no_observed_time(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     await stage.converge({"bob": "running"})
-    # The wall clock and the engine's go on, the monotonic one stands still.
+    # The wall clock and the engine's clock continue; the monotonic one stands still.
     for _ in range(10):
         stage.wall.jump(DAY)
         stage.engine_clock.jump(DAY)
@@ -137,20 +137,20 @@ async def test_a_suspend_is_no_observed_time(stage: Stage):
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_a_daemon_that_was_frozen_observed_nothing(stage: Stage, times: int):
+async def test_suspended_daemon_observes_no_time(stage: Stage, times: int):
     await stage.converge({"alice": "running", "bob": "running"})
     await stage.converge({"bob": "running"})
     stage.add_orphan("stray")
     await stage.after(60)
     for _ in range(times):
-        # Its monotonic clock goes on: SIGSTOP, a frozen cgroup, some hypervisors.
+        # Its monotonic clock continues: SIGSTOP, a frozen cgroup, some hypervisors.
         stage.monotonic.jump(8 * DAY / times)
         await stage.after(1)
     assert "stray" in stage.phases()
     assert VOLUME in stage.host.volumes
 
 
-async def test_time_without_a_daemon_is_no_observed_time(stage: Stage):
+async def test_downtime_is_no_observed_time(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     await stage.converge({"bob": "running"})
     await stage.stop()
@@ -207,7 +207,7 @@ async def test_a_lost_database_keeps_everything_longer(stage: Stage):
     assert VOLUME not in stage.host.volumes
 
 
-async def test_an_idle_daemon_writes_its_time_once_a_minute_at_most(stage: Stage):
+async def test_idle_daemon_writes_at_most_once_a_minute(stage: Stage):
     await stage.converge({"alice": "running"})
     await stage.after(120)
     writes = 0
@@ -227,7 +227,7 @@ async def test_an_idle_daemon_writes_its_time_once_a_minute_at_most(stage: Stage
 
 
 def without_dates(stage: Stage, change: Callable[[Box], dict[str, Any]]) -> None:
-    """From now on the engine gives such dates for every end."""
+    """Let the engine give these dates for every exit."""
     end = stage.host.end
 
     def ended(box: Box, code: int, *, oom: bool = False) -> None:
@@ -249,7 +249,7 @@ def without_dates(stage: Stage, change: Callable[[Box], dict[str, Any]]) -> None
     ],
     ids=str,
 )
-async def test_an_end_without_sane_dates_counts_once_and_backs_off(
+async def test_exit_with_wrong_dates_counts_once_and_backs_off(
     stage: Stage, dates: dict[str, float | None]
 ):
     without_dates(stage, lambda _: dates)
@@ -257,18 +257,18 @@ async def test_an_end_without_sane_dates_counts_once_and_backs_off(
     await stage.edit_or_start({"alice": CRASHING})
     await stage.after(600)
     assert starts(stage) == STARTS
-    assert len(stage.notes.said(events.SandboxDied)) == STARTS
+    assert len(stage.notes.logged(events.SandboxDied)) == STARTS
     assert stage.row("alice")["restarts"] == STARTS - 1
 
 
-async def test_an_end_without_dates_counts_once_over_a_restart(stage: Stage):
+async def test_exit_without_dates_counts_once_over_a_restart(stage: Stage):
     without_dates(stage, lambda _: {"finished_at": None})
     await stage.edit_or_start({"alice": CRASHING})
     await stage.after(300)
-    died = len(stage.notes.said(events.SandboxDied))
+    died = len(stage.notes.logged(events.SandboxDied))
     await stage.restart()
     await stage.after(5)
-    assert len(stage.notes.said(events.SandboxDied)) == died
+    assert len(stage.notes.logged(events.SandboxDied)) == died
 
 
 async def test_our_own_stop_without_dates_is_no_crash(stage: Stage):
@@ -278,7 +278,7 @@ async def test_our_own_stop_without_dates_is_no_crash(stage: Stage):
     await stage.restart()
     await stage.converge({"alice": "running"})
     assert stage.row("alice")["restarts"] == 0
-    assert not stage.notes.said(events.SandboxDied)
+    assert not stage.notes.logged(events.SandboxDied)
 
 
 async def test_a_run_is_stable_by_what_the_daemon_saw(stage: Stage):
@@ -300,7 +300,7 @@ async def test_a_run_is_stable_by_what_the_daemon_saw(stage: Stage):
     assert stage.store.memory("alice").streak == 1
 
 
-async def test_time_without_a_daemon_makes_no_run_stable(stage: Stage):
+async def test_downtime_makes_no_run_stable(stage: Stage):
     await stage.converge({"alice": "running"})
     for _ in range(4):
         stage.host.kill(ALICE, 3)
@@ -317,7 +317,7 @@ async def test_time_without_a_daemon_makes_no_run_stable(stage: Stage):
 
 
 async def reboot(stage: Stage, exit_code: int) -> None:
-    """The host goes down with the engine and the daemon, and comes back."""
+    """Reboot the host with the engine and the daemon."""
     await stage.crash()
     for box in stage.host.boxes.values():
         if box.seen.live:
@@ -341,15 +341,15 @@ async def test_a_reboot_is_no_crash(stage: Stage, exit_code: int):
     assert stage.row("alice")["restarts"] == 1
 
 
-async def test_an_unknown_end_is_called_one(stage: Stage):
+async def test_unknown_exit_is_reported_as_unknown(stage: Stage):
     await stage.converge({"alice": "running"})
     await reboot(stage, 255)
     await stage.after(2)
-    (died,) = stage.notes.said(events.SandboxDied)
+    (died,) = stage.notes.logged(events.SandboxDied)
     assert died["cause"] == "its end was not seen: the engine or the host went down"
 
 
-async def test_an_engine_that_crashes_is_no_crash_of_its_sandboxes(stage: Stage):
+async def test_engine_crash_is_no_crash_of_its_sandboxes(stage: Stage):
     await stage.converge({"alice": "running"})
     for _ in range(6):
         stage.host.crash_engine()
@@ -361,13 +361,13 @@ async def test_an_engine_that_crashes_is_no_crash_of_its_sandboxes(stage: Stage)
 
 
 @pytest.mark.parametrize("exit_code", [255, 143, 137, 0])
-async def test_a_crash_that_looks_like_an_engines_end_backs_off(stage: Stage, exit_code: int):
+async def test_crash_that_looks_like_an_engine_shutdown_backs_off(stage: Stage, exit_code: int):
     command = {"command": ["sh", "-c", f"exit {exit_code}"]}
     stage.engine.latency["start"] = 0.2
     await stage.edit_or_start({"alice": command})
     await stage.after(600)
     assert starts(stage) == STARTS
-    died = stage.notes.said(events.SandboxDied)
+    died = stage.notes.logged(events.SandboxDied)
     assert all("not seen" not in line["cause"] for line in died)
 
 
@@ -380,7 +380,7 @@ async def test_a_crash_while_the_daemon_is_down_counts(stage: Stage):
     assert stage.row("alice")["restarts"] == 1
 
 
-async def test_a_crash_loop_keeps_its_backoff_over_an_unknown_end(stage: Stage):
+async def test_crash_loop_keeps_its_backoff_over_an_unknown_exit(stage: Stage):
     await stage.converge({"alice": "running"})
     for _ in range(6):
         stage.host.kill(ALICE, 3)
@@ -407,7 +407,7 @@ jumps = st.lists(
 
 
 class Calls(list[Any]):
-    """Calls of the engine, each with when it was made."""
+    """Return the calls to the engine, each with its time."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
@@ -418,7 +418,7 @@ class Calls(list[Any]):
 
 
 async def play(folder: Path, skew: float, jumps: list[tuple[str, float]]) -> list[Any]:
-    """Edits, deaths, restarts and a week; each call of the engine with when it was made."""
+    """Run edits, crashes, restarts and a week; return the calls to the engine with their times."""
     random.seed(1)
     async with Stage(folder, skew=skew) as stage:
         stage.engine.latency = dict.fromkeys(["create", "start", "stop", "inspect", "list"], 0.05)

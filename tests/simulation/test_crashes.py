@@ -1,4 +1,4 @@
-"""Killed at any moment, on a disk that lacks what was not written: one container a record."""
+"""A kill at any moment, with unwritten state lost, leaves one container for each record."""
 
 import pytest
 
@@ -45,7 +45,7 @@ async def test_a_kill_at_any_moment_leaves_one_container_a_record(stage: Stage, 
 
 
 @pytest.mark.parametrize("wanted", [{"alice": {"env": {"A": "1"}}}, {"alice": "stopped"}])
-async def test_what_was_stopped_before_a_kill_did_not_die(stage: Stage, wanted: dict):
+async def test_stop_before_a_kill_is_no_crash(stage: Stage, wanted: dict):
     stage.engine.latency = dict.fromkeys(VERBS, 0.01)
     stage.engine.answering = dict.fromkeys(VERBS, 0.01)
     await stage.converge({"alice": "running"})
@@ -56,10 +56,10 @@ async def test_what_was_stopped_before_a_kill_did_not_die(stage: Stage, wanted: 
         await stage.start()
         await stage.quiet()
         await stage.converge({"alice": "running"})
-        assert not stage.notes.said(events.SandboxDied), moment
+        assert not stage.notes.logged(events.SandboxDied), moment
 
 
-async def test_what_a_container_is_made_with_is_on_disk_before_it_is_made(stage: Stage):
+async def test_lease_is_durable_before_the_create(stage: Stage):
     await stage.converge({"bob": "running"})
     stage.engine.answering["create"] = 10.0
     await stage.edit({"alice": "running", "bob": "running"})
@@ -67,7 +67,7 @@ async def test_what_a_container_is_made_with_is_on_disk_before_it_is_made(stage:
         await stage.after(0.01)
     made = stage.seen("alice")
     await stage.crash()
-    await stage.start(absent=("informer", "dispatcher", "manifest-watch"))
+    await stage.start(absent=("informer", "workers", "manifest-watch"))
     identity = stage.store.identity("alice")
     assert identity.session_key == made.session_key
     assert dict(identity.ports) == dict(made.ports)

@@ -1,4 +1,4 @@
-"""Disks that fill up: what waits, what goes on, what is collected, and when it is over."""
+"""Disk pressure: what waits, what continues, what is collected, and when it ends."""
 
 import asyncio
 import threading
@@ -18,12 +18,12 @@ OLD, OLDER, YOUNG = "old:1", "older:1", "young:1"
 
 
 async def full(stage: Stage) -> None:
-    """The state's disk fills up, and that is noticed."""
+    """Fill the state disk and wait until it is noticed."""
     stage.disks.state = 0.5
     await stage.after(11)
 
 
-async def test_nothing_new_is_made_while_a_disk_is_full(stage: Stage):
+async def test_nothing_is_created_on_a_full_disk(stage: Stage):
     await stage.converge({"alice": "running"})
     await full(stage)
     await stage.edit({"alice": "running", "bob": "running", "carol": {"image": "elsewhere:1"}})
@@ -32,7 +32,7 @@ async def test_nothing_new_is_made_while_a_disk_is_full(stage: Stage):
     assert "state disk" in stage.row("bob")["reason"]
     assert "512.0 MiB of 100.0 GiB free" in stage.row("bob")["reason"]
     assert stage.engine.count("pull") == 0
-    (said,) = stage.notes.said(events.DiskPressure)
+    (said,) = stage.notes.logged(events.DiskPressure)
     assert (said["disk"], said["free"], said["total"]) == ("state disk", GIB // 2, 100 * GIB)
     state = await stage.queries.status()
     assert state["disk"]["pressure"] == [stage.row("bob")["reason"]]
@@ -42,7 +42,7 @@ async def test_nothing_new_is_made_while_a_disk_is_full(stage: Stage):
     assert stage.queries.convergence()["pending"] == ["bob", "carol"]
 
 
-async def test_what_exists_goes_on_while_a_disk_is_full(stage: Stage):
+async def test_existing_sandboxes_continue_on_a_full_disk(stage: Stage):
     await stage.converge(dict.fromkeys(["a", "b", "c", "d", "e"], "running"))
     old = stage.seen("e").id
     await full(stage)
@@ -57,7 +57,7 @@ async def test_what_exists_goes_on_while_a_disk_is_full(stage: Stage):
     assert stage.phases() == {"a": "running", "b": "running", "c": "running"}
 
 
-async def test_it_goes_on_by_itself_above_the_higher_limit(stage: Stage):
+async def test_work_continues_above_the_upper_limit(stage: Stage):
     await stage.converge({"alice": "running"})
     await full(stage)
     await stage.edit({"alice": {"env": {"NEW": "yes"}}, "bob": "running"})
@@ -65,18 +65,18 @@ async def test_it_goes_on_by_itself_above_the_higher_limit(stage: Stage):
         stage.disks.state = free
         await stage.after(11)
         assert stage.statuses()["bob"] == "MISSING"
-    assert len(stage.notes.said(events.DiskPressure)) == 1
-    assert not stage.notes.said(events.DiskRelieved)
+    assert len(stage.notes.logged(events.DiskPressure)) == 1
+    assert not stage.notes.logged(events.DiskRelieved)
     stage.disks.state = 1.6
     await stage.after(11)
     await stage.quiet()
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
-    assert len(stage.notes.said(events.DiskRelieved)) == 1
+    assert len(stage.notes.logged(events.DiskRelieved)) == 1
     for free in (1.4, 1.1, 1.6, 1.2):
         stage.disks.state = free
         await stage.after(11)
         assert not stage.manager.disk.hold
-    assert len(stage.notes.said(events.DiskPressure)) == 1
+    assert len(stage.notes.logged(events.DiskPressure)) == 1
 
 
 async def test_a_restart_between_the_limits_does_not_open_the_gate(stage: Stage):
@@ -87,14 +87,14 @@ async def test_a_restart_between_the_limits_does_not_open_the_gate(stage: Stage)
     await stage.edit({"alice": "running", "bob": "running"})
     await stage.after(30)
     assert stage.statuses() == {"alice": "RUNNING", "bob": "MISSING"}
-    assert len(stage.notes.said(events.DiskPressure)) == 2
+    assert len(stage.notes.logged(events.DiskPressure)) == 2
     stage.disks.state = 2.0
     await stage.after(11)
     await stage.quiet()
     assert stage.statuses()["bob"] == "RUNNING"
 
 
-async def test_the_first_measurement_comes_before_the_first_sandbox(stage: Stage):
+async def test_disks_are_measured_before_the_first_sandbox(stage: Stage):
     stage.disks.state = 0.5
     stage.write({"alice": "running"})
     await stage.start()
@@ -103,7 +103,7 @@ async def test_the_first_measurement_comes_before_the_first_sandbox(stage: Stage
     assert "state disk" in stage.row("alice")["reason"]
 
 
-async def test_nothing_is_made_before_the_disks_were_measured(stage: Stage):
+async def test_nothing_is_created_before_the_disks_are_measured(stage: Stage):
     stage.disks.latency = 20.0
     stage.write({"alice": "running"})
     await stage.start()
@@ -114,15 +114,15 @@ async def test_nothing_is_made_before_the_disks_were_measured(stage: Stage):
     assert stage.phases() == {"alice": "running"}
 
 
-async def test_a_disk_that_does_not_answer_holds_nothing_and_is_said_once_a_minute(stage: Stage):
+async def test_unmeasurable_disk_blocks_nothing_and_is_logged(stage: Stage):
     stage.disks.error = TimeoutError()
     await stage.converge({"alice": "running"})
     await stage.after(31)
     assert stage.statuses() == {"alice": "RUNNING"}
-    assert len(stage.notes.said(events.DiskUnmeasured)) == 2  # one for each disk
+    assert len(stage.notes.logged(events.DiskUnmeasured)) == 2  # one for each disk
 
 
-async def test_a_disk_that_stops_to_answer_stays_what_it_was(stage: Stage):
+async def test_unmeasurable_disk_keeps_its_last_value(stage: Stage):
     await stage.converge({"alice": "running"})
     await full(stage)
     stage.disks.error = OSError("stale handle")
@@ -145,7 +145,7 @@ async def test_an_engine_on_another_host_has_no_disk_here(stage: Stage, *, local
     assert stage.statuses() == {"alice": "MISSING" if local else "RUNNING"}
 
 
-async def test_an_engine_that_is_down_at_first_is_asked_for_its_disk_later(stage: Stage):
+async def test_engine_disk_is_found_after_the_engine_starts(stage: Stage):
     stage.disks.engine = 0.1
     stage.host.down = True
     stage.write({"alice": "running"})
@@ -164,7 +164,7 @@ async def test_two_folders_on_one_disk_are_one_disk(stage: Stage):
     stage.write({"alice": "running"})
     await stage.start()
     await stage.after(30)
-    (said,) = stage.notes.said(events.DiskPressure)
+    (said,) = stage.notes.logged(events.DiskPressure)
     assert said["disk"] == "disk"
     assert said["path"] == f"{stage.settings.state_dir}, /fake"
 
@@ -173,7 +173,7 @@ async def test_two_folders_on_one_disk_are_one_disk(stage: Stage):
 
 
 async def pulled(stage: Stage, *images: str) -> None:
-    """Pull each by a sandbox that is there for a day, one after the other; ``keep`` stays."""
+    """Pull each image for a sandbox that exists for a day, one after the other; ``keep`` stays."""
     stage.host.registry |= set(images)
     stage.host.image_size = 4 * GIB
     for image in images:
@@ -185,16 +185,16 @@ async def pulled(stage: Stage, *images: str) -> None:
 
 
 def collected(stage: Stage) -> list[str]:
-    return [line["image"] for line in stage.notes.said(events.ImageCollected)]
+    return [line["image"] for line in stage.notes.logged(events.ImageCollected)]
 
 
 def leave(stage: Stage, free: float) -> None:
-    """The engine's disk has so many GiB free beside the images that are there."""
+    """Set the free GiB of the engine disk, in addition to its images."""
     taken = len(stage.host.image_ids()) * stage.host.image_size / GIB
     stage.disks.engine = free + taken
 
 
-async def test_images_go_the_least_recently_used_first_until_there_is_room(stage: Stage):
+async def test_least_recently_used_images_are_removed_first(stage: Stage):
     await pulled(stage, OLDER, OLD, YOUNG)
     await stage.days(2)
     assert not collected(stage)
@@ -202,14 +202,14 @@ async def test_images_go_the_least_recently_used_first_until_there_is_room(stage
     await stage.after(11)
     assert collected(stage) == [OLDER]
     assert stage.host.images == {IMAGE, OLD, YOUNG}
-    (line,) = stage.notes.said(events.ImageCollected)
+    (line,) = stage.notes.logged(events.ImageCollected)
     assert (line["bytes"], line["image_id"]) == (4 * GIB, id_of(OLDER))
-    # It was enough, so nobody was told of a shortage.
-    assert not stage.notes.said(events.DiskPressure)
+    # It was enough, so no shortage was logged.
+    assert not stage.notes.logged(events.DiskPressure)
     assert not stage.manager.disk.hold
 
 
-async def test_what_is_in_use_wanted_pinned_young_or_not_ours_stays(tmp_path: Path):
+async def test_images_in_use_pinned_young_or_foreign_stay(tmp_path: Path):
     async with Stage(tmp_path, pinned_images=["pinned:1"]) as stage:
         stage.host.images |= {"theirs:1"}
         kept = ["pinned:1", "stopped:1", "replicas:1", "running:1"]
@@ -235,7 +235,7 @@ async def test_what_is_in_use_wanted_pinned_young_or_not_ours_stays(tmp_path: Pa
         stage.disks.engine = 0
         await stage.after(11)
         assert collected(stage) == [OLD]
-        assert len(stage.notes.said(events.DiskPressure)) == 1
+        assert len(stage.notes.logged(events.DiskPressure)) == 1
         # The young one has come of age.
         await stage.days(1)
         assert collected(stage) == [OLD, YOUNG]
@@ -244,7 +244,7 @@ async def test_what_is_in_use_wanted_pinned_young_or_not_ours_stays(tmp_path: Pa
         assert asked == {id_of(image) for image in [*refused, OLD, YOUNG]}
 
 
-async def test_what_was_pulled_is_remembered_until_it_is_gone(stage: Stage):
+async def test_pulled_image_is_stored_until_it_is_gone(stage: Stage):
     await pulled(stage, OLD)
     known = dict(stage.store.images)
     assert known[id_of(OLD)].reference == OLD
@@ -263,7 +263,7 @@ async def test_an_image_that_was_there_before_a_pull_is_not_ours(stage: Stage):
     assert not stage.store.images
 
 
-async def test_what_could_go_is_listed_with_its_time(stage: Stage):
+async def test_removable_images_are_listed_with_their_time(stage: Stage):
     await pulled(stage, OLD, YOUNG)
     await stage.edit({"keep": "running", "alice": {"image": YOUNG}})
     await stage.quiet()
@@ -279,7 +279,7 @@ async def test_what_could_go_is_listed_with_its_time(stage: Stage):
     assert not [row for row in stage.queries.garbage() if row["kind"] == "image"]
 
 
-async def test_a_use_is_remembered_as_long_as_it_lasts(stage: Stage):
+async def test_image_use_is_recorded_while_it_lasts(stage: Stage):
     stage.host.registry.add(OLD)
     stage.host.image_size = 4 * GIB
     await stage.converge({"keep": "running", "guest": {"image": OLD}})
@@ -294,20 +294,20 @@ async def test_a_use_is_remembered_as_long_as_it_lasts(stage: Stage):
 
 
 @pytest.mark.parametrize("error", [EngineUnavailable("gone"), EngineError("layer is locked")])
-async def test_a_removal_that_fails_is_said_and_tried_again(stage: Stage, error: Exception):
+async def test_failed_removal_is_logged_and_retried(stage: Stage, error: Exception):
     await pulled(stage, OLD)
     await stage.days(2)
     stage.engine.fail_next("remove_image", error)
     stage.disks.engine = 0
     await stage.after(11)
     assert not collected(stage)
-    assert stage.notes.said(events.ImageCollectFailed)[0]["error"] == str(error)
+    assert stage.notes.logged(events.ImageCollectFailed)[0]["error"] == str(error)
     await stage.after(61)
     assert collected(stage) == [OLD]
 
 
 @pytest.mark.parametrize("verb", ["images", "image_id"])
-async def test_nothing_is_collected_while_the_engine_does_not_say_all(stage: Stage, verb: str):
+async def test_incomplete_list_collects_nothing(stage: Stage, verb: str):
     await pulled(stage, OLD)
     await stage.days(2)
     stage.engine.fail_next(verb, EngineUnavailable("gone"), times=3)
@@ -319,7 +319,7 @@ async def test_nothing_is_collected_while_the_engine_does_not_say_all(stage: Sta
 
 
 @pytest.mark.parametrize("verb", ["images", "image_id"])
-async def test_a_pull_that_cannot_be_noted_succeeds_all_the_same(stage: Stage, verb: str):
+async def test_pull_succeeds_without_a_stored_note(stage: Stage, verb: str):
     stage.host.registry.add(OLD)
     stage.engine.fail_next(verb, EngineUnavailable("gone"))
     await stage.converge({"alice": {"image": OLD}})
@@ -349,7 +349,7 @@ async def test_nothing_is_collected_while_a_record_cannot_be_read(stage: Stage):
     assert collected(stage) == [OLD]
 
 
-async def test_nothing_is_collected_before_a_file_was_ever_accepted(stage: Stage):
+async def test_nothing_is_collected_before_the_first_valid_file(stage: Stage):
     await pulled(stage, OLD)
     await stage.days(2)
     stage.store._facts.drop("desired-known")
@@ -358,7 +358,7 @@ async def test_nothing_is_collected_before_a_file_was_ever_accepted(stage: Stage
     assert stage.engine.count("remove_image") == 0
 
 
-async def test_a_record_that_comes_during_the_collection_keeps_its_image(stage: Stage):
+async def test_new_record_keeps_its_image_during_a_collection(stage: Stage):
     await pulled(stage, OLDER, OLD)
     await stage.days(2)
     stage.engine.latency["remove_image"] = 30.0
@@ -370,7 +370,7 @@ async def test_a_record_that_comes_during_the_collection_keeps_its_image(stage: 
     assert OLD in stage.host.images
 
 
-async def test_a_full_disk_of_the_state_alone_takes_no_image(stage: Stage):
+async def test_full_state_disk_removes_no_image(stage: Stage):
     await pulled(stage, OLD)
     await stage.days(2)
     await full(stage)
@@ -391,9 +391,7 @@ async def test_a_disk_is_measured(tmp_path: Path):
 
 
 @pytest.mark.asyncio(loop_factories=["real"])
-async def test_a_disk_that_hangs_is_asked_by_one_thread_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+async def test_hanging_disk_uses_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked, answer = [], threading.Event()
 
     def hang(path: Path) -> Space:

@@ -1,10 +1,10 @@
-"""A sandbox that ended while its engine cannot be asked."""
+"""A sandbox that exits while its engine is unavailable."""
 
 from reconciler.core.errors import EngineTimeout, EngineUnavailable
 from tests.simulation.stage import PREFIX, Stage
 
 
-async def test_nothing_is_started_on_an_engine_that_ends(stage: Stage):
+async def test_nothing_is_started_during_an_engine_shutdown(stage: Stage):
     await stage.converge({"alice": "running"})
     starts = stage.engine.count("start")
     stage.engine.fail_next("log_tail", EngineUnavailable("gone"))
@@ -16,7 +16,7 @@ async def test_nothing_is_started_on_an_engine_that_ends(stage: Stage):
     assert stage.row("alice")["restarts"] == 1
 
 
-async def test_a_log_that_does_not_come_delays_no_restart(stage: Stage):
+async def test_hanging_log_delays_no_restart(stage: Stage):
     await stage.converge({"alice": "running"})
     starts = stage.engine.count("start")
     stage.engine.fail_next("log_tail", EngineTimeout("slow"))

@@ -1,4 +1,4 @@
-"""What others do to a sandbox's container and workspace, and how long they may."""
+"""Changes that others make to a container or workspace, and how long they last."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ RED = {**PLAIN, "env": {"COLOUR": "red"}}
 # --- pauses
 
 
-async def test_a_pause_by_others_is_left_for_a_grace_and_then_undone(stage: Stage):
+async def test_external_pause_is_undone_after_a_grace(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.host.docker_pause(ALICE)
     await stage.after(GRACE - 1)
@@ -27,23 +27,23 @@ async def test_a_pause_by_others_is_left_for_a_grace_and_then_undone(stage: Stag
     row = stage.row("alice")
     assert (row["status"], row["reason"]) == ("PAUSED", "others paused it")
     assert "foreign_pause_grace" in row["next"]
-    (begun,) = stage.notes.said(events.SandboxPausedByOthers, sandbox="alice")
+    (begun,) = stage.notes.logged(events.SandboxPausedByOthers, sandbox="alice")
     assert begun["resume_in"] == GRACE
     await stage.after(2)
     assert stage.phases() == {"alice": "running"}
-    assert len(stage.notes.said(events.SandboxResumed, sandbox="alice")) == 1
+    assert len(stage.notes.logged(events.SandboxResumed, sandbox="alice")) == 1
     assert stage.row("alice")["reason"] == ""
 
 
-async def test_a_pause_that_others_undo_is_not_touched(stage: Stage):
+async def test_external_resume_is_accepted(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.host.docker_pause(ALICE)
     await stage.after(5)
     stage.host.docker_unpause(ALICE)
     await stage.after(60)
     assert stage.engine.count("unpause") == 0
-    (resumed,) = stage.notes.said(events.SandboxResumed, sandbox="alice")
-    assert "others" in resumed["cause"]
+    (resumed,) = stage.notes.logged(events.SandboxResumed, sandbox="alice")
+    assert "someone else" in resumed["cause"]
     stage.host.docker_pause(ALICE)
     await stage.after(GRACE - 1)
     assert stage.phases() == {"alice": "paused"}
@@ -58,10 +58,10 @@ async def test_the_grace_counts_over_a_restart_of_the_daemon(stage: Stage):
     assert stage.phases() == {"alice": "paused"}
     await stage.after(10)
     assert stage.phases() == {"alice": "running"}
-    assert len(stage.notes.said(events.SandboxPausedByOthers)) == 1
+    assert len(stage.notes.logged(events.SandboxPausedByOthers)) == 1
 
 
-async def test_our_own_pause_is_undone_at_once(stage: Stage):
+async def test_own_pause_is_undone_at_once(stage: Stage):
     await stage.converge({"alice": "paused"})
     await stage.edit({"alice": "running"})
     await stage.after(1)
@@ -70,11 +70,11 @@ async def test_our_own_pause_is_undone_at_once(stage: Stage):
     await stage.edit({"alice": {"spec": "red", "state": "paused"}}, red=RED)
     await stage.after(2)
     assert stage.phases() == {"alice": "paused"}
-    assert not stage.notes.said(events.SandboxPausedByOthers)
+    assert not stage.notes.logged(events.SandboxPausedByOthers)
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 0.6, 0.9, 1.1])
-async def test_our_own_pause_is_known_after_a_kill(stage: Stage, moment: float):
+async def test_own_pause_is_known_after_a_kill(stage: Stage, moment: float):
     await stage.converge({"alice": "running"})
     stage.engine.latency["pause"] = stage.engine.answering["pause"] = 0.5
     await stage.edit({"alice": "paused"})
@@ -84,7 +84,7 @@ async def test_our_own_pause_is_known_after_a_kill(stage: Stage, moment: float):
     await stage.start()
     await stage.after(3)
     assert stage.phases() == {"alice": "running"}
-    assert not stage.notes.said(events.SandboxPausedByOthers)
+    assert not stage.notes.logged(events.SandboxPausedByOthers)
 
 
 @pytest.mark.parametrize("edit", [{"alice": "stopped"}, {"alice": {"spec": "red"}}])
@@ -106,25 +106,25 @@ async def test_a_restart_by_others_is_logged_and_counted(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.host.docker_restart(ALICE)
     await stage.after(1)
-    (told,) = stage.notes.said(events.SandboxRestartedByOthers, sandbox="alice")
+    (told,) = stage.notes.logged(events.SandboxRestartedByOthers, sandbox="alice")
     assert (told["times"], stage.row("alice")["restarts"]) == (1, 1)
     await stage.after(120)
-    assert len(stage.notes.said(events.SandboxRestartedByOthers)) == 1
+    assert len(stage.notes.logged(events.SandboxRestartedByOthers)) == 1
     assert stage.engine.count("start") == 1
 
 
-async def test_restarts_by_the_engine_are_counted_while_the_daemon_is_down(stage: Stage):
+async def test_restarts_by_the_engine_are_counted_without_a_daemon(stage: Stage):
     await stage.converge({"alice": "running"})
     await stage.stop()
     stage.host.engine_restarts(ALICE, 7)
     await stage.start()
     await stage.after(1)
     assert stage.row("alice")["restarts"] == 7
-    assert stage.notes.said(events.SandboxRestartedByOthers, times=7)
+    assert stage.notes.logged(events.SandboxRestartedByOthers, times=7)
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 0.6, 0.9, 1.1])
-async def test_our_own_starts_are_not_those_of_others(stage: Stage, moment: float):
+async def test_own_starts_are_not_counted_as_external(stage: Stage, moment: float):
     await stage.converge({"alice": "running"})
     await stage.converge({"alice": "stopped"})
     stage.engine.latency["start"] = stage.engine.answering["start"] = 0.5
@@ -136,7 +136,7 @@ async def test_our_own_starts_are_not_those_of_others(stage: Stage, moment: floa
     stage.host.kill(ALICE)
     await stage.after(5)
     assert stage.phases() == {"alice": "running"}
-    assert not stage.notes.said(events.SandboxRestartedByOthers)
+    assert not stage.notes.logged(events.SandboxRestartedByOthers)
     assert stage.row("alice")["restarts"] == 1
 
 
@@ -144,7 +144,7 @@ async def test_our_own_starts_are_not_those_of_others(stage: Stage, moment: floa
 
 
 async def prune(stage: Stage) -> None:
-    """``docker system prune --volumes`` under a daemon that is too slow to be in its way."""
+    """Run ``docker system prune --volumes`` faster than the daemon reacts."""
     await stage.stop()
     for box in list(stage.host.boxes.values()):
         if not box.seen.live:
@@ -154,11 +154,11 @@ async def prune(stage: Stage) -> None:
     await stage.quiet()
 
 
-async def test_a_workspace_that_was_pruned_is_an_error_until_an_edit(stage: Stage):
+async def test_pruned_workspace_is_an_error_until_an_edit(stage: Stage):
     await stage.converge({"alice": "running"})
     await stage.converge({"alice": "stopped"})
     await prune(stage)
-    (lost,) = stage.notes.said(events.VolumeLost, sandbox="alice")
+    (lost,) = stage.notes.logged(events.VolumeLost, sandbox="alice")
     assert lost["volume"] == VOLUME
     assert events.VolumeLost.level == "error"
     row = stage.row("alice")
@@ -173,12 +173,12 @@ async def test_a_workspace_that_was_pruned_is_an_error_until_an_edit(stage: Stag
     assert VOLUME in stage.host.volumes
     await stage.converge({"alice": {"spec": "red"}}, red=RED)
     assert stage.row("alice")["reason"] == ""
-    assert len(stage.notes.said(events.VolumeLost)) == 1
+    assert len(stage.notes.logged(events.VolumeLost)) == 1
     ledger = [entry.event for entry in await stage.store.events("alice")]
     assert ledger.count("volume.lost") == 1
 
 
-async def test_a_volume_that_goes_before_our_eyes_is_lost_once(stage: Stage):
+async def test_volume_removed_while_watched_is_lost_once(stage: Stage):
     await stage.converge({"alice": "stopped", "bob": "running"})
     stage.engine.hang("create")
     stage.host.remove(ALICE)
@@ -186,11 +186,11 @@ async def test_a_volume_that_goes_before_our_eyes_is_lost_once(stage: Stage):
     await stage.after(1)
     stage.engine.release("create")
     await stage.after(5)
-    assert len(stage.notes.said(events.VolumeLost)) == 1
+    assert len(stage.notes.logged(events.VolumeLost)) == 1
     assert VOLUME in stage.host.volumes
 
 
-async def test_what_was_never_there_or_is_not_wanted_is_not_lost(stage: Stage):
+async def test_unwanted_or_never_created_volume_is_not_lost(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     bare = {**PLAIN, "workspace": None}
     await stage.converge({"alice": {"spec": "bare"}, "bob": "running"}, bare=bare)
@@ -199,10 +199,10 @@ async def test_what_was_never_there_or_is_not_wanted_is_not_lost(stage: Stage):
     await stage.converge({"bob": "running"})
     stage.host.remove_volume(VOLUME)
     await stage.converge({"alice": "running", "bob": "running"})
-    assert not stage.notes.said(events.VolumeLost)
+    assert not stage.notes.logged(events.VolumeLost)
 
 
-async def test_steps_that_we_ask_for_are_durable_before_they_are_asked_for(stage: Stage):
+async def test_memory_is_durable_before_each_action(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.engine.hang("pause")
     await stage.edit({"alice": "paused"})
@@ -224,25 +224,25 @@ LIMITED = {**PLAIN, "resources": {"memory": 64 << 20}}
 
 
 @pytest.mark.parametrize("state", ["running", "paused", "stopped"])
-async def test_limits_that_others_changed_are_set_back(stage: Stage, state: str):
+async def test_external_limit_changes_are_set_back(stage: Stage, state: str):
     await stage.converge({"alice": state}, plain=LIMITED)
     made, former = stage.seen("alice").limits, stage.seen("alice").id
     stage.host.docker_update(ALICE, restart_policy="always", memory=32 << 20, pids=50)
     await stage.after(1)
     assert (stage.seen("alice").limits, stage.seen("alice").id) == (made, former)
-    told = stage.notes.said(events.SandboxDrifted, sandbox="alice")
+    told = stage.notes.logged(events.SandboxDrifted, sandbox="alice")
     assert {(it["field"], it["old"], it["new"]) for it in told} == {
         ("restart_policy", "no", "always"),
         ("memory", 64 << 20, 32 << 20),
         ("pids", 0, 50),
     }
-    assert len(stage.notes.said(events.SandboxUpdated)) == 1
+    assert len(stage.notes.logged(events.SandboxUpdated)) == 1
     await stage.after(600)
     assert stage.engine.count("update") == 1
     assert stage.engine.count("create") == 1
 
 
-async def test_limits_changed_while_the_daemon_is_down_are_set_back(stage: Stage):
+async def test_limits_changed_without_a_daemon_are_set_back(stage: Stage):
     await stage.converge({"alice": "running"}, plain=LIMITED)
     made = stage.seen("alice").limits
     await stage.stop()
@@ -252,7 +252,7 @@ async def test_limits_changed_while_the_daemon_is_down_are_set_back(stage: Stage
     assert stage.seen("alice").limits == made
 
 
-async def test_limits_that_the_engine_refuses_are_an_error_beside(stage: Stage):
+async def test_refused_limits_are_an_error_of_a_running_sandbox(stage: Stage):
     await stage.converge({"alice": "running"}, plain=LIMITED)
     former = stage.seen("alice").id
     stage.engine.fail_next("update", Refused("device or resource busy"), 10_000)
@@ -262,7 +262,7 @@ async def test_limits_that_the_engine_refuses_are_an_error_beside(stage: Stage):
     row = stage.row("alice")
     assert (row["status"], row["reason"]) == ("RUNNING", "device or resource busy")
     assert stage.seen("alice").id == former
-    assert len(stage.notes.said(events.SandboxDrifted)) == 1
+    assert len(stage.notes.logged(events.SandboxDrifted)) == 1
     stage.host.kill(ALICE)
     await stage.after(10)
     assert stage.phases() == {"alice": "running"}
@@ -284,11 +284,11 @@ async def test_a_kill_at_an_update_leaves_the_limits_as_wanted(stage: Stage, mom
     assert stage.seen("alice").limits == made
 
 
-async def test_an_edit_and_the_answer_to_it_are_no_drift(stage: Stage):
+async def test_update_of_limits_is_no_drift(stage: Stage):
     await stage.converge({"alice": "running"}, plain=LIMITED)
     more = {**PLAIN, "resources": {"memory": 128 << 20, "pids": 5, "cpus": 1.5}}
     await stage.converge({"alice": "running"}, plain=more)
     await stage.restart()
     await stage.after(120)
     assert stage.engine.count("update") == 0
-    assert not stage.notes.said(events.SandboxDrifted)
+    assert not stage.notes.logged(events.SandboxDrifted)

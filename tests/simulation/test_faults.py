@@ -1,4 +1,4 @@
-"""A fault of a sandbox goes one way, whatever its source: status, log and ledger say the same."""
+"""Faults from every source: status, log and ledger agree."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ QUICK = {"restart": {"backoff": "1s", "max_backoff": "5s"}}
 
 @dataclass(frozen=True)
 class Trouble:
-    """One way to be in trouble and out of it; ``runs``: a container runs well meanwhile."""
+    """One way into a fault and out of it; ``runs``: a container runs meanwhile."""
 
     source: str
     words: str
@@ -102,7 +102,7 @@ async def time_out_at_create(stage: Stage) -> None:
 async def refuse_inspection(stage: Stage) -> None:
     await stage.converge({"alice": QUICK})
     stage.engine.unreadable.add(f"{PREFIX}alice")
-    stage.manager.cache.touch("alice", stage.seen("alice").id)
+    stage.manager.cache.mark_dirty("alice", stage.seen("alice").id)
     stage.manager.queue.add("alice", Priority.EVENT)
 
 
@@ -136,7 +136,7 @@ TROUBLES = {
 
 
 def told(stage: Stage, event: type[events.Event]) -> list[dict]:
-    return stage.notes.said(event, sandbox="alice")
+    return stage.notes.logged(event, sandbox="alice")
 
 
 async def in_ledger(stage: Stage, event: type[events.Event]) -> list[dict]:
@@ -145,9 +145,7 @@ async def in_ledger(stage: Stage, event: type[events.Event]) -> list[dict]:
 
 
 @pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES.keys())
-async def test_a_fault_is_reported_once_when_it_begins_and_once_when_it_is_over(
-    stage: Stage, trouble: Trouble
-):
+async def test_fault_is_reported_once_at_its_begin_and_end(stage: Stage, trouble: Trouble):
     stage.write({})
     await stage.start()
     await stage.quiet()
@@ -224,7 +222,7 @@ async def test_a_deleted_sandbox_did_not_recover(stage: Stage):
     assert not told(stage, events.SandboxRecovered)
 
 
-async def test_one_that_started_and_is_not_healthy_yet_did_not_recover(stage: Stage):
+async def test_unhealthy_start_is_no_recovery(stage: Stage):
     probe = {"kind": "exec", "command": ["false"], "startup_grace": "60s"}
     stage.engine.fail_next("create", Refused("bad mount"))
     await stage.edit_or_start({"alice": {**QUICK, "health": probe}})
@@ -234,7 +232,7 @@ async def test_one_that_started_and_is_not_healthy_yet_did_not_recover(stage: St
     assert not told(stage, events.SandboxRecovered)
 
 
-async def test_a_step_that_keeps_failing_is_summed_up(stage: Stage):
+async def test_repeated_failures_are_summarized(stage: Stage):
     ids = [f"{number:064x}" for number in range(40)]
     stage.write({})
     await stage.start()
@@ -252,11 +250,11 @@ async def test_one_invalid_record_is_no_fault_of_the_others(stage: Stage):
     await stage.converge({"alice": QUICK, "bob": QUICK})
     await stage.edit({"alice": {"image": 7}, "bob": QUICK})
     await stage.after(5)
-    assert len(stage.notes.said(events.SandboxError)) == 1
+    assert len(stage.notes.logged(events.SandboxError)) == 1
     stage.file.write_text("version: [")
     await stage.manager.manifest_sync.read()
     await stage.after(5)
-    assert len(stage.notes.said(events.SandboxError)) == 1
+    assert len(stage.notes.logged(events.SandboxError)) == 1
 
 
 async def test_a_record_that_was_never_valid_is_shown(stage: Stage):
@@ -272,7 +270,7 @@ async def test_a_record_that_was_never_valid_is_shown(stage: Stage):
     assert not stage.store.memory("alice").faults
 
 
-async def test_an_image_that_is_here_again_ends_the_fault(stage: Stage):
+async def test_restored_image_ends_the_fault(stage: Stage):
     await stage.edit_or_start({"alice": {**QUICK, "image": "nowhere:1", "pull": "never"}})
     await stage.after(5)
     assert len(told(stage, events.SandboxError)) == 1

@@ -229,7 +229,7 @@ class Play:
         assert "pgdata" in self.host.volumes, self.told("a person's volume is gone")
         self.check_calls()
         for daemon in self.daemons:
-            failed = daemon.stage.notes.said(events.TaskFailed)
+            failed = daemon.stage.notes.logged(events.TaskFailed)
             assert not failed, self.told(failed)
             daemon.stage.notes.lines.clear()
             if daemon.up and not self.troubled and self.blamed(daemon):

@@ -1,7 +1,7 @@
 from tests.simulation.stage import Stage
 
 
-async def test_a_pull_that_brings_nothing_is_tried_again_with_backoff(stage: Stage):
+async def test_pull_without_a_result_is_retried_with_backoff(stage: Stage):
     async def bring_nothing(image: str, _progress: object) -> None:
         stage.engine.calls.append(("pull", image))
         await stage.after(0.1)
@@ -17,7 +17,7 @@ async def test_a_pull_that_brings_nothing_is_tried_again_with_backoff(stage: Sta
     assert stage.statuses() == {"alice": "RUNNING"}
 
 
-async def test_an_image_whose_pull_was_seen_by_nobody_is_ours(stage: Stage):
+async def test_image_of_an_unobserved_pull_is_ours(stage: Stage):
     stage.host.registry.add("elsewhere:1")
     stage.engine.answering["pull"] = 60.0
     stage.write({"alice": {"image": "elsewhere:1"}})
@@ -33,7 +33,7 @@ async def test_an_image_whose_pull_was_seen_by_nobody_is_ours(stage: Stage):
     assert stage.store.fact("pulls") is None
 
 
-async def test_an_image_that_was_there_when_its_pull_was_cut_off_is_not_ours(stage: Stage):
+async def test_image_present_before_an_interrupted_pull_is_foreign(stage: Stage):
     stage.host.images.add("elsewhere:1")
     stage.host.registry.add("elsewhere:1")
     stage.engine.latency["pull"] = 60.0
@@ -49,7 +49,7 @@ async def test_an_image_that_was_there_when_its_pull_was_cut_off_is_not_ours(sta
     assert not stage.store.images
 
 
-async def test_a_pull_that_was_refused_makes_nothing_ours(stage: Stage):
+async def test_refused_pull_claims_no_image(stage: Stage):
     stage.write({"alice": {"image": "elsewhere:1"}})
     await stage.start()
     await stage.after(5)

@@ -40,7 +40,7 @@ async def test_the_images_check_is_the_probe(checked: Stage):
     checked.host.check(ALICE, UNHEALTHY)
     await checked.after(1)
     assert checked.row("alice")["restarts"] == 1
-    (told,) = checked.notes.said(events.SandboxUnhealthy)
+    (told,) = checked.notes.logged(events.SandboxUnhealthy)
     assert told["cause"] == "the image's HEALTHCHECK fails"
     checked.host.check(ALICE, HEALTHY)
     await checked.after(1)
@@ -80,7 +80,7 @@ async def test_a_check_that_failed_while_paused_restarts_nothing(checked: Stage)
     assert checked.seen("alice").started_at == started
 
 
-async def test_a_check_that_goes_on_to_fail_after_a_pause_restarts(checked: Stage):
+async def test_check_that_keeps_failing_after_a_pause_restarts(checked: Stage):
     await begin(checked)
     checked.host.check(ALICE, HEALTHY)
     await checked.after(60)
@@ -93,7 +93,7 @@ async def test_a_check_that_goes_on_to_fail_after_a_pause_restarts(checked: Stag
     assert checked.row("alice")["restarts"] == 1
 
 
-async def test_a_lost_event_of_a_check_costs_only_time(checked: Stage):
+async def test_lost_event_of_a_check_is_noticed_later(checked: Stage):
     await begin(checked)
     checked.host.check(ALICE, HEALTHY)
     await checked.after(60)
@@ -112,7 +112,7 @@ async def test_without_a_check_in_the_image_health_is_unknown(stage: Stage):
     assert "its image has no HEALTHCHECK" in reason
     await stage.after(600)
     assert stage.row("alice")["restarts"] == 0
-    assert len(stage.notes.said(events.ProbeUnknown)) == 1
+    assert len(stage.notes.logged(events.ProbeUnknown)) == 1
 
 
 async def test_without_a_probe_a_failing_check_is_only_reported(checked: Stage):
@@ -120,14 +120,14 @@ async def test_without_a_probe_a_failing_check_is_only_reported(checked: Stage):
     checked.host.check(ALICE, HEALTHY)
     await checked.after(60)
     assert status(checked) == ("RUNNING", "")
-    assert not checked.notes.said(events.SandboxCheckUnheeded)
+    assert not checked.notes.logged(events.SandboxCheckUnheeded)
     checked.host.check(ALICE, UNHEALTHY)
     await checked.after(600)
     found, reason = status(checked)
     assert found == "RUNNING"
     assert "HEALTHCHECK fails" in reason
     assert checked.row("alice")["restarts"] == 0
-    assert len(checked.notes.said(events.SandboxCheckUnheeded)) == 1
+    assert len(checked.notes.logged(events.SandboxCheckUnheeded)) == 1
     checked.host.check(ALICE, HEALTHY)
     await checked.after(1)
     assert status(checked) == ("RUNNING", "")
@@ -139,7 +139,7 @@ async def test_a_check_that_is_switched_off_is_not_run(checked: Stage):
     assert status(checked) == ("RUNNING", "")
 
 
-async def test_the_host_name_stays_over_replacements(stage: Stage):
+async def test_host_name_survives_replacements(stage: Stage):
     await stage.converge({"alice": {}, "bob": {"hostname": "licensed.example"}})
     for _ in range(2):
         names = [stage.host.box(f"{PREFIX}{key}").config for key in ("alice", "bob")]

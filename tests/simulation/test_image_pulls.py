@@ -8,7 +8,7 @@ from reconciler.engine.protocol import PullProgress
 from reconciler.resources.image_pulls import ImagePuller
 from reconciler.telemetry import events
 from tests.fakes.engine import FakeEngine
-from tests.simulation.stage import Notebook
+from tests.simulation.stage import LogCapture
 
 ONE, TWO = "one:1", "two:1"
 
@@ -20,7 +20,7 @@ class Pulls:
         self.engine.host.registry |= {ONE, TWO}
         self.engine.latency["pull"] = 10.0
         self.done: list[tuple[str, str, str]] = []
-        self.notes = Notebook(loop.time)
+        self.notes = LogCapture(loop.time)
         self.puller = ImagePuller(
             self.engine, on_done=self._on_done, recorder=self.notes, clock=loop.time
         )
@@ -36,7 +36,7 @@ async def pulls():
     await made.puller.close()
 
 
-async def test_one_pull_serves_all_who_wait(pulls: Pulls):
+async def test_one_pull_serves_all_waiting_keys(pulls: Pulls):
     for key in "abc":
         pulls.puller.request(key, ONE)
         assert pulls.puller.state(key, ONE) is ImageState.PULLING
@@ -48,7 +48,7 @@ async def test_one_pull_serves_all_who_wait(pulls: Pulls):
 
 
 @pytest.mark.parametrize("error", [PullFailed("no"), EngineUnavailable("gone")])
-async def test_a_pull_that_fails_is_told_to_all_who_wait(pulls: Pulls, error: Exception):
+async def test_failed_pull_is_reported_to_all_waiting_keys(pulls: Pulls, error: Exception):
     pulls.engine.fail_next("pull", error)
     pulls.puller.request("a", ONE)
     pulls.puller.request("b", ONE)
@@ -60,7 +60,7 @@ async def test_a_pull_that_fails_is_told_to_all_who_wait(pulls: Pulls, error: Ex
     assert pulls.done[2:] == [("a", ONE, "well")]
 
 
-async def test_a_bug_in_a_pull_leaves_nobody_waiting_for_ever(pulls: Pulls):
+async def test_bug_in_a_pull_ends_the_wait(pulls: Pulls):
     pulls.engine.fail_next("pull", ZeroDivisionError("a bug"))
     pulls.puller.request("a", ONE)
     await asyncio.sleep(11)
@@ -68,7 +68,7 @@ async def test_a_bug_in_a_pull_leaves_nobody_waiting_for_ever(pulls: Pulls):
     assert pulls.puller.state("a", ONE) is ImageState.UNKNOWN
 
 
-async def test_a_newer_edit_ends_the_pull_that_nobody_waits_for(pulls: Pulls):
+async def test_newer_edit_cancels_the_pull(pulls: Pulls):
     pulls.puller.request("a", ONE)
     await asyncio.sleep(1)
     pulls.puller.request("a", TWO)
@@ -77,7 +77,7 @@ async def test_a_newer_edit_ends_the_pull_that_nobody_waits_for(pulls: Pulls):
     assert ONE not in pulls.engine.host.images
 
 
-async def test_a_pull_that_another_waits_for_goes_on(pulls: Pulls):
+async def test_pull_with_another_waiting_key_continues(pulls: Pulls):
     pulls.puller.request("a", ONE)
     pulls.puller.request("b", ONE)
     await asyncio.sleep(1)
@@ -86,7 +86,7 @@ async def test_a_pull_that_another_waits_for_goes_on(pulls: Pulls):
     assert pulls.done == [("b", ONE, "well")]
 
 
-async def test_nothing_is_kept_of_a_key_that_wants_nothing(pulls: Pulls):
+async def test_released_key_leaves_no_image_state(pulls: Pulls):
     for number in range(50):
         pulls.puller.request(f"job-{number}", ONE)
         pulls.puller.release(f"job-{number}", None)
@@ -95,7 +95,7 @@ async def test_nothing_is_kept_of_a_key_that_wants_nothing(pulls: Pulls):
     assert not pulls.puller._pulls
 
 
-async def test_who_asks_again_after_a_release_is_served(pulls: Pulls):
+async def test_request_after_a_release_starts_a_pull(pulls: Pulls):
     pulls.puller.request("a", ONE)
     await asyncio.sleep(1)
     pulls.puller.release("a", None)
@@ -104,7 +104,7 @@ async def test_who_asks_again_after_a_release_is_served(pulls: Pulls):
     assert pulls.done == [("a", ONE, "well")]
 
 
-async def test_its_end_ends_the_pulls(pulls: Pulls):
+async def test_close_cancels_the_pulls(pulls: Pulls):
     pulls.puller.request("a", ONE)
     await asyncio.sleep(1)
     await pulls.puller.close()
@@ -112,7 +112,7 @@ async def test_its_end_ends_the_pulls(pulls: Pulls):
     assert pulls.done == []
 
 
-async def test_progress_is_told_at_a_humane_rate(pulls: Pulls):
+async def test_pull_progress_is_rate_limited(pulls: Pulls):
     async def slow(_image, progress):
         for step in range(1000):
             await asyncio.sleep(0.1)
@@ -121,43 +121,43 @@ async def test_progress_is_told_at_a_humane_rate(pulls: Pulls):
     pulls.engine.pull = slow
     pulls.puller.request("a", ONE)
     await asyncio.sleep(101)
-    assert 15 <= len(pulls.notes.said(events.PullProgress)) <= 21
-    assert len(pulls.notes.said(events.PullDone, image=ONE)) == 1
+    assert 15 <= len(pulls.notes.logged(events.PullProgress)) <= 21
+    assert len(pulls.notes.logged(events.PullDone, image=ONE)) == 1
 
 
-async def test_a_pull_that_is_tried_again_starts_once_and_fails_once_a_minute(pulls: Pulls):
+async def test_repeated_pull_logs_its_start_once(pulls: Pulls):
     pulls.engine.latency["pull"] = 1.0
     for _ in range(30):
         pulls.engine.fail_next("pull", PullFailed(f"no route, request {_:012x}"))
         pulls.puller.request("a", ONE)
         await asyncio.sleep(4)
-    assert len(pulls.notes.said(events.PullStarted)) == 1
-    first, *others = pulls.notes.said(events.PullFailed)
+    assert len(pulls.notes.logged(events.PullStarted)) == 1
+    first, *others = pulls.notes.logged(events.PullFailed)
     assert "repeated" not in first
     assert first["sandboxes"] == ["a"]
     assert sum(line["repeated"] for line in others) >= 15
     assert len(others) <= 2
     pulls.puller.request("a", ONE)
     await asyncio.sleep(4)
-    assert len(pulls.notes.said(events.PullDone)) == 1
+    assert len(pulls.notes.logged(events.PullDone)) == 1
     pulls.engine.fail_next("pull", PullFailed("no"))
     pulls.puller.request("a", ONE)
     await asyncio.sleep(4)
-    assert "repeated" not in pulls.notes.said(events.PullFailed)[-1]
+    assert "repeated" not in pulls.notes.logged(events.PullFailed)[-1]
 
 
-async def test_a_pull_that_nobody_waits_for_has_an_end_in_the_log(pulls: Pulls):
+async def test_cancelled_pull_is_logged(pulls: Pulls):
     pulls.puller.request("a", ONE)
     await asyncio.sleep(1)
     pulls.puller.release("a", None)
     await asyncio.sleep(1)
-    assert len(pulls.notes.said(events.PullCancelled, image=ONE)) == 1
+    assert len(pulls.notes.logged(events.PullCancelled, image=ONE)) == 1
 
 
 async def test_unusable_credentials_are_an_error_of_the_pull(pulls: Pulls):
     pulls.engine.fail_next("pull", SettingsError("/root/.docker/config.json: not JSON"))
     pulls.puller.request("a", ONE)
     await asyncio.sleep(11)
-    (failed,) = pulls.notes.said(events.PullFailed)
+    (failed,) = pulls.notes.logged(events.PullFailed)
     assert failed["error"] == f"{ONE}: /root/.docker/config.json: not JSON"
-    assert not pulls.notes.said(events.TaskFailed)
+    assert not pulls.notes.logged(events.TaskFailed)

@@ -16,7 +16,7 @@ from reconciler.observe.ownership import Ownership
 from reconciler.telemetry import events
 from tests.fakes.engine import FakeEngine
 from tests.fakes.host import FakeHost, labels
-from tests.simulation.stage import Notebook
+from tests.simulation.stage import LogCapture
 
 RESYNC = 60.0
 
@@ -26,7 +26,7 @@ def add(host: FakeHost, name: str, phase: Phase = Phase.RUNNING) -> str:
 
 
 class EverythingIsOurs(Ownership):
-    """Whose an object is does not matter here."""
+    """Classifies every object as ours."""
 
     def __init__(self) -> None: ...
 
@@ -41,7 +41,7 @@ class EverythingIsOurs(Ownership):
 
 
 class NobodyElse(Owners):
-    """One daemon alone."""
+    """Finds no other daemon."""
 
     def __init__(self) -> None: ...
 
@@ -54,7 +54,7 @@ class NobodyElse(Owners):
 
 
 class Watcher:
-    """An informer, and what it asked to be worked on."""
+    """An informer and the keys that it enqueued."""
 
     def __init__(self, wanted: tuple[str, ...] = ()) -> None:
         self.host = FakeHost()
@@ -62,15 +62,16 @@ class Watcher:
         self.asked: list[str] = []
         self.synced_first = 0
         loop = asyncio.get_running_loop()
-        self.notes = Notebook(loop.time)
+        self.notes = LogCapture(loop.time)
         self.cache = Cache(self.engine, loop.time, ownership=EverythingIsOurs(), claimed_volumes={})
         self.removals = 0
+        self.wanted = wanted
         self.informer = Informer(
             self.engine,
             cache=self.cache,
             owners=NobodyElse(),
             enqueue=self._enqueue,
-            wanted=lambda: wanted,
+            enqueue_all=self._enqueue_all,
             is_wanted=lambda key: key in wanted,
             on_first_sync=self._on_first_sync,
             on_removed=self._on_removed,
@@ -81,6 +82,9 @@ class Watcher:
 
     def _enqueue(self, key: str, _priority: Priority) -> None:
         self.asked.append(key)
+
+    def _enqueue_all(self) -> None:
+        self.asked += [*self.cache.keys() | set(self.wanted)]
 
     def _on_first_sync(self) -> None:
         self.synced_first += 1
@@ -122,7 +126,7 @@ async def watcher() -> Watcher:
     return Watcher()
 
 
-async def test_the_first_sync_knows_what_is_there_and_tells_it_once(watcher: Watcher):
+async def test_first_sync_reports_once_after_the_inspection(watcher: Watcher):
     add(watcher.host, "alice")
     watcher.host.add_container("foreign", {})
     watcher.host.add_volume("v", labels("default", "bob"))
@@ -136,7 +140,7 @@ async def test_the_first_sync_knows_what_is_there_and_tells_it_once(watcher: Wat
     assert watcher.synced_first == 1
 
 
-async def test_an_event_is_told_at_once(watcher: Watcher):
+async def test_event_is_enqueued_at_once(watcher: Watcher):
     add(watcher.host, "alice")
     async with watcher.running():
         await watcher.synced()
@@ -166,7 +170,7 @@ async def test_a_lost_create_is_found_by_the_next_relist(watcher: Watcher):
 
 
 @pytest.mark.parametrize("change", ["kill", "remove"])
-async def test_what_changed_while_the_engine_was_away_is_told(watcher: Watcher, change: str):
+async def test_changes_during_a_disconnect_are_enqueued(watcher: Watcher, change: str):
     add(watcher.host, "alice")
     async with watcher.running():
         await watcher.synced()
@@ -183,7 +187,7 @@ async def test_what_changed_while_the_engine_was_away_is_told(watcher: Watcher, 
         assert watcher.informer.complete
 
 
-async def test_a_stream_that_ended_is_a_reason_to_wait(watcher: Watcher):
+async def test_ended_stream_is_followed_by_a_pause(watcher: Watcher):
     async with watcher.running():
         await watcher.synced()
         watcher.host.end_streams()
@@ -192,15 +196,15 @@ async def test_a_stream_that_ended_is_a_reason_to_wait(watcher: Watcher):
         assert "event stream" in watcher.informer.error
 
 
-async def test_a_dead_engine_is_complained_of_once_a_minute(watcher: Watcher):
+async def test_dead_engine_is_logged_once_a_minute(watcher: Watcher):
     watcher.host.down = True
     async with watcher.running():
         await asyncio.sleep(600)
         assert "down" in watcher.informer.error
-    assert len(watcher.notes.said(events.EngineLost)) <= 11
+    assert len(watcher.notes.logged(events.EngineLost)) <= 11
 
 
-async def test_connected_follows_each_lost_and_nothing_else(watcher: Watcher):
+async def test_connected_is_logged_once_after_each_loss(watcher: Watcher):
     async with watcher.running():
         for _ in range(5):
             await watcher.synced()
@@ -222,16 +226,16 @@ async def test_connected_is_logged_before_any_work(watcher: Watcher):
     async with watcher.running():
         while not watcher.asked:  # noqa: ASYNC110 - a turn of simulated time
             await asyncio.sleep(0)
-        (line,) = watcher.notes.said(events.EngineConnected)
+        (line,) = watcher.notes.logged(events.EngineConnected)
         assert line["version"]
 
 
 @pytest.mark.parametrize("error", [EngineError("forbidden"), EngineUnavailable("gone")])
-async def test_an_engine_that_does_not_say_who_it_is_is_connected_too(watcher, error):
+async def test_engine_without_info_is_connected(watcher, error):
     watcher.engine.fail_next("info", error)
     async with watcher.running():
         await watcher.synced()
-    (line,) = watcher.notes.said(events.EngineConnected)
+    (line,) = watcher.notes.logged(events.EngineConnected)
     assert "version" not in line
 
 
@@ -242,11 +246,11 @@ async def test_one_failed_relist_is_no_lost_engine(watcher: Watcher, error: Exce
         for _ in range(2):
             watcher.engine.fail_next("list", error)
             await asyncio.sleep(3 * RESYNC)
-    assert not watcher.notes.said(events.EngineLost)
-    assert len(watcher.notes.said(events.EngineListFailed)) == 2
+    assert not watcher.notes.logged(events.EngineLost)
+    assert len(watcher.notes.logged(events.EngineListFailed)) == 2
 
 
-async def test_a_stream_that_always_ends_at_once_floods_neither_log_nor_engine(watcher: Watcher):
+async def test_stream_that_ends_at_once_floods_neither_log_nor_engine(watcher: Watcher):
     watcher.engine.latency["events"] = 0.001
 
     async def cut() -> None:
@@ -259,26 +263,24 @@ async def test_a_stream_that_always_ends_at_once_floods_neither_log_nor_engine(w
         cutting = asyncio.create_task(cut())
         await asyncio.sleep(600)
         cutting.cancel()
-    assert len(watcher.notes.said(events.EngineStreamLost)) <= 11
+    assert len(watcher.notes.logged(events.EngineStreamLost)) <= 11
     assert watcher.engine.count("list") < 150
 
 
 @pytest.mark.parametrize("error", [EngineError("broken"), EngineTimeout("hangs")])
-async def test_one_container_that_cannot_be_inspected_holds_no_other_back(
-    watcher: Watcher, error: Exception
-):
+async def test_uninspectable_container_blocks_no_other(watcher: Watcher, error: Exception):
     broken, _ = add(watcher.host, "alice"), add(watcher.host, "bob")
     refuse_inspection(watcher.engine, broken, error)
     async with watcher.running():
         await asyncio.wait_for(watcher.informer.synced.wait(), 60)
         assert watcher.phase("bob") is Phase.RUNNING
         assert "alice" in watcher.asked
-        assert not watcher.cache.knows("alice")
+        assert not watcher.cache.is_clean("alice")
         with pytest.raises(EngineError):
             await watcher.cache.refresh("alice")
 
 
-async def test_an_engine_that_goes_while_it_is_observed_is_waited_for(watcher: Watcher):
+async def test_engine_lost_during_the_observation_is_awaited(watcher: Watcher):
     add(watcher.host, "alice")
     watcher.engine.fail_next("inspect", EngineUnavailable("gone"))
     async with watcher.running():
@@ -286,14 +288,14 @@ async def test_an_engine_that_goes_while_it_is_observed_is_waited_for(watcher: W
         assert watcher.phase("alice") is Phase.RUNNING
 
 
-async def test_one_observation_fails_with_the_engines_own_error(watcher: Watcher):
+async def test_observation_raises_the_error_of_the_engine(watcher: Watcher):
     add(watcher.host, "alice")
     watcher.engine.fail_next("inspect", EngineError("broken"))
     with pytest.raises(EngineError, match="broken"):
         await watcher.informer.sync_once()
 
 
-async def test_a_list_that_hangs_stops_the_collecting_but_not_the_work(watcher: Watcher):
+async def test_hanging_list_stops_only_the_collection(watcher: Watcher):
     add(watcher.host, "alice")
     async with watcher.running():
         await watcher.synced()
@@ -307,7 +309,7 @@ async def test_a_list_that_hangs_stops_the_collecting_but_not_the_work(watcher: 
         assert watcher.informer.complete
 
 
-async def test_every_record_is_looked_at_again_though_nothing_of_it_is_there():
+async def test_resync_enqueues_records_without_containers():
     watcher = Watcher(wanted=("nothing-there",))
     async with watcher.running():
         await watcher.synced()
@@ -317,18 +319,18 @@ async def test_every_record_is_looked_at_again_though_nothing_of_it_is_there():
         await watcher.told("nothing-there", within=10)
 
 
-async def test_a_list_that_lags_behind_takes_nothing_away(watcher: Watcher):
+async def test_stale_list_removes_nothing(watcher: Watcher):
     own = add(watcher.host, "alice")
     watcher.engine.list = empty_list
     async with watcher.running():
         await watcher.synced()
-        watcher.cache.touch("alice", own)
+        watcher.cache.mark_dirty("alice", own)
         await watcher.cache.refresh("alice")
         await watcher.told("alice", within=RESYNC + 1)
         assert watcher.phase("alice") is Phase.RUNNING
 
 
-async def test_a_volume_that_was_just_made_is_not_hidden_by_an_older_list(watcher: Watcher):
+async def test_new_volume_survives_an_older_list(watcher: Watcher):
     async with watcher.running():
         await watcher.synced()
         await asyncio.sleep(RESYNC - 1)
@@ -345,7 +347,7 @@ async def test_a_volume_that_was_just_made_is_not_hidden_by_an_older_list(watche
 
 @asynccontextmanager
 async def with_volume(watcher: Watcher) -> AsyncIterator[str]:
-    """Alice's workspace, by name, once it is known."""
+    """Return the name of Alice's workspace, once it is cached."""
     name = naming.volume_name("", "alice")
     watcher.host.add_volume(name, labels("default", "alice"))
     async with watcher.running():
@@ -353,43 +355,43 @@ async def with_volume(watcher: Watcher) -> AsyncIterator[str]:
         yield name
 
 
-async def test_a_volume_that_is_destroyed_is_told_at_once(watcher: Watcher):
+async def test_destroyed_volume_is_enqueued_at_once(watcher: Watcher):
     async with with_volume(watcher) as name:
         watcher.host.remove_volume(name)
         assert await watcher.told("alice", within=1) < 0.1
         assert watcher.cache.observed("alice").volumes == ()
 
 
-async def test_a_volume_that_was_made_again_outlives_a_late_word_of_its_end(watcher: Watcher):
+async def test_recreated_volume_survives_a_late_event(watcher: Watcher):
     async with with_volume(watcher) as name:
         watcher.host._tell(EventKind.VOLUME, name, "destroy", {}, "")
         await watcher.told("alice", within=1)
         assert [volume.name for volume in watcher.cache.observed("alice").volumes] == [name]
 
 
-async def test_a_volume_that_could_not_be_looked_at_still_is_to_be(watcher: Watcher):
+async def test_failed_volume_inspection_stays_dirty(watcher: Watcher):
     async with with_volume(watcher) as name:
         watcher.engine.fail_next("inspect_volume", EngineError("no"))
         watcher.host.remove_volume(name)
         with pytest.raises(EngineError):
             await watcher.told("alice", within=1)
-        assert not watcher.cache.knows("alice")
+        assert not watcher.cache.is_clean("alice")
         await watcher.cache.refresh("alice")
-        assert watcher.cache.knows("alice")
+        assert watcher.cache.is_clean("alice")
         assert watcher.cache.observed("alice").volumes == ()
 
 
-async def test_a_change_of_unknown_outcome_is_looked_up(watcher: Watcher):
+async def test_unknown_outcome_is_read_from_the_engine(watcher: Watcher):
     async with watcher.running():
         await watcher.synced()
         watcher.host.subscribers.clear()
         add(watcher.host, "alice")
-        watcher.cache.doubt("alice")
+        watcher.cache.request_listing("alice")
         await watcher.cache.refresh("alice")
         assert watcher.phase("alice") is Phase.RUNNING
 
 
-async def test_what_could_not_be_inspected_still_is_to_be(watcher: Watcher):
+async def test_failed_inspection_stays_dirty(watcher: Watcher):
     add(watcher.host, "alice")
     async with watcher.running():
         await watcher.synced()
@@ -402,7 +404,7 @@ async def test_what_could_not_be_inspected_still_is_to_be(watcher: Watcher):
         assert watcher.phase("alice") is Phase.EXITED
 
 
-async def test_a_reconnect_does_not_take_an_inspection_from_the_pass_that_waits_for_it(
+async def test_reconnect_leaves_inspections_to_the_passes(
     watcher: Watcher,
 ):
     add(watcher.host, "alice")
@@ -418,7 +420,7 @@ async def test_a_reconnect_does_not_take_an_inspection_from_the_pass_that_waits_
         assert watcher.phase("alice") is Phase.EXITED
 
 
-async def test_nothing_is_kept_of_what_is_gone(watcher: Watcher):
+async def test_removed_sandboxes_leave_nothing(watcher: Watcher):
     async with watcher.running():
         await watcher.synced()
         for number in range(20):
@@ -431,7 +433,7 @@ async def test_nothing_is_kept_of_what_is_gone(watcher: Watcher):
     assert not watcher.cache._dirty
 
 
-async def test_it_ends_when_told_to_also_in_the_moment_that_the_stream_ends():
+async def test_cancellation_works_when_the_stream_ends():
     for turns in range(6):
         watcher = Watcher()
         task = asyncio.create_task(watcher.informer.run())

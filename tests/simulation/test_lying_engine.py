@@ -1,9 +1,9 @@
-"""An engine that says what is not so, once."""
+"""An engine that gives a false answer once."""
 
 from tests.simulation.stage import Stage
 
 
-async def test_a_wrong_word_about_a_deleted_sandbox_leaves_nothing_behind(stage: Stage):
+async def test_false_absence_of_a_deleted_sandbox_leaves_nothing(stage: Stage):
     await stage.converge({"alice": "running"})
     true_inspect = stage.engine.inspect
 
@@ -11,7 +11,7 @@ async def test_a_wrong_word_about_a_deleted_sandbox_leaves_nothing_behind(stage:
         stage.engine.inspect = true_inspect
 
     stage.engine.inspect = deny
-    stage.manager.cache.touch("alice", stage.seen("alice").id)
+    stage.manager.cache.mark_dirty("alice", stage.seen("alice").id)
     await stage.edit({})
     await stage.after(20)
     assert stage.phases() == {}

@@ -13,7 +13,7 @@ async def test_a_record_becomes_a_running_sandbox(stage: Stage):
     assert stage.statuses() == {"alice": "RUNNING", "bob": "STOPPED", "carol": "PAUSED"}
 
 
-async def test_a_taken_port_of_an_older_spec_is_tried_again_with_backoff(stage: Stage):
+async def test_taken_port_of_an_older_spec_is_retried_with_backoff(stage: Stage):
     await stage.converge({"alice": {"on_change": "ignore"}})
     (port,) = stage.seen("alice").ports.values()
     ports = [{"name": "OTHER", "container_port": 9000}]
@@ -28,7 +28,7 @@ async def test_a_taken_port_of_an_older_spec_is_tried_again_with_backoff(stage: 
     assert stage.statuses() == {"alice": "RUNNING"}
 
 
-async def test_an_image_that_is_always_pulled_is_pulled_for_each_container(stage: Stage):
+async def test_pull_always_pulls_for_each_container(stage: Stage):
     stage.host.registry.add(IMAGE)
     await stage.converge({"alice": {"pull": "always"}})
     assert stage.engine.count("pull") == 1
@@ -36,7 +36,7 @@ async def test_an_image_that_is_always_pulled_is_pulled_for_each_container(stage
     assert stage.engine.count("pull") == 2
 
 
-async def test_it_is_pulled_again_though_the_answer_to_the_create_was_lost(stage: Stage):
+async def test_image_is_pulled_again_after_a_lost_create_response(stage: Stage):
     stage.host.registry.add(IMAGE)
     stage.engine.fail_next("create", EngineTimeout("no answer"), after=True)
     await stage.converge({"alice": {"pull": "always"}})
@@ -47,7 +47,7 @@ async def test_it_is_pulled_again_though_the_answer_to_the_create_was_lost(stage
     assert stage.engine.count("pull") == 2
 
 
-async def test_an_edit_that_is_taken_back_ends_its_pull(stage: Stage):
+async def test_reverted_edit_cancels_its_pull(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.host.registry.add("big:1")
     stage.engine.latency["pull"] = 3600.0
@@ -59,7 +59,7 @@ async def test_an_edit_that_is_taken_back_ends_its_pull(stage: Stage):
     assert len(stage.host.boxes) == 1
 
 
-async def test_a_pull_that_fails_beside_a_step_is_remembered(stage: Stage):
+async def test_failed_pull_during_an_action_is_recorded(stage: Stage):
     patient = {"restart": {"backoff": "60s"}}
     await stage.converge({"alice": patient})
     stage.engine.latency |= {"pull": 5.0, "stop": 10.0}
@@ -81,7 +81,7 @@ async def test_a_churn_of_sandboxes_leaves_nothing_behind(stage: Stage):
     manager, store = stage.manager, stage.store
     assert len(stage.host.volumes) == 2
     left = {
-        "hashes": manager.snapshots._made_from,
+        "hashes": manager.snapshots._hashed,
         "keys": manager.cache._by_key,
         "identities": store._identities.values,
         "memories": store._memories.values,
@@ -93,7 +93,7 @@ async def test_a_churn_of_sandboxes_leaves_nothing_behind(stage: Stage):
     assert len(redactor._counts) - known <= 2
 
 
-async def test_garbage_that_could_not_be_removed_leaves_no_memory(stage: Stage):
+async def test_unremovable_orphan_leaves_no_memory(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.add_orphan("who")
     stage.engine.fail_next("remove", EngineError("busy"))
@@ -102,7 +102,7 @@ async def test_garbage_that_could_not_be_removed_leaves_no_memory(stage: Stage):
     assert "who" not in stage.store._memories.values
 
 
-async def test_the_time_that_a_workspace_is_kept_counts_from_the_last_deletion(stage: Stage):
+async def test_retention_counts_from_the_last_deletion(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     await stage.converge({"bob": "running"})
     await stage.days(6)
@@ -117,7 +117,7 @@ async def test_the_time_that_a_workspace_is_kept_counts_from_the_last_deletion(s
     assert f"openhands-workspace-{PREFIX}alice" not in stage.host.volumes
 
 
-async def test_a_port_that_becomes_free_is_leased_to_who_waits(tmp_path: Path):
+async def test_freed_port_is_leased_to_a_waiting_sandbox(tmp_path: Path):
     async with Stage(tmp_path, port_range=(20000, 20000)) as stage:
         await stage.converge({"alice": "running"})
         await stage.edit({"alice": "running", "bob": "running"})
@@ -128,7 +128,7 @@ async def test_a_port_that_becomes_free_is_leased_to_who_waits(tmp_path: Path):
         assert stage.phases() == {"bob": "running"}
 
 
-async def test_with_the_books_lost_nothing_is_leased_before_the_container_was_looked_at(
+async def test_lost_database_leases_nothing_before_inspection(
     stage: Stage,
 ):
     await stage.converge({"alice": "running"})

@@ -14,7 +14,7 @@ async def read(stage: Stage, text: str):
     return await stage.manager.manifest_sync.read()
 
 
-async def test_what_an_edit_changed_is_said(stage: Stage):
+async def test_edited_fields_are_logged(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     reading = await stage.edit({"alice": "paused", "carol": "running"})
     assert (reading.added, reading.changed, reading.removed) == ({"carol"}, {"alice"}, {"bob"})
@@ -23,10 +23,10 @@ async def test_what_an_edit_changed_is_said(stage: Stage):
         (events.RecordChanged, "alice"),
         (events.RecordDeleted, "bob"),
     ):
-        assert len(stage.notes.said(event, sandbox=name)) >= 1
+        assert len(stage.notes.logged(event, sandbox=name)) >= 1
 
 
-async def test_a_file_that_says_nothing_new_is_not_talked_about(stage: Stage):
+async def test_unchanged_file_is_not_logged(stage: Stage):
     await stage.converge({"alice": "running"})
     lines = len(stage.notes.lines)
     for _ in range(5):
@@ -34,7 +34,7 @@ async def test_a_file_that_says_nothing_new_is_not_talked_about(stage: Stage):
     assert len(stage.notes.lines) == lines
 
 
-async def test_a_bad_file_changes_nothing_and_is_complained_of_once(stage: Stage):
+async def test_invalid_file_changes_nothing_and_is_logged_once(stage: Stage):
     await stage.converge({"alice": "running"})
     for _ in range(5):
         reading = await read(stage, "version: 1\nsandboxes: {alice: [}\n")
@@ -42,23 +42,23 @@ async def test_a_bad_file_changes_nothing_and_is_complained_of_once(stage: Stage
     assert stage.manager.manifest_sync.is_held("anybody")
     await stage.after(600)
     assert stage.phases() == {"alice": "running"}
-    (line,) = stage.notes.said(events.ManifestRejected)
+    (line,) = stage.notes.logged(events.ManifestRejected)
     assert line["location"].startswith(f"{stage.file}:2:")
     await stage.edit({"alice": "running"})
     assert not stage.manager.manifest_sync.diagnostics
     assert not stage.manager.manifest_sync.is_held("anybody")
 
 
-async def test_a_bad_record_is_held_as_it_was_and_the_others_move_on(stage: Stage):
+async def test_invalid_record_is_held_and_others_continue(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     await stage.converge({"alice": {"state": "asleep"}, "bob": "paused"})
     assert stage.phases() == {"alice": "running", "bob": "paused"}
     assert stage.manager.manifest_sync.is_held("alice")
     assert not stage.manager.manifest_sync.is_held("bob")
-    assert len(stage.notes.said(events.ManifestHeld)) == 1
+    assert len(stage.notes.logged(events.ManifestHeld)) == 1
 
 
-async def test_what_is_named_by_a_record_that_cannot_be_read_is_never_garbage(stage: Stage):
+async def test_objects_of_an_unreadable_record_are_no_orphans(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     await stage.stop()
     (stage.settings.state_dir / "state.db").unlink(missing_ok=True)
@@ -76,15 +76,15 @@ async def test_many_deletions_wait_until_they_are_confirmed(stage: Stage):
     assert reading.held_deletions == tuple(FOUR)
     await stage.after(60)
     assert stage.phases() == {**FOUR, "stays": "paused"}
-    (line,) = stage.notes.said(events.ManifestBrake)
+    (line,) = stage.notes.logged(events.ManifestBrake)
     assert line["deletions"] == 4
     await stage.manager.manifest_sync.read(allow_mass_delete=True)
     await stage.quiet()
     assert stage.phases() == {"stays": "paused"}
-    assert len(stage.notes.said(events.ManifestBrakeReleased)) == 1
+    assert len(stage.notes.logged(events.ManifestBrakeReleased)) == 1
 
 
-async def test_the_brake_is_released_when_the_records_return(stage: Stage):
+async def test_mass_delete_guard_is_released_when_records_return(stage: Stage):
     await stage.converge({**FOUR, "stays": "running"})
     await stage.edit({"stays": "running"})
     assert stage.manager.manifest_sync.held_deletions
@@ -107,13 +107,13 @@ async def test_an_empty_file_deletes_nothing_until_it_is_confirmed(stage: Stage,
     assert stage.phases() == {}
 
 
-async def test_a_file_that_asks_for_nothing_means_it(stage: Stage):
+async def test_deliberately_empty_file_is_accepted(stage: Stage):
     await stage.converge({"alice": "running"})
     await stage.converge({})
     assert stage.phases() == {}
 
 
-async def test_before_any_file_was_accepted_nothing_is_garbage(stage: Stage):
+async def test_no_orphans_before_the_first_valid_file(stage: Stage):
     await stage.converge({"alice": "running"})
     await stage.stop()
     for path in stage.settings.state_dir.iterdir():
@@ -125,13 +125,13 @@ async def test_before_any_file_was_accepted_nothing_is_garbage(stage: Stage):
 
 
 @pytest.mark.parametrize("state", ["running", "paused"])
-async def test_a_file_that_was_mended_is_told_once(stage: Stage, state: str):
+async def test_fixed_file_is_logged_once(stage: Stage, state: str):
     await stage.converge({"alice": "running"})
     stage.file.write_text("{")
     await stage.manager.manifest_sync.read()
-    said = len(stage.notes.said(events.ManifestLoaded))
+    said = len(stage.notes.logged(events.ManifestLoaded))
     await stage.converge({"alice": state})
-    assert len(stage.notes.said(events.ManifestLoaded)) == said + 1
+    assert len(stage.notes.logged(events.ManifestLoaded)) == said + 1
 
 
 async def test_an_env_file_that_changes_replaces_the_sandbox(stage: Stage, tmp_path: Path):
@@ -146,7 +146,7 @@ async def test_an_env_file_that_changes_replaces_the_sandbox(stage: Stage, tmp_p
     assert stage.seen("bob").id == bob
 
 
-async def test_an_env_file_that_is_gone_keeps_what_runs_and_says_why(stage: Stage, tmp_path: Path):
+async def test_missing_env_file_keeps_the_container_running(stage: Stage, tmp_path: Path):
     env = tmp_path / "llm.env"
     wanted = {"alice": {"env_file": str(env)}}
     env.write_text("MODEL=small\n", encoding="utf-8")
@@ -163,7 +163,7 @@ async def test_an_env_file_that_is_gone_keeps_what_runs_and_says_why(stage: Stag
     assert stage.seen("alice").id == before
 
 
-async def test_replicas_come_and_go(stage: Stage):
+async def test_replicas_are_added_and_removed(stage: Stage):
     await stage.converge({"pool": {"replicas": 3}})
     assert sorted(stage.phases()) == ["pool-1", "pool-2", "pool-3"]
     await stage.converge({"pool": {"replicas": 1}})
@@ -181,7 +181,7 @@ async def test_a_spec_that_changes_touches_only_its_own_sandboxes(stage: Stage):
     assert stage.seen("bob").id != before["bob"]
 
 
-async def test_a_change_is_not_durable_without_its_entry_in_the_ledger(
+async def test_change_and_ledger_entry_are_durable_together(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ):
     await stage.converge({"alice": "running"})
@@ -197,9 +197,7 @@ async def test_a_change_is_not_durable_without_its_entry_in_the_ledger(
     assert "record.changed" in told
 
 
-async def test_a_record_whose_env_file_cannot_be_read_holds_up_no_other(
-    stage: Stage, tmp_path: Path
-):
+async def test_unreadable_env_file_blocks_no_other_record(stage: Stage, tmp_path: Path):
     env = tmp_path / "llm.env"
     env.mkdir()
     await stage.edit_or_start({"alice": {"env_file": str(env)}, "bob": "running"})
@@ -207,7 +205,7 @@ async def test_a_record_whose_env_file_cannot_be_read_holds_up_no_other(
     assert stage.phases() == {"bob": "running"}
     assert stage.statuses()["alice"] == "ERROR"
     assert "not a regular file" in stage.row("alice")["reason"]
-    (line,) = stage.notes.said(events.ManifestHeld)
+    (line,) = stage.notes.logged(events.ManifestHeld)
     assert line["location"].startswith(f"{stage.file}:")
     env.rmdir()
     env.write_text("MODEL=small\n", encoding="utf-8")
@@ -218,10 +216,10 @@ async def test_a_record_whose_env_file_cannot_be_read_holds_up_no_other(
 
 
 def causes(stage: Stage, event: type[events.Event], name: str) -> list[str]:
-    return [line["cause"] for line in stage.notes.said(event, sandbox=name)]
+    return [line["cause"] for line in stage.notes.logged(event, sandbox=name)]
 
 
-async def test_a_record_says_how_it_came(stage: Stage):
+async def test_record_lines_name_their_origin(stage: Stage):
     await stage.converge({"alice": "running"})
     assert causes(stage, events.RecordAdded, "alice") == [f"{stage.file} was read at startup"]
     await stage.edit({"alice": "stopped"})
@@ -230,20 +228,20 @@ async def test_a_record_says_how_it_came(stage: Stage):
     assert causes(stage, events.RecordAdded, "bob") == [f"{stage.file} was edited"]
 
 
-async def test_a_confirmed_deletion_says_so(stage: Stage):
+async def test_confirmed_deletion_is_logged_as_such(stage: Stage):
     await stage.converge({f"job-{number}": "stopped" for number in range(6)})
     await stage.edit({"job-0": "stopped"})
-    assert not stage.notes.said(events.RecordDeleted)
+    assert not stage.notes.logged(events.RecordDeleted)
     await stage.manager.manifest_sync.read(allow_mass_delete=True)
     assert causes(stage, events.RecordDeleted, "job-1") == ["the deletions were confirmed"]
-    (line,) = stage.notes.said(events.ManifestBrakeReleased)
+    (line,) = stage.notes.logged(events.ManifestBrakeReleased)
     assert (line["deletions"], line["why"]) == (5, "confirmed")
 
 
 async def test_the_file_in_force_is_logged_at_each_start(stage: Stage):
     await stage.converge({"alice": "running"})
     await stage.restart()
-    assert len(stage.notes.said(events.ManifestLoaded, path=str(stage.file))) == 2
+    assert len(stage.notes.logged(events.ManifestLoaded, path=str(stage.file))) == 2
 
 
 async def test_a_changed_env_file_is_the_cause(stage: Stage):

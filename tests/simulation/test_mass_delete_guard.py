@@ -1,4 +1,4 @@
-"""The mass-delete guard over orphans."""
+"""The mass-delete guard for orphans."""
 
 import pytest
 
@@ -24,7 +24,7 @@ async def test_a_lost_database_and_one_record_remove_nothing(stage: Stage):
     await stage.converge({NAMES[0]: "running"})
     await stage.after(1000)
     assert stage.phases() == dict.fromkeys(NAMES, "running")
-    (line,) = stage.notes.said(events.GcHeld)
+    (line,) = stage.notes.logged(events.GcHeld)
     assert (line["deletions"], line["of"]) == (19, 20)
     assert "reconciler gc --allow-mass-delete" in line["hint"]
     status = await stage.queries.status()
@@ -35,7 +35,7 @@ async def test_a_lost_database_and_one_record_remove_nothing(stage: Stage):
     assert all("gc --allow-mass-delete" in row["why"] for row in rows)
 
 
-async def test_a_held_collection_stays_held_over_restarts_and_plain_gc(stage: Stage):
+async def test_held_orphans_stay_held_over_restarts(stage: Stage):
     await stage.converge({"alice": "running"})
     orphans(stage, NAMES[:4])
     await stage.after(400)
@@ -45,14 +45,14 @@ async def test_a_held_collection_stays_held_over_restarts_and_plain_gc(stage: St
     assert set(NAMES[:4]) < set(stage.phases())
 
 
-async def test_a_confirmed_collection_goes_and_is_reported(stage: Stage):
+async def test_confirmed_collection_is_done_and_reported(stage: Stage):
     await stage.converge({"alice": "running"})
     orphans(stage, NAMES[:4])
     await stage.after(400)
     await stage.requests.collect(allow_mass_delete=True)
     await stage.after(60)
     assert stage.phases() == {"alice": "running"}
-    assert stage.notes.said(events.GcReleased)
+    assert stage.notes.logged(events.GcReleased)
     # The confirmation was for those, and for none that come later.
     orphans(stage, NAMES[4:8])
     await stage.after(600)
@@ -71,7 +71,7 @@ async def test_a_confirmation_does_not_shorten_the_grace(stage: Stage):
 
 
 @pytest.mark.parametrize(("count", "goes"), [(3, True), (4, False)])
-async def test_the_numbers_are_those_of_an_edit(stage: Stage, count: int, *, goes: bool):
+async def test_guard_limits_are_those_of_an_edit(stage: Stage, count: int, *, goes: bool):
     await stage.converge({"alice": "running"})
     orphans(stage, NAMES[:count])
     await stage.after(600)
@@ -88,7 +88,7 @@ async def test_workspaces_without_records_are_held_too(stage: Stage):
     assert len(stage.host.volumes) == 5
 
 
-async def test_deletions_that_an_edit_asked_for_are_not_held_again(stage: Stage):
+async def test_deletions_of_an_edit_are_not_held_again(stage: Stage):
     await stage.converge(dict.fromkeys(NAMES, "running"))
     stage.write({NAMES[0]: "running"})
     await stage.manager.manifest_sync.read(allow_mass_delete=True)
@@ -96,7 +96,7 @@ async def test_deletions_that_an_edit_asked_for_are_not_held_again(stage: Stage)
     assert stage.phases() == {NAMES[0]: "running"}
     await stage.days(8)
     assert len(stage.host.volumes) == 1
-    assert not stage.notes.said(events.GcHeld)
+    assert not stage.notes.logged(events.GcHeld)
 
 
 async def test_a_held_orphan_whose_record_returns_is_released(stage: Stage):
@@ -107,4 +107,4 @@ async def test_a_held_orphan_whose_record_returns_is_released(stage: Stage):
     await stage.after(400)
     assert not held(stage)
     assert len(stage.phases()) == 5
-    assert stage.notes.said(events.GcReleased)
+    assert stage.notes.logged(events.GcReleased)

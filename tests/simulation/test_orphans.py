@@ -1,4 +1,4 @@
-"""Garbage: noted once, durably, reported with its time, and kept where nothing is certain."""
+"""Orphans: noted once, durable, reported with their time, and kept while in doubt."""
 
 from datetime import datetime
 
@@ -16,25 +16,25 @@ def garbage(stage: Stage) -> dict[str, dict]:
     return {row["name"]: row for row in stage.queries.orphans()}
 
 
-async def test_what_belongs_to_no_record_is_noted_once(stage: Stage):
+async def test_orphan_is_noted_once(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.add_orphan("stray")
     await stage.after(200)
     await stage.restart()
     await stage.after(90)
-    (line,) = stage.notes.said(events.GarbageFound)
+    (line,) = stage.notes.logged(events.GarbageFound)
     assert (line["name"], line["remove_in"]) == (f"{PREFIX}stray", 300.0)
     row = garbage(stage)[f"{PREFIX}stray"]
     assert (row["kind"], row["due"]) == ("container", False)
-    assert row["why"] == "it belongs to no record"
+    assert row["why"] == "no record wants it"
     await stage.after(30)
     assert "stray" not in stage.phases()
-    assert len(stage.notes.said(events.GarbageRemoved)) == 1
+    assert len(stage.notes.logged(events.GarbageRemoved)) == 1
     await stage.after(60)
     assert not stage.store.orphans["container"]
 
 
-async def test_garbage_that_a_record_claims_is_garbage_no_more(stage: Stage):
+async def test_orphan_claimed_by_a_record_is_released(stage: Stage):
     await stage.converge({"bob": "running"})
     stage.add_orphan("alice")
     await stage.after(200)
@@ -63,14 +63,14 @@ async def test_nothing_is_collected_while_the_list_fails(stage: Stage):
     [("2d", 2.0), ("0s", 0.0), ("", 7.0), ("nonsense", 7.0)],
     ids=["its label", "at once", "the setting", "the setting for nonsense"],
 )
-async def test_a_volume_that_no_record_knows_is_kept_as_long_as_it_says(
+async def test_orphaned_volume_is_kept_for_its_labelled_retention(
     stage: Stage, label: str, days: float
 ):
     await stage.converge({"bob": "running"})
     stage.add_orphan_volume("alice", retain=label)
     await stage.after(60)
     if days:
-        (line,) = stage.notes.said(events.VolumeOrphaned)
+        (line,) = stage.notes.logged(events.VolumeOrphaned)
         kept_until = datetime.fromisoformat(line["kept_until"]).timestamp()
         assert kept_until == pytest.approx(stage.wall() + days * DAY, abs=120)
         await stage.days(days - 0.1)
@@ -79,7 +79,7 @@ async def test_a_volume_that_no_record_knows_is_kept_as_long_as_it_says(
     assert VOLUME not in stage.host.volumes
 
 
-async def test_a_volume_that_is_kept_for_ever_stays(stage: Stage):
+async def test_volume_with_endless_retention_stays(stage: Stage):
     forever = {"workspace": {"path": "/w", "retain": "forever"}}
     await stage.converge({"alice": forever, "bob": "running"})
     await stage.converge({"bob": "running"})
@@ -88,7 +88,7 @@ async def test_a_volume_that_is_kept_for_ever_stays(stage: Stage):
     assert garbage(stage)[VOLUME]["remove_at"] is None
 
 
-async def test_a_volume_kept_for_no_time_goes_with_its_sandbox(stage: Stage):
+async def test_volume_without_retention_is_removed_with_its_sandbox(stage: Stage):
     brief = {"workspace": {"path": "/w", "retain": 0}}
     await stage.converge({"alice": brief, "bob": "running"})
     await stage.converge({"bob": "running"})
@@ -99,7 +99,7 @@ async def test_a_volume_kept_for_no_time_goes_with_its_sandbox(stage: Stage):
     assert not stage.store.orphans["volume"]
 
 
-async def test_a_volume_that_a_container_uses_stays_whatever_its_time(stage: Stage):
+async def test_volume_in_use_outlives_its_retention(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     homeless = {"workspace": None, "on_change": "ignore"}
     await stage.converge({"alice": homeless, "bob": "running"})
@@ -111,12 +111,12 @@ async def test_a_volume_that_a_container_uses_stays_whatever_its_time(stage: Sta
 async def test_a_deletion_says_how_long_the_workspace_is_kept(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     await stage.converge({"bob": "running"})
-    (line,) = stage.notes.said(events.VolumeOrphaned, sandbox="alice")
-    assert (line["volume"], line["cause"]) == (VOLUME, "its record was taken out")
+    (line,) = stage.notes.logged(events.VolumeOrphaned, sandbox="alice")
+    assert (line["volume"], line["cause"]) == (VOLUME, "its record was removed")
     kept_until = datetime.fromisoformat(line["kept_until"]).timestamp()
     assert kept_until == pytest.approx(stage.wall() + 7 * DAY, abs=60)
     await stage.converge({"alice": "running", "bob": "running"})
-    assert len(stage.notes.said(events.VolumeClaimed, sandbox="alice")) == 1
+    assert len(stage.notes.logged(events.VolumeClaimed, sandbox="alice")) == 1
     told = [entry.event for entry in await stage.store.events("alice")]
     assert told.index("volume.orphaned") < told.index("volume.claimed")
 
@@ -125,5 +125,5 @@ async def test_the_container_of_doctor_is_foreign_to_the_daemon(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.host.add_container("probe", labels("default", ""))
     await stage.after(720)
-    assert not stage.notes.said(events.GarbageFound)
+    assert not stage.notes.logged(events.GarbageFound)
     assert stage.phases() == {"alice": "running", "probe": "running"}

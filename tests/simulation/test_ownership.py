@@ -1,4 +1,4 @@
-"""Whose an object is: what we made, what somebody else made, and what a lost database made."""
+"""Ownership of objects: ours, foreign ones, and those of a lost database."""
 
 import asyncio
 from pathlib import Path
@@ -19,7 +19,7 @@ EDIT = {"alice": {"env": {"COLOUR": "red"}}}
 
 
 async def long(stage: Stage) -> None:
-    """Time enough for a relist, and for every grace."""
+    """Wait for a relist and for every grace."""
     await stage.after(1000)
 
 
@@ -45,10 +45,10 @@ async def test_a_container_from_a_snapshot_is_left_alone(stage: Stage, name: str
     await long(stage)
     assert ids(stage) == {NAME: ours, name: theirs}
     assert stage.host.box(theirs).seen.phase is Phase.RUNNING
-    assert not stage.notes.said(events.GarbageFound)
+    assert not stage.notes.logged(events.GarbageFound)
 
 
-async def test_a_container_from_a_snapshot_does_not_replace_the_original(stage: Stage):
+async def test_container_of_a_snapshot_does_not_replace_the_original(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.host.commit(NAME, SNAPSHOT)
     await stage.stop()
@@ -61,7 +61,7 @@ async def test_a_container_from_a_snapshot_does_not_replace_the_original(stage: 
     assert stage.statuses() == {"alice": "RUNNING"}
 
 
-async def test_a_container_from_a_snapshot_of_a_deleted_record_is_no_garbage(stage: Stage):
+async def test_container_of_a_snapshot_is_no_orphan(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     stage.host.commit(NAME, SNAPSHOT)
     theirs = stage.host.run_image("my-debug", SNAPSHOT)
@@ -72,7 +72,7 @@ async def test_a_container_from_a_snapshot_of_a_deleted_record_is_no_garbage(sta
     assert not [row for row in stage.queries.garbage() if row["kind"] == "container"]
 
 
-async def test_a_snapshot_under_the_name_of_its_sandbox_is_an_error_there_alone(stage: Stage):
+async def test_snapshot_with_the_name_of_its_sandbox_is_an_error(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     stage.host.commit(NAME, SNAPSHOT)
     await stage.stop()
@@ -88,7 +88,7 @@ async def test_a_snapshot_under_the_name_of_its_sandbox_is_an_error_there_alone(
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
 
 
-async def test_a_sandbox_made_from_a_snapshot_of_another_is_its_own(stage: Stage):
+async def test_sandbox_of_a_snapshot_image_is_ours(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.host.commit(NAME, SNAPSHOT)
     await stage.converge({"alice": "running", "bob": {"image": SNAPSHOT}})
@@ -98,7 +98,7 @@ async def test_a_sandbox_made_from_a_snapshot_of_another_is_its_own(stage: Stage
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
 
 
-async def test_with_the_database_lost_an_unread_image_proves_nothing(stage: Stage):
+async def test_unreadable_image_of_a_lost_database_is_no_proof(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.host.commit(NAME, SNAPSHOT)
     await stage.lose_database()
@@ -130,10 +130,10 @@ async def test_a_hand_made_container_takes_no_part(stage: Stage):
     theirs = stage.host.add_container(f"{PREFIX}bob", forged)
     await long(stage)
     assert ids(stage)[f"{PREFIX}bob"] == theirs
-    assert not stage.notes.said(events.GarbageFound)
+    assert not stage.notes.logged(events.GarbageFound)
 
 
-async def test_our_container_that_somebody_renamed_is_put_right(stage: Stage):
+async def test_renamed_container_gets_its_name_back(stage: Stage):
     await stage.converge({"alice": "running"})
     ours = stage.seen("alice").id
     stage.host.rename(NAME, "my-alice")
@@ -149,7 +149,7 @@ async def test_our_container_that_somebody_renamed_is_put_right(stage: Stage):
 # --- what is made while the daemon dies
 
 
-async def test_a_create_whose_answer_was_lost_is_ours_and_not_repeated(stage: Stage):
+async def test_create_with_a_lost_response_is_not_repeated(stage: Stage):
     stage.engine.fail_next("create", EngineTimeout("no answer"), after=True)
     await stage.converge({"alice": "running"})
     assert ids(stage).keys() == {NAME}
@@ -157,7 +157,7 @@ async def test_a_create_whose_answer_was_lost_is_ours_and_not_repeated(stage: St
     assert stage.store.claim("alice").pending.keys() <= {naming.stand_in_name(PREFIX, "alice")}
 
 
-async def test_a_create_that_is_carried_out_twice_leaves_nothing_behind(stage: Stage):
+async def test_duplicate_create_leaves_nothing_behind(stage: Stage):
     """A proxy may hold a request back until long after the daemon has given it up."""
     await stage.converge({"alice": "running"})
     successor = naming.successor_name(PREFIX, "alice")
@@ -179,7 +179,7 @@ async def test_a_snapshot_under_a_name_of_a_swap_is_still_foreign(stage: Stage):
     assert stage.host.box(theirs).seen.phase is Phase.RUNNING
 
 
-async def test_a_daemon_that_dies_after_a_create_knows_its_container(stage: Stage):
+async def test_container_is_ours_after_a_crash_following_the_create(stage: Stage):
     stage.write({"alice": "running"})
     stage.engine.answering["create"] = 3600.0
     await stage.start()
@@ -193,7 +193,7 @@ async def test_a_daemon_that_dies_after_a_create_knows_its_container(stage: Stag
     assert stage.statuses() == {"alice": "RUNNING"}
 
 
-async def test_a_daemon_that_dies_after_a_volume_was_made_knows_it(stage: Stage):
+async def test_volume_is_ours_after_a_crash_following_its_create(stage: Stage):
     await stage.converge({})
     stage.engine.answering["create_volume"] = 3600.0
     await stage.edit({"alice": "running"})
@@ -239,7 +239,7 @@ async def test_a_database_lost_twice_loses_nothing(stage: Stage):
     assert len(stage.host.markers) == 1
 
 
-async def test_one_orphan_of_a_lost_database_waits_for_confirmation(stage: Stage):
+async def test_orphan_of_a_lost_database_needs_confirmation(stage: Stage):
     await stage.converge({"alice": "running", **{f"s{n}": "running" for n in range(10)}})
     await stage.lose_database()
     await stage.converge({f"s{n}": "running" for n in range(10)})
@@ -247,7 +247,7 @@ async def test_one_orphan_of_a_lost_database_waits_for_confirmation(stage: Stage
     await stage.days(30)
     assert "alice" in stage.phases()
     assert VOLUME in stage.host.volumes
-    assert stage.notes.said(events.GcHeld)
+    assert stage.notes.logged(events.GcHeld)
     await stage.requests.collect(allow_mass_delete=True)
     await long(stage)
     assert "alice" not in stage.phases()
@@ -290,7 +290,7 @@ async def test_a_changed_prefix_and_a_lost_database_keep_everything(tmp_path: Pa
 # --- volumes
 
 
-async def test_a_volume_that_is_not_ours_is_an_error_that_says_how_to_use_it(stage: Stage):
+async def test_foreign_volume_is_an_error_with_a_fix(stage: Stage):
     stage.host.add_volume(VOLUME)
     await stage.converge({"alice": "running", "bob": "running"})
     assert stage.statuses() == {"alice": "ERROR", "bob": "RUNNING"}
@@ -301,7 +301,7 @@ async def test_a_volume_that_is_not_ours_is_an_error_that_says_how_to_use_it(sta
     assert VOLUME in stage.host.volumes
 
 
-async def test_a_workspace_restored_without_labels_is_used_where_it_is_known(stage: Stage):
+async def test_restored_workspace_without_labels_is_used(stage: Stage):
     await stage.converge({"alice": "stopped", "bob": "running"})
     await stage.stop()
     stage.host.remove(NAME)
@@ -317,7 +317,7 @@ async def test_a_workspace_restored_without_labels_is_used_where_it_is_known(sta
     assert VOLUME in stage.host.volumes
 
 
-async def test_an_adopted_volume_becomes_the_workspace_and_is_never_removed(stage: Stage):
+async def test_adopted_volume_is_used_and_never_removed(stage: Stage):
     stage.host.add_volume(VOLUME)
     await stage.converge({"alice": "running", "bob": "running"})
     answer = await stage.requests.adopt("alice", None)
@@ -348,7 +348,7 @@ async def test_a_volume_of_another_name_is_adopted_by_its_name(stage: Stage):
         await stage.manager.ownership.adopt("carol", "from-backup")
 
 
-async def test_what_does_not_exist_cannot_be_adopted(stage: Stage):
+async def test_missing_objects_cannot_be_adopted(stage: Stage):
     await stage.converge({"alice": {"workspace": None, "state": "stopped"}})
     for name, volume, words in [
         ("nobody", None, "declare it"),
@@ -363,7 +363,7 @@ async def test_what_does_not_exist_cannot_be_adopted(stage: Stage):
         await stage.manager.ownership.adopt("carol", None)
 
 
-async def test_a_changed_instance_is_an_error_and_no_empty_workspace(stage: Stage):
+async def test_changed_instance_is_an_error(stage: Stage):
     await stage.converge({"alice": "running"})
     ours = stage.seen("alice").id
     await stage.stop()
@@ -419,7 +419,7 @@ async def test_a_stand_in_that_was_left_over_goes(stage: Stage):
 
 @pytest.fixture
 async def other(stage: Stage, tmp_path: Path):
-    """A second daemon with the same instance on the same engine, and a database of its own."""
+    """A second daemon with another database and the same instance on the same engine."""
     folder = tmp_path / "other"
     folder.mkdir()
     async with stage.beside(folder) as made:
@@ -437,21 +437,21 @@ async def test_two_daemons_leave_each_other_alone_and_both_report_it(stage: Stag
     assert stage.statuses() == {"alice": "RUNNING", "mine": "RUNNING"}
     assert other.statuses() == {"alice": "ERROR", "theirs": "RUNNING"}
     for one in (stage, other):
-        (line,) = one.notes.said(events.OwnerConflict)
+        (line,) = one.notes.logged(events.OwnerConflict)
         assert "instance" in line["hint"]
-        assert not one.notes.said(events.GarbageFound)
+        assert not one.notes.logged(events.GarbageFound)
         assert one.manager.owners.conflict
 
 
 async def test_two_daemons_that_start_at_once_notice_each_other(stage: Stage, other: Stage):
     await asyncio.gather(stage.converge({"a": "running"}), other.converge({"b": "running"}))
     await long(stage)
-    assert len(stage.notes.said(events.OwnerConflict)) == 1
-    assert len(other.notes.said(events.OwnerConflict)) == 1
+    assert len(stage.notes.logged(events.OwnerConflict)) == 1
+    assert len(other.notes.logged(events.OwnerConflict)) == 1
     assert ids(stage).keys() == {f"{PREFIX}a", f"{PREFIX}b"}
 
 
-async def test_a_rival_that_is_stopped_keeps_what_it_made(stage: Stage, other: Stage):
+async def test_stopped_rival_keeps_its_objects(stage: Stage, other: Stage):
     await stage.converge({"mine": "running"})
     await other.converge({"alice": "running"})
     theirs = ids(stage)[NAME]
@@ -467,7 +467,7 @@ async def test_a_rival_that_is_stopped_keeps_what_it_made(stage: Stage, other: S
     assert other.statuses() == {"alice": "RUNNING"}
 
 
-async def test_a_database_that_was_taken_for_lost_gets_its_objects_back(stage: Stage, other: Stage):
+async def test_database_wrongly_held_lost_regains_its_objects(stage: Stage, other: Stage):
     await stage.converge({"alice": "running"})
     ours = stage.seen("alice").id
     await stage.stop()
@@ -480,19 +480,19 @@ async def test_a_database_that_was_taken_for_lost_gets_its_objects_back(stage: S
     assert other.statuses() == {"alice": "ERROR"}
 
 
-async def test_an_engine_that_takes_no_marker_hands_over_nothing(stage: Stage):
+async def test_engine_that_refuses_markers_adopts_nothing(stage: Stage):
     await stage.converge({"alice": "running"})
     ours = stage.seen("alice").id
     await stage.lose_database()
     stage.engine.fail_next("create_marker", Refused("403"), times=100)
     await stage.start()
     await stage.after(100)
-    assert stage.notes.said(events.OwnerUnmarked)
+    assert stage.notes.logged(events.OwnerUnmarked)
     assert ids(stage) == {NAME: ours}
     assert stage.statuses() == {"alice": "ERROR"}
 
 
-async def test_a_daemon_that_ended_does_not_make_its_marker_again(stage: Stage):
+async def test_stopped_daemon_does_not_recreate_its_marker(stage: Stage):
     await stage.converge({"alice": "running"})
     marker = naming.marker_name("default", stage.store.owner)
     stage.engine.latency["create_marker"] = 1.0
@@ -504,7 +504,7 @@ async def test_a_daemon_that_ended_does_not_make_its_marker_again(stage: Stage):
 
 
 @pytest.mark.parametrize("error", [EngineError("500"), EngineTimeout("no answer"), Refused("403")])
-async def test_a_marker_that_is_not_removed_at_first_is_no_answer(stage: Stage, error: EngineError):
+async def test_failed_marker_removal_proves_nothing(stage: Stage, error: EngineError):
     await stage.converge({"alice": "running"})
     ours = stage.seen("alice").id
     await stage.lose_database()
@@ -513,19 +513,19 @@ async def test_a_marker_that_is_not_removed_at_first_is_no_answer(stage: Stage, 
     await long(stage)
     assert ids(stage) == {NAME: ours}
     assert stage.statuses() == {"alice": "RUNNING"}
-    assert not stage.notes.said(events.OwnerConflict)
+    assert not stage.notes.logged(events.OwnerConflict)
 
 
-async def test_our_marker_is_made_again_when_somebody_prunes_it(stage: Stage):
+async def test_pruned_marker_is_recreated(stage: Stage):
     await stage.converge({"alice": "running"})
     marker = naming.marker_name("default", stage.store.owner)
     stage.host.remove_volume(marker)
     await stage.after(1)
     assert marker in stage.host.markers
-    assert not stage.notes.said(events.OwnerConflict)
+    assert not stage.notes.logged(events.OwnerConflict)
 
 
-async def test_the_container_of_a_stopped_rival_is_adopted_on_request(stage: Stage, other: Stage):
+async def test_container_of_a_stopped_rival_can_be_adopted(stage: Stage, other: Stage):
     await stage.converge({"mine": "running"})
     await other.converge({"alice": "running"})
     theirs = ids(stage)[NAME]

@@ -1,4 +1,4 @@
-"""An engine that forbids parts of its API, seen by the whole loop in simulated time."""
+"""An engine that forbids parts of its API."""
 
 from pathlib import Path
 
@@ -23,26 +23,26 @@ async def test_without_events_changes_are_found_by_lists(tmp_path: Path):
         await stage.after(30)
         assert stage.statuses() == {"alice": "RUNNING"}
         assert stage.seen("alice").started_at is not None
-        assert len(stage.notes.said(events.SandboxDied)) == 1
-        (said,) = stage.notes.said(events.EngineForbidden)
+        assert len(stage.notes.logged(events.SandboxDied)) == 1
+        (said,) = stage.notes.logged(events.EngineForbidden)
         assert said["part"] == "EVENTS"
-        assert not stage.notes.said(events.EngineStreamLost)
+        assert not stage.notes.logged(events.EngineStreamLost)
         stage.engine.denied.clear()
         await stage.after(120)
-        assert stage.notes.said(events.EngineAllowed, part="EVENTS")
+        assert stage.notes.logged(events.EngineAllowed, part="EVENTS")
         stage.host.kill(f"{PREFIX}alice")
         await stage.after(2)
-        assert len(stage.notes.said(events.SandboxDied)) == 2
-        assert not stage.notes.said(events.EngineLost)
+        assert len(stage.notes.logged(events.SandboxDied)) == 2
+        assert not stage.notes.logged(events.EngineLost)
 
 
-async def test_without_events_an_engine_that_is_lost_is_noticed(tmp_path: Path):
+async def test_lost_engine_is_noticed_without_events(tmp_path: Path):
     async with Stage(tmp_path) as stage:
         stage.engine.denied["EVENTS"] = {"events"}
         await stage.converge({"alice": "running"})
         stage.host.stop_engine()
         await stage.after(30)
-        assert stage.notes.said(events.EngineLost)
+        assert stage.notes.logged(events.EngineLost)
         stage.host.start_engine()
         await stage.quiet()
         assert stage.statuses() == {"alice": "RUNNING"}
@@ -55,7 +55,7 @@ async def test_without_volumes_sandboxes_without_a_workspace_work(tmp_path: Path
         assert stage.statuses() == {"alice": "RUNNING", "bob": "ERROR"}
         assert "VOLUMES=1" in stage.row("bob")["reason"]
         await stage.after(600)
-        assert len(stage.notes.said(events.EngineForbidden)) == 1
+        assert len(stage.notes.logged(events.EngineForbidden)) == 1
         assert stage.engine.count("create_volume") < 40
         stage.engine.denied.clear()
         await stage.after(120)
@@ -63,9 +63,7 @@ async def test_without_volumes_sandboxes_without_a_workspace_work(tmp_path: Path
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_a_volume_that_cannot_be_seen_is_neither_lost_nor_garbage(
-    tmp_path: Path, *, restarted: bool
-):
+async def test_unlisted_volume_is_neither_lost_nor_an_orphan(tmp_path: Path, *, restarted: bool):
     async with Stage(tmp_path) as stage:
         await stage.converge({"alice": {}, "bob": {}, "carol": {}, "dave": {}})
         await stage.converge({"alice": {}, "bob": "stopped", "carol": {}})
@@ -94,9 +92,9 @@ async def test_read_only_everything_is_pending_with_one_error(tmp_path: Path):
         await stage.after(300)
         assert set(stage.statuses().values()) == {"ERROR"}
         assert all("POST=1" in stage.row(f"s{number}")["reason"] for number in range(10))
-        assert len(stage.notes.said(events.EngineForbidden)) == 1
-        assert not stage.notes.said(events.ActionFailed)
-        assert not stage.notes.said(events.EngineLost)
+        assert len(stage.notes.logged(events.EngineForbidden)) == 1
+        assert not stage.notes.logged(events.ActionFailed)
+        assert not stage.notes.logged(events.EngineLost)
         stage.engine.denied.clear()
         await stage.after(120)
         assert set(stage.statuses().values()) == {"RUNNING"}
@@ -116,10 +114,10 @@ async def test_without_info_everything_works(tmp_path: Path):
         stage.engine.denied["INFO"] = {"info"}
         await stage.converge({"alice": {}})
         assert stage.statuses() == {"alice": "RUNNING"}
-        assert stage.notes.said(events.EngineConnected)
+        assert stage.notes.logged(events.EngineConnected)
 
 
-async def test_without_containers_nothing_is_concluded(tmp_path: Path):
+async def test_forbidden_container_list_concludes_nothing(tmp_path: Path):
     async with Stage(tmp_path, gc_grace=1) as stage:
         await stage.converge({"alice": {}})
         stage.add_orphan("gone")
@@ -128,10 +126,10 @@ async def test_without_containers_nothing_is_concluded(tmp_path: Path):
         changes = len(stage.engine.changes)
         await stage.after(600)
         assert len(stage.engine.changes) == changes
-        assert "CONTAINERS=1" in stage.notes.said(events.EngineLost)[0]["error"]
+        assert "CONTAINERS=1" in stage.notes.logged(events.EngineLost)[0]["error"]
 
 
-async def test_without_exec_a_probe_has_no_result(tmp_path: Path):
+async def test_forbidden_exec_leaves_health_unknown(tmp_path: Path):
     health = {"kind": "exec", "command": ["true"], "startup_grace": "1s", "failures": 1}
     async with Stage(tmp_path) as stage:
         await stage.converge({"alice": {**BARE, "health": health}})
@@ -143,10 +141,10 @@ async def test_without_exec_a_probe_has_no_result(tmp_path: Path):
         assert stage.statuses() == {"alice": "RUNNING"}
 
 
-async def test_what_the_engine_warns_of_is_logged_once(tmp_path: Path):
+async def test_engine_warnings_are_logged_once(tmp_path: Path):
     async with Stage(tmp_path) as stage:
         await stage.converge({"alice": BARE})
         stage.engine.warned += ["no memory limit", "no cpu limit"]
         await stage.after(60)
-        said = [line["warning"] for line in stage.notes.said(events.EngineWarning)]
+        said = [line["warning"] for line in stage.notes.logged(events.EngineWarning)]
         assert said == ["no memory limit", "no cpu limit"]

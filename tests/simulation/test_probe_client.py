@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconciler.observe.probe_client import Peer, Question, Unasked, ask_http
+from reconciler.observe.probe_client import HttpRequest, Peer, ProbeImpossible, probe_http
 from tests.harness.descriptors import none_left
 from tests.harness.serving import serving
 from tests.harness.tls import server_context
@@ -23,8 +23,8 @@ from tests.harness.tls import server_context
 MOST = 8 << 10
 # TLS records and the handshake come on top of the 8 KiB.
 MOST_OVER_TLS = 64 << 10
-PLAIN = Question("/health", {})
-OVER_TLS = Question("/health", {}, tls=True)
+PLAIN = HttpRequest("/health", {})
+OVER_TLS = HttpRequest("/health", {}, tls=True)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Chunks = list[bytes]
 
@@ -51,11 +51,11 @@ class Asked:
         self.bytes_read, self.pieces_read = loop.bytes_read, loop.pieces_read
 
 
-def ask(port: int, question: Question = PLAIN) -> Asked:
+def ask(port: int, http_request: HttpRequest = PLAIN) -> Asked:
     with asyncio.Runner(loop_factory=CountingLoop) as runner:
         loop = runner.get_loop()
         assert isinstance(loop, CountingLoop)
-        return Asked(runner.run(ask_http(Peer("127.0.0.1", port), question)), loop)
+        return Asked(runner.run(probe_http(Peer("127.0.0.1", port), http_request)), loop)
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def peer(*serve: Callable[[socket.socket], None]) -> Iterator[int]:
 
 
 def sends(chunks: Chunks, end: str = "close") -> Callable[[socket.socket], None]:
-    """Send the chunks once the request has come, then end the connection."""
+    """Send the chunks once the request has arrived, then end the connection."""
 
     def serve(connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -133,7 +133,7 @@ def check_bounded(asked: Asked, *, tls: bool = False) -> None:
         (b"HTTP/1.1 100 Continue\r\n\r\n", "the connection was closed before a status line"),
         (b"HTTP/1.1 100 Continue\r\nX: y\r\n", "the connection was closed before a status line"),
         *(
-            (answer, "the answer is not HTTP/1.1")
+            (answer, "the response is not HTTP/1.1")
             for answer in (
                 b"<html>HTTP/0.9</html>",
                 b"\r\n" + OK,
@@ -181,13 +181,13 @@ def test_status_line_decides(answer: bytes, reason: str | None, first: int):
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"ffffffff\r\n" + b"x" * 65536),
     ],
 )
-@pytest.mark.parametrize("question", [PLAIN, OVER_TLS], ids=["plain", "tls"])
-def test_endless_answers_are_left_early(question: Question, first: bytes, chunk: bytes):
+@pytest.mark.parametrize("http_request", [PLAIN, OVER_TLS], ids=["plain", "tls"])
+def test_endless_responses_are_cut_short(http_request: HttpRequest, first: bytes, chunk: bytes):
     with peer(repeats(chunk, first)) as port:
-        check_bounded(ask(port, question), tls=question.tls)
+        check_bounded(ask(port, http_request), tls=http_request.tls)
 
 
-def test_an_answer_in_many_pieces_is_left_early():
+def test_response_in_many_pieces_is_cut_short():
     with peer(sends([b"HTTP/1.1 100 ", *[b"x"] * 8000])) as port:
         asked = ask(port)
     check_bounded(asked)
@@ -212,18 +212,18 @@ def test_a_reset_connection_is_a_bad_answer():
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1.5", "ff0e::1%9"])
-def test_an_address_that_does_not_exist_raises_only_os_errors(address: str):
+def test_unknown_address_raises_only_os_errors(address: str):
     async def run() -> None:
-        with suppress(Unasked):
-            assert await ask_http(Peer(address, 1), PLAIN) is not None
+        with suppress(ProbeImpossible):
+            assert await probe_http(Peer(address, 1), PLAIN) is not None
 
     asyncio.run(run())
 
 
-def test_without_a_descriptor_nothing_is_known():
+def test_out_of_files_leaves_health_unknown():
     async def run() -> None:
-        with none_left(), pytest.raises(Unasked, match="may open no more files"):
-            await ask_http(Peer("127.0.0.1", 1), PLAIN)
+        with none_left(), pytest.raises(ProbeImpossible, match="may open no more files"):
+            await probe_http(Peer("127.0.0.1", 1), PLAIN)
 
     asyncio.run(run())
 
@@ -255,11 +255,11 @@ ends = st.sampled_from(["close", "reset", "half-close"])
 @settings(deadline=None, max_examples=150)
 @given(answers, ends, st.sampled_from([PLAIN, OVER_TLS]), st.randoms())
 def test_no_answer_breaks_the_client(
-    answer: Chunks, end: str, question: Question, chance: random.Random
+    answer: Chunks, end: str, http_request: HttpRequest, chance: random.Random
 ):
     mutated = [_mutate(chunk, chance) if chance.random() < 0.3 else chunk for chunk in answer]
     with peer(sends(mutated, end)) as port:
-        check_bounded(ask(port, question), tls=question.tls)
+        check_bounded(ask(port, http_request), tls=http_request.tls)
 
 
 def _mutate(chunk: bytes, chance: random.Random) -> bytes:
@@ -272,13 +272,13 @@ def _mutate(chunk: bytes, chance: random.Random) -> bytes:
 
 async def over_tls(
     handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-    question: Question,
+    http_request: HttpRequest,
 ) -> str | None:
     def start(callback: Any, *address: Any) -> Awaitable[asyncio.Server]:
         return asyncio.start_server(callback, *address, ssl=server_context())
 
     async with serving(handle, start, "127.0.0.1", 0) as server:
-        return await ask_http(Peer("127.0.0.1", server.sockets[0].getsockname()[1]), question)
+        return await probe_http(Peer("127.0.0.1", server.sockets[0].getsockname()[1]), http_request)
 
 
 @pytest.mark.asyncio(loop_factories=["real"])
@@ -289,10 +289,12 @@ async def test_https_does_not_verify_the_certificate():
         heard.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write(OK)
 
-    question = Question("/é x?y=1#z", {"X-Key": "v", "accept": "text/x"}, "localhost", tls=True)
-    assert await over_tls(handle, question) is None
-    request, *headers = heard[0].decode().split("\r\n")
-    assert request == "GET /%C3%A9%20x?y=1%23z HTTP/1.1"
+    http_request = HttpRequest(
+        "/é x?y=1#z", {"X-Key": "v", "accept": "text/x"}, "localhost", tls=True
+    )
+    assert await over_tls(handle, http_request) is None
+    request_line, *headers = heard[0].decode().split("\r\n")
+    assert request_line == "GET /%C3%A9%20x?y=1%23z HTTP/1.1"
     assert headers == [
         *("Host: localhost", "User-Agent: reconciler", "Connection: close"),
         *("X-Key: v", "accept: text/x", "", ""),
@@ -300,7 +302,7 @@ async def test_https_does_not_verify_the_certificate():
 
 
 @pytest.mark.asyncio(loop_factories=["real"])
-async def test_an_endless_answer_over_tls_is_left_early():
+async def test_endless_tls_response_is_cut_short():
     async def handle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while True:
@@ -308,11 +310,11 @@ async def test_an_endless_answer_over_tls_is_left_early():
                 await writer.drain()
 
     reason = await over_tls(handle, OVER_TLS)
-    assert reason == "the answer has no status line in its first 8 KiB"
+    assert reason == "the response has no status line in its first 8 KiB"
 
 
 @pytest.mark.asyncio(loop_factories=["real"])
-async def test_tls_that_ends_without_an_answer_is_bad():
+async def test_tls_without_a_response_is_bad():
     async def handle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 

@@ -31,7 +31,7 @@ from tests.fakes.engine import FakeEngine
 from tests.harness.descriptors import none_left
 from tests.harness.serving import say_nothing, serving
 from tests.simulation.simulated import EPOCH, SimulatedClock
-from tests.simulation.stage import Notebook
+from tests.simulation.stage import LogCapture
 
 real_time = pytest.mark.asyncio(loop_factories=["real"])
 QUICK = {"interval": "0.05s", "timeout": "0.2s", "startup_grace": "0s", "failures": 2}
@@ -39,23 +39,23 @@ QUICK = {"interval": "0.05s", "timeout": "0.2s", "startup_grace": "0s", "failure
 PATIENT = {**QUICK, "timeout": "60s"}
 
 
-class Ward:
-    """A prober, and the verdicts that it told."""
+class Probing:
+    """A prober and the verdicts that it reported."""
 
     def __init__(self) -> None:
         self.engine = FakeEngine()
-        self.told: list[tuple[str, Verdict]] = []
-        self.doubted: list[str] = []
+        self.verdicts: list[tuple[str, Verdict]] = []
+        self.inspected: list[str] = []
         self.news = asyncio.Event()
         self.clock = SimulatedClock()
         self.engine_answers = True
         self.info: EngineInfo | None = None
         self.deaf = False
-        self.notes = Notebook(asyncio.get_running_loop().time)
+        self.notes = LogCapture(asyncio.get_running_loop().time)
         self.prober = Prober(
             self.engine,
             on_verdict=self._hear,
-            on_doubt=self.doubted.append,
+            request_inspection=self.inspected.append,
             engine_answers=lambda: self.engine_answers,
             engine_info=lambda: self.info,
             recorder=self.notes,
@@ -65,11 +65,11 @@ class Ward:
     def _hear(self, key: str, health: Health) -> None:
         if self.deaf:
             raise RuntimeError("of ours, with a secret")
-        self.told.append((key, health.verdict))
+        self.verdicts.append((key, health.verdict))
         self.news.set()
 
     async def until(self, *told: tuple[str, Verdict]) -> None:
-        while not set(told) <= set(self.told):
+        while not set(told) <= set(self.verdicts):
             self.news.clear()
             await self.news.wait()
 
@@ -91,15 +91,15 @@ def target(spec: dict[str, Any], port: int = 0, run: float = EPOCH) -> Target:
 
 
 @pytest.fixture
-async def ward() -> AsyncIterator[Ward]:
-    made = Ward()
+async def probing() -> AsyncIterator[Probing]:
+    made = Probing()
     yield made
     await made.prober.close()
 
 
 @asynccontextmanager
 async def listening(reply: bytes | None) -> AsyncIterator[int]:
-    """A server that gives one answer, or none at all, to whatever it is told."""
+    """A server that gives one fixed response to any request, or none at all."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1024)
@@ -126,20 +126,20 @@ def http(status: str) -> bytes:
         ("503 Busy", Verdict.UNHEALTHY),
     ],
 )
-async def test_an_http_probe_goes_by_the_status(ward: Ward, status: str, verdict: Verdict):
+async def test_http_probe_checks_the_status(probing: Probing, status: str, verdict: Verdict):
     async with listening(http(status)) as port:
-        ward.prober.watch("alice", target(QUICK, port, run=0.0))
-        await ward.until(("alice", verdict))
+        probing.prober.watch("alice", target(QUICK, port, run=0.0))
+        await probing.until(("alice", verdict))
 
 
 @real_time
 @pytest.mark.parametrize("proxied", [False, True])
-async def test_a_tcp_probe_needs_a_connection_that_stays(ward: Ward, *, proxied: bool):
+async def test_a_tcp_probe_needs_a_connection_that_stays(probing: Probing, *, proxied: bool):
     async with listening(None) as port:
         tcp = replace(target({"kind": "tcp", **QUICK}, port, run=0.0), proxied=proxied)
-        ward.prober.watch("alice", tcp)
-        await ward.until(("alice", Verdict.GOOD))
-    await ward.until(("alice", Verdict.UNHEALTHY))
+        probing.prober.watch("alice", tcp)
+        await probing.until(("alice", Verdict.GOOD))
+    await probing.until(("alice", Verdict.UNHEALTHY))
 
 
 @real_time
@@ -152,7 +152,7 @@ async def test_a_tcp_probe_needs_a_connection_that_stays(ward: Ward, *, proxied:
     ],
 )
 async def test_a_tcp_probe_behind_a_proxy_needs_a_listener(
-    ward: Ward, chunks: list[bytes], end: str, verdict: Verdict
+    probing: Probing, chunks: list[bytes], end: str, verdict: Verdict
 ):
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.writelines(chunks)
@@ -162,16 +162,14 @@ async def test_a_tcp_probe_behind_a_proxy_needs_a_listener(
 
     async with serving(serve, asyncio.start_server, "127.0.0.1", 0) as server:
         tcp = target({"kind": "tcp", **PATIENT}, server.sockets[0].getsockname()[1], run=0.0)
-        ward.prober.watch("alice", replace(tcp, proxied=True))
-        await ward.until(("alice", verdict))
-    assert ward.told[0] == ("alice", verdict if verdict is Verdict.GOOD else Verdict.BAD)
+        probing.prober.watch("alice", replace(tcp, proxied=True))
+        await probing.until(("alice", verdict))
+    assert probing.verdicts[0] == ("alice", verdict if verdict is Verdict.GOOD else Verdict.BAD)
 
 
 @real_time
 @pytest.mark.parametrize("kind", ["http", "tcp"])
-async def test_ports_published_on_every_ipv6_address_are_asked_on_the_loopback(
-    ward: Ward, kind: str
-):
+async def test_ports_on_all_ipv6_addresses_are_probed_on_loopback(probing: Probing, kind: str):
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(http("200 OK"))
 
@@ -179,32 +177,32 @@ async def test_ports_published_on_every_ipv6_address_are_asked_on_the_loopback(
         port = server.sockets[0].getsockname()[1]
         desired = builders.desired(health={"kind": kind, **QUICK})
         container = builders.container(ports={8000: port}, started_at=0.0)
-        ward.prober.watch("alice", target_of(desired, container, "::", EPOCH))
-        await ward.until(("alice", Verdict.GOOD))
+        probing.prober.watch("alice", target_of(desired, container, "::", EPOCH))
+        await probing.until(("alice", Verdict.GOOD))
 
 
 @real_time
-async def test_one_that_hangs_delays_no_other_and_is_unhealthy_in_the_end(ward: Ward):
+async def test_hanging_probe_delays_no_other_and_ends_unhealthy(probing: Probing):
     async with listening(None) as hangs, listening(http("200 OK")) as well:
-        ward.prober.watch("alice", target(PATIENT, hangs, run=0.0))
-        ward.prober.watch("bob", target(PATIENT, well, run=0.0))
-        await ward.until(("bob", Verdict.GOOD))
-        assert ward.told == [("bob", Verdict.GOOD)]
-        ward.prober.watch("alice", target(QUICK, hangs, run=0.0))
-        await ward.until(("alice", Verdict.UNHEALTHY))
-        assert ward.prober.health("alice").reason == "no answer within 0.2 s"
+        probing.prober.watch("alice", target(PATIENT, hangs, run=0.0))
+        probing.prober.watch("bob", target(PATIENT, well, run=0.0))
+        await probing.until(("bob", Verdict.GOOD))
+        assert probing.verdicts == [("bob", Verdict.GOOD)]
+        probing.prober.watch("alice", target(QUICK, hangs, run=0.0))
+        await probing.until(("alice", Verdict.UNHEALTHY))
+        assert probing.prober.health("alice").reason == "no answer within 0.2 s"
 
 
 @real_time
 @pytest.mark.parametrize("path", ["/%zz", "//", "/é?#", "/@evil:80/"])
-async def test_no_path_ends_the_probing(ward: Ward, path: str):
+async def test_no_path_ends_the_probing(probing: Probing, path: str):
     async with listening(http("500 No")) as port:
-        ward.prober.watch("alice", target({**QUICK, "path": path}, port, run=0.0))
-        await ward.until(("alice", Verdict.UNHEALTHY))
+        probing.prober.watch("alice", target({**QUICK, "path": path}, port, run=0.0))
+        await probing.until(("alice", Verdict.UNHEALTHY))
 
 
 @real_time
-async def test_an_answer_that_only_trickles_ends_with_the_timeout(ward: Ward):
+async def test_an_answer_that_only_trickles_ends_with_the_timeout(probing: Probing):
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1024)
         for byte in itertools.cycle(b"HTTP/1.1 100 C\r\n\r\n"):
@@ -213,13 +211,13 @@ async def test_an_answer_that_only_trickles_ends_with_the_timeout(ward: Ward):
 
     async with serving(serve, asyncio.start_server, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        ward.prober.watch("alice", target(QUICK, port, run=0.0))
-        await ward.until(("alice", Verdict.UNHEALTHY))
-    assert ward.prober.health("alice").reason == "no answer within 0.2 s"
+        probing.prober.watch("alice", target(QUICK, port, run=0.0))
+        await probing.until(("alice", Verdict.UNHEALTHY))
+    assert probing.prober.health("alice").reason == "no answer within 0.2 s"
 
 
 @real_time
-async def test_a_cookie_does_not_end_the_probing(ward: Ward):
+async def test_a_cookie_does_not_end_the_probing(probing: Probing):
     answers = iter([b"HTTP/1.1 200 OK\r\nSet-Cookie: a\xb4=b\r\n\r\n"])
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -229,140 +227,140 @@ async def test_a_cookie_does_not_end_the_probing(ward: Ward):
 
     async with serving(serve, asyncio.start_server, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        ward.prober.watch("alice", target(PATIENT, port, run=0.0))
-        await ward.until(("alice", Verdict.GOOD), ("alice", Verdict.UNHEALTHY))
-    assert ward.prober.health("alice").reason == "HTTP 500 on /health"
+        probing.prober.watch("alice", target(PATIENT, port, run=0.0))
+        await probing.until(("alice", Verdict.GOOD), ("alice", Verdict.UNHEALTHY))
+    assert probing.prober.health("alice").reason == "HTTP 500 on /health"
 
 
-async def test_a_defect_is_a_bad_answer_and_does_not_end_the_probing(ward: Ward):
-    ward.answer(RuntimeError("of ours, with a secret"))
-    ward.watch_exec(startup_grace="0s", failures=2)
+async def test_bug_in_a_probe_is_a_bad_response(probing: Probing):
+    probing.answer(RuntimeError("of ours, with a secret"))
+    probing.watch_exec(startup_grace="0s", failures=2)
     await asyncio.sleep(60)
-    assert ward.told == [("alice", Verdict.BAD), ("alice", Verdict.UNHEALTHY)]
-    reason = ward.prober.health("alice").reason
-    assert reason == "the answer cannot be understood (RuntimeError)"
-    ward.answer(0)
+    assert probing.verdicts == [("alice", Verdict.BAD), ("alice", Verdict.UNHEALTHY)]
+    reason = probing.prober.health("alice").reason
+    assert reason == "the response is invalid (RuntimeError)"
+    probing.answer(0)
     await asyncio.sleep(60)
-    assert ward.told[-1] == ("alice", Verdict.GOOD)
+    assert probing.verdicts[-1] == ("alice", Verdict.GOOD)
 
 
-async def test_a_defect_outside_the_probe_is_logged_and_probing_starts_again(ward: Ward):
-    ward.answer(0)
-    ward.deaf = True
-    ward.watch_exec()
+async def test_bug_outside_the_probe_is_logged_and_probing_continues(probing: Probing):
+    probing.answer(0)
+    probing.deaf = True
+    probing.watch_exec()
     await asyncio.sleep(60)
-    assert ward.notes.said(events.TaskFailed)[0]["task"] == "probe alice"
-    ward.deaf = False
+    assert probing.notes.logged(events.TaskFailed)[0]["task"] == "probe alice"
+    probing.deaf = False
     await asyncio.sleep(60)
-    assert ward.told == [("alice", Verdict.GOOD)]
+    assert probing.verdicts == [("alice", Verdict.GOOD)]
 
 
-async def test_sandboxes_made_together_are_probed_apart(ward: Ward):
+async def test_sandboxes_made_together_are_probed_apart(probing: Probing):
     times: list[float] = []
 
     async def run_in(*_: object) -> int:
         times.append(asyncio.get_running_loop().time())
         return 0
 
-    ward.engine.run_in = run_in
+    probing.engine.run_in = run_in
     for number in range(100):
-        ward.watch_exec(f"pool-{number}")
+        probing.watch_exec(f"pool-{number}")
     await asyncio.sleep(1000)
     settled = [at for at in times if at >= 900]
     assert len(settled) == pytest.approx(1000, abs=10)
     assert max(Counter(map(int, settled)).values()) <= 25
 
 
-async def test_in_the_startup_grace_nothing_is_unhealthy(ward: Ward):
-    ward.answer(1)
-    ward.watch_exec(startup_grace="60s", failures=3)
+async def test_in_the_startup_grace_nothing_is_unhealthy(probing: Probing):
+    probing.answer(1)
+    probing.watch_exec(startup_grace="60s", failures=3)
     await asyncio.sleep(59)
-    assert ward.told == [("alice", Verdict.BAD)]
+    assert probing.verdicts == [("alice", Verdict.BAD)]
     await asyncio.sleep(40)
-    assert ward.told[1:] == [("alice", Verdict.UNHEALTHY)]
-    assert ward.prober.health("alice").reason == "check ended with exit code 1"
+    assert probing.verdicts[1:] == [("alice", Verdict.UNHEALTHY)]
+    assert probing.prober.health("alice").reason == "check ended with exit code 1"
 
 
-async def test_a_start_is_told_soon_though_the_interval_is_long(ward: Ward):
-    ward.answer(1)
-    ward.watch_exec(interval="60s")
+async def test_start_is_noticed_soon_with_a_long_interval(probing: Probing):
+    probing.answer(1)
+    probing.watch_exec(interval="60s")
     await asyncio.sleep(1)
-    ward.answer(0)
+    probing.answer(0)
     await asyncio.sleep(2)
-    assert ward.told[-1] == ("alice", Verdict.GOOD)
+    assert probing.verdicts[-1] == ("alice", Verdict.GOOD)
 
 
-async def test_a_single_bad_answer_of_one_that_was_well_is_noise(ward: Ward):
-    ward.answer(0)
-    ward.watch_exec(startup_grace="0s", failures=2)
+async def test_single_bad_response_of_a_healthy_sandbox_is_ignored(probing: Probing):
+    probing.answer(0)
+    probing.watch_exec(startup_grace="0s", failures=2)
     await asyncio.sleep(1)
-    ward.answer(1)
+    probing.answer(1)
     await asyncio.sleep(10.5)
-    ward.answer(0)
+    probing.answer(0)
     await asyncio.sleep(60)
-    assert ward.told == [("alice", Verdict.GOOD)]
+    assert probing.verdicts == [("alice", Verdict.GOOD)]
 
 
 @pytest.mark.parametrize("error", [CommandTimeout("it hangs"), Refused("no such program")])
-async def test_a_command_that_cannot_run_is_a_bad_answer(ward: Ward, error: Exception):
-    ward.answer(error)
-    ward.watch_exec(startup_grace="0s", failures=1)
+async def test_a_command_that_cannot_run_is_a_bad_answer(probing: Probing, error: Exception):
+    probing.answer(error)
+    probing.watch_exec(startup_grace="0s", failures=1)
     await asyncio.sleep(1)
-    assert ward.prober.health("alice").verdict is Verdict.UNHEALTHY
-    assert str(error) in ward.prober.health("alice").reason
+    assert probing.prober.health("alice").verdict is Verdict.UNHEALTHY
+    assert str(error) in probing.prober.health("alice").reason
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
         (Forbidden("denied by rule 17"), "EXEC=1"),
-        (EngineTimeout("POST /containers/4f1 hangs"), "see whether it is stuck"),
-        (EngineUnavailable("gone"), "cannot be asked"),
-        (EngineUnavailable("x: may open no more files"), "cannot be asked"),
+        (EngineTimeout("POST /containers/4f1 hangs"), "check whether it is stuck"),
+        (EngineUnavailable("gone"), "is unavailable"),
+        (EngineUnavailable("x: may open no more files"), "is unavailable"),
         (EngineError("internal error"), "internal error"),
     ],
 )
-async def test_what_cannot_be_asked_is_unknown(ward: Ward, error: Exception, words: str):
-    ward.answer(0)
+async def test_failed_exec_leaves_health_unknown(probing: Probing, error: Exception, words: str):
+    probing.answer(0)
     for key in ("alice", "bob"):
-        ward.watch_exec(key, startup_grace="0s", failures=1)
-    ward.answer(error)
-    ward.watch_exec("carol", startup_grace="0s", failures=1)
-    ward.answer(0)
+        probing.watch_exec(key, startup_grace="0s", failures=1)
+    probing.answer(error)
+    probing.watch_exec("carol", startup_grace="0s", failures=1)
+    probing.answer(0)
     await asyncio.sleep(1)
-    ward.answer(error)
+    probing.answer(error)
     await asyncio.sleep(600)
-    assert sorted(ward.told) == [(key, Verdict.GOOD) for key in ("alice", "bob", "carol")]
-    assert words in ward.prober.health("alice").unknown
-    (said,) = ward.notes.said(events.ProbeUnknown)
+    assert sorted(probing.verdicts) == [(key, Verdict.GOOD) for key in ("alice", "bob", "carol")]
+    assert words in probing.prober.health("alice").unknown
+    (said,) = probing.notes.logged(events.ProbeUnknown)
     assert words in said["cause"]
-    ward.answer(0)
+    probing.answer(0)
     await asyncio.sleep(20)
-    assert ward.prober.health("alice").unknown == ""
-    assert len(ward.notes.said(events.ProbeKnown)) == 1
-    ward.answer(1)
+    assert probing.prober.health("alice").unknown == ""
+    assert len(probing.notes.logged(events.ProbeKnown)) == 1
+    probing.answer(1)
     await asyncio.sleep(20)
-    assert ("alice", Verdict.UNHEALTHY) in ward.told
+    assert ("alice", Verdict.UNHEALTHY) in probing.verdicts
 
 
 @pytest.mark.parametrize("error", [Busy("container 4f1 is paused"), NotFound("no container")])
-async def test_a_container_that_does_not_run_is_inspected_again(ward: Ward, error: Exception):
-    ward.answer(0)
-    ward.watch_exec(startup_grace="0s", failures=1)
+async def test_a_container_that_does_not_run_is_inspected_again(probing: Probing, error: Exception):
+    probing.answer(0)
+    probing.watch_exec(startup_grace="0s", failures=1)
     await asyncio.sleep(1)
-    ward.answer(error)
+    probing.answer(error)
     await asyncio.sleep(60)
-    assert ward.told == [("alice", Verdict.GOOD)]
-    assert set(ward.doubted) == {"alice"}
-    assert not ward.notes.said(events.ProbeUnknown)
+    assert probing.verdicts == [("alice", Verdict.GOOD)]
+    assert set(probing.inspected) == {"alice"}
+    assert not probing.notes.logged(events.ProbeUnknown)
 
 
-async def test_a_sandbox_that_goes_takes_its_unknown_health_along(ward: Ward):
-    ward.answer(Forbidden("denied"))
-    ward.watch_exec()
+async def test_removed_sandbox_clears_its_unknown_health(probing: Probing):
+    probing.answer(Forbidden("denied"))
+    probing.watch_exec()
     await asyncio.sleep(60)
-    ward.prober.watch("alice", None)
-    assert len(ward.notes.said(events.ProbeKnown)) == 1
+    probing.prober.watch("alice", None)
+    assert len(probing.notes.logged(events.ProbeKnown)) == 1
 
 
 @real_time
@@ -379,23 +377,23 @@ async def test_a_sandbox_that_goes_takes_its_unknown_health_along(ward: Ward):
         ("not an address", False, True),
     ],
 )
-async def test_a_refusal_in_another_network_than_the_engines_is_unknown(
-    ward: Ward, kind: str, gateway: str, *, rootless: bool, unknown: bool
+async def test_refused_connection_in_another_network_is_unknown(
+    probing: Probing, kind: str, gateway: str, *, rootless: bool, unknown: bool
 ):
-    ward.info = EngineInfo("Docker", "1", "1.41", "/", rootless=rootless, gateway=gateway)
+    probing.info = EngineInfo("Docker", "1", "1.41", "/", rootless=rootless, gateway=gateway)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         refusing = target({"kind": kind, **PATIENT}, bound.getsockname()[1], run=0.0)
-        ward.prober.watch("alice", refusing)
+        probing.prober.watch("alice", refusing)
         async with asyncio.timeout(60):
-            while not (health := ward.prober.health("alice")).unknown and health.bad < 2:  # noqa: ASYNC110
+            while not (health := probing.prober.health("alice")).unknown and health.bad < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     assert health.verdict is (Verdict.UNKNOWN if unknown else Verdict.UNHEALTHY)
     assert ("--network host" in health.unknown) == unknown
     assert health.reason == ("" if unknown else f"nothing listens on port {refusing.port}")
 
 
-def test_a_refusal_at_an_address_that_others_reach_is_real():
+def test_refused_connection_on_a_reachable_address_counts():
     info = EngineInfo("Docker", "1", "1.41", "/", gateway="192.0.2.1")
     assert why_unreachable(info, "0.0.0.0")
     assert why_unreachable(info, "localhost")
@@ -403,64 +401,64 @@ def test_a_refusal_at_an_address_that_others_reach_is_real():
     assert not why_unreachable(info, "docker.example")
 
 
-async def test_an_engine_that_is_lost_says_nothing_of_the_sandbox(ward: Ward):
-    ward.answer(0)
-    ward.watch_exec(startup_grace="0s", failures=1)
+async def test_lost_engine_leaves_health_unknown(probing: Probing):
+    probing.answer(0)
+    probing.watch_exec(startup_grace="0s", failures=1)
     await asyncio.sleep(1)
-    ward.answer(EngineUnavailable("gone"))
-    ward.engine_answers = False
+    probing.answer(EngineUnavailable("gone"))
+    probing.engine_answers = False
     await asyncio.sleep(600)
-    assert not ward.notes.said(events.ProbeUnknown)
-    ward.engine_answers = True
-    assert ward.told == [("alice", Verdict.GOOD)]
-    ward.answer(1)
+    assert not probing.notes.logged(events.ProbeUnknown)
+    probing.engine_answers = True
+    assert probing.verdicts == [("alice", Verdict.GOOD)]
+    probing.answer(1)
     await asyncio.sleep(20)
-    assert ward.told[1:] == [("alice", Verdict.UNHEALTHY)]
+    assert probing.verdicts[1:] == [("alice", Verdict.UNHEALTHY)]
 
 
 @real_time
 @pytest.mark.parametrize("kind", ["http", "tcp"])
-async def test_without_a_descriptor_nothing_is_known(ward: Ward, kind: str):
+async def test_out_of_files_leaves_health_unknown(probing: Probing, kind: str):
     async with listening(http("200 OK")) as port:
-        ward.prober.watch("alice", target({"kind": kind, **PATIENT}, port, run=0.0))
-        await ward.until(("alice", Verdict.GOOD))
+        probing.prober.watch("alice", target({"kind": kind, **PATIENT}, port, run=0.0))
+        await probing.until(("alice", Verdict.GOOD))
         with none_left():
             await asyncio.sleep(0.5)
         await asyncio.sleep(0.2)
-        assert ward.told == [("alice", Verdict.GOOD)]
+        assert probing.verdicts == [("alice", Verdict.GOOD)]
 
 
-async def test_while_the_engine_cannot_be_asked_a_bad_answer_is_no_verdict(ward: Ward):
-    ward.answer(0)
-    ward.watch_exec()
+async def test_bad_response_without_an_engine_is_no_verdict(probing: Probing):
+    probing.answer(0)
+    probing.watch_exec()
     await asyncio.sleep(1)
-    ward.engine_answers = False
-    ward.answer(1)
+    probing.engine_answers = False
+    probing.answer(1)
     await asyncio.sleep(600)
-    assert ward.told == [("alice", Verdict.GOOD)]
-    ward.engine_answers = True
+    assert probing.verdicts == [("alice", Verdict.GOOD)]
+    probing.engine_answers = True
     await asyncio.sleep(600)
-    assert ward.told == [("alice", Verdict.GOOD), ("alice", Verdict.UNHEALTHY)]
+    assert probing.verdicts == [("alice", Verdict.GOOD), ("alice", Verdict.UNHEALTHY)]
 
 
-async def test_what_is_not_watched_is_not_asked(ward: Ward):
-    ward.answer(0)
-    ward.watch_exec()
+async def test_unwatched_key_is_not_probed(probing: Probing):
+    probing.answer(0)
+    probing.watch_exec()
     await asyncio.sleep(1)
-    ward.prober.watch("alice", None)
-    assert ward.prober.health("alice") == Health()
-    asked = ward.told.copy()
+    probing.prober.watch("alice", None)
+    assert probing.prober.health("alice") == Health()
+    asked = probing.verdicts.copy()
     await asyncio.sleep(600)
-    assert ward.told == asked
-    assert not ward.prober._watched
+    assert probing.verdicts == asked
+    assert not probing.prober._watched
 
 
-async def test_another_run_is_judged_anew(ward: Ward):
-    ward.answer(0)
-    ward.watch_exec()
+async def test_new_run_starts_with_unknown_health(probing: Probing):
+    probing.answer(0)
+    probing.watch_exec()
     await asyncio.sleep(1)
     again = target({"kind": "exec", "command": ["check"]}, run=EPOCH + 1)
-    ward.prober.watch("alice", again)
-    assert ward.prober.health("alice") == Health("id", EPOCH + 1, EPOCH)
+    probing.prober.watch("alice", again)
+    assert probing.prober.health("alice") == Health("id", EPOCH + 1, EPOCH)
     await asyncio.sleep(1)
-    assert ward.told == [("alice", Verdict.GOOD)] * 2
+    assert probing.verdicts == [("alice", Verdict.GOOD)] * 2

@@ -1,4 +1,4 @@
-"""What hangs is noticed within three of the watchdog's intervals; what is slow is none."""
+"""A hang is noticed within three intervals of the watchdog; slow work is no hang."""
 
 import asyncio
 from collections.abc import Callable
@@ -33,7 +33,7 @@ HANGS: dict[str, Callable[[Stage], None]] = {
 
 
 @pytest.mark.parametrize("name", HANGS)
-async def test_what_hangs_is_noticed(stage: Stage, name: str):
+async def test_hanging_activity_is_noticed(stage: Stage, name: str):
     stage.write({"alice": "running"})
     await stage.start(absent=() if name == "manifest-watch" else ("manifest-watch",))
     await stage.quiet()
@@ -84,6 +84,6 @@ async def test_a_wait_counts_for_the_activity_that_it_is_in():
     assert progress.hung() == []
 
 
-async def test_without_a_collector_nothing_is_noted():
+async def test_activity_without_a_progress_collector():
     with activity("work"), waiting(1):
         await asyncio.sleep(5)

@@ -1,4 +1,4 @@
-"""What commands are answered: logs, plans, collections, and a status of what is known."""
+"""Queries of commands: logs, plans, collections and status."""
 
 import asyncio
 from pathlib import Path
@@ -15,7 +15,7 @@ async def logs(stage: Stage, name: str) -> None:
     await stage.queries.logs(name, tail=10, follow=False)
 
 
-async def test_a_log_that_is_not_there_says_why(stage: Stage):
+async def test_missing_log_has_a_reason(stage: Stage):
     stage.engine.fail_next("create", Refused("bad mount"), times=99)
     await stage.edit_or_start({"alice": "running"})
     await stage.after(3)
@@ -30,7 +30,7 @@ async def test_a_log_that_is_not_there_says_why(stage: Stage):
         await logs(stage, "alice")
 
 
-async def test_nothing_is_missing_before_the_engine_was_asked(stage: Stage):
+async def test_nothing_is_missing_before_the_first_list(stage: Stage):
     await stage.converge({"alice": "running"})
     await stage.stop()
     stage.host.down = True
@@ -54,7 +54,7 @@ async def test_a_lost_engine_leaves_the_last_known_status(stage: Stage):
     assert "the engine cannot be asked" in stage.row("alice")["reason"]
 
 
-async def test_a_plan_names_the_wait_of_what_is_in_error(stage: Stage):
+async def test_plan_names_the_wait_of_a_failing_sandbox(stage: Stage):
     await stage.converge({"alice": CRASHING})
     await stage.after(30)
     assert stage.row("alice")["status"] == "ERROR"
@@ -82,7 +82,7 @@ async def test_a_plan_with_deletions_to_confirm_is_not_in_sync(stage: Stage):
     assert not plan["in_sync"]
 
 
-async def test_a_plan_leaves_orphans_to_the_collector(stage: Stage):
+async def test_plan_leaves_orphans_to_the_collection(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.add_orphan("stray")
     await stage.after(61)
@@ -112,7 +112,7 @@ async def test_a_collection_waits_for_the_removals(littered: Stage):
     assert "stray" not in stage.phases()
 
 
-async def test_a_collection_says_what_could_not_be_removed(littered: Stage):
+async def test_collection_reports_unremovable_objects(littered: Stage):
     stage = littered
     await stage.converge({"alice": "running"})
     stage.engine.fail_next("remove", EngineError("device or resource busy"), times=999)

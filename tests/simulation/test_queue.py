@@ -26,7 +26,7 @@ async def queue() -> WorkQueue:
 
 
 async def drained(queue: WorkQueue) -> list[str]:
-    """All keys in the order in which they are handed out, each done at once."""
+    """Return all keys in the order in which they are handed out, each done at once."""
     order = []
     while len(queue):
         key = await queue.get()
@@ -49,13 +49,15 @@ async def drained(queue: WorkQueue) -> list[str]:
         ([("a", USER, -5), ("b", USER, 0)], "ab"),
     ],
 )
-async def test_who_goes_first(queue: WorkQueue, added: list[tuple[str, Priority, float]], order):
+async def test_priority_decides_the_order(
+    queue: WorkQueue, added: list[tuple[str, Priority, float]], order
+):
     for key, priority, delay in added:
         queue.add(key, priority, delay)
     assert "".join(await drained(queue)) == order
 
 
-async def test_among_those_that_are_due_the_earlier_goes_first(queue: WorkQueue):
+async def test_earlier_due_key_is_first(queue: WorkQueue):
     queue.add("late", EVENT, 2)
     queue.add("early", EVENT, 1)
     await asyncio.sleep(3)
@@ -68,14 +70,14 @@ async def test_a_key_is_handed_out_when_it_is_due(queue: WorkQueue):
     assert asyncio.get_running_loop().time() == pytest.approx(30)
 
 
-async def test_an_addition_wakes_who_waits_for_a_later_key(queue: WorkQueue):
+async def test_earlier_key_wakes_a_waiting_get(queue: WorkQueue):
     queue.add("late", TIMER, 30)
     asyncio.get_running_loop().call_later(5, queue.add, "soon", RESYNC)
     assert await queue.get() == "soon"
     assert asyncio.get_running_loop().time() == pytest.approx(5)
 
 
-async def test_a_key_that_is_worked_on_counts_from_when_it_is_done(queue: WorkQueue):
+async def test_key_added_while_active_is_due_after_done(queue: WorkQueue):
     queue.add("a", USER)
     await queue.get()
     queue.add("a", EVENT)
@@ -88,7 +90,7 @@ async def test_a_key_that_is_worked_on_counts_from_when_it_is_done(queue: WorkQu
     assert await waiting == "a"
 
 
-async def test_one_that_is_cancelled_takes_no_key_along(queue: WorkQueue):
+async def test_cancelled_get_takes_no_key(queue: WorkQueue):
     waiting = asyncio.create_task(queue.get())
     await asyncio.sleep(0)
     waiting.cancel()
@@ -97,7 +99,7 @@ async def test_one_that_is_cancelled_takes_no_key_along(queue: WorkQueue):
     assert await queue.get() == "a"
 
 
-async def test_idle_is_when_nothing_is_worked_on_nor_due_soon(queue: WorkQueue):
+async def test_queue_is_idle_without_active_or_due_keys(queue: WorkQueue):
     assert queue.idle(1)
     queue.add("a", TIMER, 10)
     assert queue.idle(9)
@@ -109,7 +111,7 @@ async def test_idle_is_when_nothing_is_worked_on_nor_due_soon(queue: WorkQueue):
     assert queue.idle(1000)
 
 
-async def test_a_key_that_waits_long_and_is_often_looked_at_takes_no_more_memory(queue: WorkQueue):
+async def test_repeated_adds_of_a_waiting_key_use_no_more_memory(queue: WorkQueue):
     for _ in range(1000):
         queue.add("a", RESYNC)
         key = await queue.get()
@@ -127,14 +129,14 @@ class Asked:
 
 @dataclass
 class Model:
-    """What the queue should hold, and who works on what."""
+    """Model of the queue: its keys, and the active ones."""
 
     asked: dict[str, Asked] = field(default_factory=dict)
     active: set[str] = field(default_factory=set)
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Never a key lost, never two workers on one, always the most urgent of those that are due."""
+    """No key is lost or handed out twice, and the most urgent due key is first."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""To look changes nothing: status, plan, convergence, garbage and STATUS only read."""
+"""Queries write nothing: status, plan, convergence, garbage and STATUS only read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ def frozen() -> Iterator[None]:
     """Make every write to any store fail."""
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a question has written")
+        raise AssertionError("a query has written")
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("put", "drop"):
@@ -32,7 +32,7 @@ async def look(stage: Stage) -> None:
     queries.summary()
 
 
-async def test_nothing_is_written_by_those_who_look(stage: Stage):
+async def test_queries_write_nothing(stage: Stage):
     await stage.converge({"alice": "running", "bob": "paused"})
     stage.host.add_container("stray", {})
     stage.write({"alice": {"ports": [{"name": "B", "container_port": 9}]}, "new": "running"})
@@ -51,7 +51,7 @@ async def test_nothing_is_written_by_those_who_look(stage: Stage):
 async def test_nothing_is_written_before_the_first_pass(stage: Stage):
     await stage.converge({"alice": "running"})
     await stage.stop()
-    await stage.start(absent=("dispatcher", "manifest-watch", "disk", "informer", "sweeper"))
+    await stage.start(absent=("workers", "manifest-watch", "disk", "informer", "sweeper"))
     lines = len(stage.notes.lines)
     with frozen():
         await look(stage)
@@ -60,7 +60,7 @@ async def test_nothing_is_written_before_the_first_pass(stage: Stage):
 
 async def test_a_plan_before_the_lease_names_every_step(stage: Stage):
     stage.write({"alice": "running"})
-    await stage.start(absent=("dispatcher", "manifest-watch"))
+    await stage.start(absent=("workers", "manifest-watch"))
     await stage.after(6)
     (change,) = stage.queries.plan()["changes"]
     assert [action["verb"] for action in change["actions"]] == ["create-volume", "create", "start"]

@@ -1,4 +1,4 @@
-"""Whatever the engine answers to whichever step: it is retried with a backoff, and reported."""
+"""Any error of any action is reported and retried with a backoff."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,7 +43,7 @@ SCENES: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def refusals(verb: str) -> list[EngineError]:
-    """One error of each kind that a status from 400 to 599 becomes."""
+    """One error of each class that a status from 400 to 599 is mapped to."""
     say = TRANSLATORS.get(verb, errors.common)
     made = (say(status, f"scripted {status}") for status in range(400, 600))
     return list({type(error): error for error in made}.values())
@@ -74,16 +74,14 @@ async def test_a_step_that_always_fails_is_an_error_with_backoff(
     # What could not be removed was replaced by one that runs well.
     assert row["status"] == ("RUNNING" if verb == "remove" else "ERROR")
     assert "scripted" in row["reason"]
-    assert len(stage.notes.said(events.SandboxError, sandbox="alice")) == 1
+    assert len(stage.notes.logged(events.SandboxError, sandbox="alice")) == 1
     stage.engine._faults.clear()
     await stage.after(3700)
     assert stage.row("alice")["status"] != "ERROR"
 
 
 @pytest.mark.parametrize("error", refusals("remove_volume"), ids=lambda it: type(it).__name__)
-async def test_a_volume_that_cannot_be_removed_is_retried_with_backoff(
-    stage: Stage, error: EngineError
-):
+async def test_unremovable_volume_is_retried_with_backoff(stage: Stage, error: EngineError):
     await stage.converge({"alice": {"spec": "brief"}, "bob": "running"}, brief=BRIEF)
     always(stage, "remove_volume", error)
     await stage.edit({"bob": "running"})
@@ -93,7 +91,7 @@ async def test_a_volume_that_cannot_be_removed_is_retried_with_backoff(
 
 @pytest.mark.parametrize("verb", ["inspect", "log_tail"])
 @pytest.mark.parametrize("error", refusals("inspect"), ids=lambda it: type(it).__name__)
-async def test_a_question_that_always_fails_is_asked_seldom(
+async def test_failing_inspection_is_retried_with_backoff(
     stage: Stage, verb: str, error: EngineError
 ):
     await stage.converge({"alice": "running"})
@@ -105,9 +103,7 @@ async def test_a_question_that_always_fails_is_asked_seldom(
 
 
 @pytest.mark.parametrize("error", refusals("log_tail"), ids=lambda it: type(it).__name__)
-async def test_a_log_that_cannot_be_read_keeps_nothing_from_its_restart(
-    stage: Stage, error: EngineError
-):
+async def test_unreadable_log_delays_no_restart(stage: Stage, error: EngineError):
     await stage.converge({"alice": "running"})
     always(stage, "log_tail", error)
     stage.host.kill(stage.seen("alice").name)
@@ -128,7 +124,7 @@ NO_EFFECT = {
 
 
 @pytest.mark.parametrize("verb", NO_EFFECT)
-async def test_a_success_that_changes_nothing_is_a_failure(stage: Stage, verb: str):
+async def test_success_without_an_effect_is_a_failure(stage: Stage, verb: str):
     before, after = NO_EFFECT[verb]
     await stage.converge({"bob": "running"} | before)
 
@@ -142,13 +138,13 @@ async def test_a_success_that_changes_nothing_is_a_failure(stage: Stage, verb: s
     await stage.after(TEN_MINUTES)
     assert 1 < stage.engine.count(verb) <= 2 * MOST_TRIES
     assert stage.row("alice")["status"] == ("RUNNING" if verb == "remove" else "ERROR")
-    assert "reports success" in stage.row("alice")["reason"]
+    assert "but nothing changed" in stage.row("alice")["reason"]
     setattr(stage.engine, verb, true)
     await stage.after(120)
     assert stage.row("alice")["status"] != "ERROR"
 
 
-async def test_an_engine_that_calls_every_port_taken_is_not_asked_without_end(stage: Stage):
+async def test_engine_that_refuses_every_port_is_retried_with_backoff(stage: Stage):
     await stage.converge({"alice": "stopped"})
     always(stage, "start", PortTaken("port is already allocated"))
     await stage.edit({"alice": "running"})
@@ -170,17 +166,17 @@ async def test_a_container_that_is_gone_is_no_failure(stage: Stage):
     stage.engine.start = vanish
     await stage.converge({"alice": "running"})
     assert stage.phases() == {"alice": "running"}
-    assert not stage.notes.said(events.SandboxError)
+    assert not stage.notes.logged(events.SandboxError)
 
 
-async def test_an_engine_that_is_away_is_no_fault_of_the_sandbox(stage: Stage):
+async def test_unavailable_engine_is_no_fault_of_the_sandbox(stage: Stage):
     await stage.converge({"alice": "stopped"})
     always(stage, "start", EngineUnavailable("gone"))
     stage.host.down = True
     stage.host.end_streams()
     await stage.edit({"alice": "running"})
     await stage.after(TEN_MINUTES)
-    assert not stage.notes.said(events.SandboxError)
+    assert not stage.notes.logged(events.SandboxError)
     stage.engine._faults.clear()
     stage.host.start_engine()
     await stage.after(20)

@@ -1,4 +1,4 @@
-"""What users and hosts do, and what becomes of it: the whole loop through real files."""
+"""Scenarios of users and hosts, from the desired file to the containers."""
 
 from dataclasses import replace
 
@@ -31,11 +31,11 @@ async def test_every_state_is_reached_from_every_other(
     assert after.phase == ("created" if never_started else phase)
     assert (after.id, after.session_key) == (before.id, before.session_key)
     assert stage.statuses() == {"alice": state.upper()}
-    assert not stage.notes.said(events.SandboxDied)
+    assert not stage.notes.logged(events.SandboxDied)
 
 
 @pytest.mark.parametrize("state", ["running", "paused", "stopped"])
-async def test_what_is_taken_out_is_deleted_but_its_workspace_stays(stage: Stage, state: str):
+async def test_removed_record_keeps_its_workspace(stage: Stage, state: str):
     await stage.converge({"alice": state, "bob": "running"})
     await stage.converge({"bob": "running"})
     assert stage.phases() == {"bob": "running"}
@@ -43,7 +43,7 @@ async def test_what_is_taken_out_is_deleted_but_its_workspace_stays(stage: Stage
     assert "alice" not in stage.store.deleted
 
 
-async def test_a_record_that_comes_back_finds_its_workspace_and_its_key(stage: Stage):
+async def test_returned_record_gets_its_workspace_and_key(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     key, made = stage.seen("alice").session_key, stage.host.volumes[VOLUME]
     await stage.converge({"bob": "running"})
@@ -54,7 +54,7 @@ async def test_a_record_that_comes_back_finds_its_workspace_and_its_key(stage: S
     assert stage.host.volumes[VOLUME] is made
 
 
-async def test_the_workspace_goes_after_seven_days_whatever_restarts_lie_between(stage: Stage):
+async def test_workspace_is_removed_after_retention_over_restarts(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     await stage.converge({"bob": "running"})
     for _ in range(6):
@@ -66,16 +66,16 @@ async def test_the_workspace_goes_after_seven_days_whatever_restarts_lie_between
     assert list(stage.host.volumes) == [f"openhands-workspace-{PREFIX}bob"]
 
 
-async def test_a_crash_loop_is_backed_off_and_costs_two_lines_a_restart(stage: Stage):
+async def test_crash_loop_backs_off_and_logs_two_lines_a_restart(stage: Stage):
     await stage.converge({"alice": CRASHING, "bob": "running"})
     await stage.after(3600)
     starts = stage.engine.calls.count(("start", stage.seen("alice").id))
     assert 55 <= starts <= 80
     about = [line for _, line in stage.notes.lines if line.get("sandbox") == "alice"]
-    loops = [line["in_a_row"] for line in stage.notes.said(events.SandboxRestartLoop)]
+    loops = [line["in_a_row"] for line in stage.notes.logged(events.SandboxRestartLoop)]
     assert loops == [5, 10, 20, 40]
     assert len(about) <= 2 * starts + len(loops) + 5
-    death = stage.notes.said(events.SandboxDied)[-1]
+    death = stage.notes.logged(events.SandboxDied)[-1]
     assert (death["exit_code"], death["last_lines"][-1]) == (3, "so long")
     assert stage.row("alice")["status"] == "ERROR"
     assert stage.row("alice")["restarts"] == starts - 1
@@ -92,7 +92,7 @@ async def test_the_backoff_outlives_the_daemon(stage: Stage):
     assert stage.engine.count("start") <= starts + 1
 
 
-async def test_an_engine_that_is_away_is_waited_for_and_nothing_is_concluded(stage: Stage):
+async def test_unavailable_engine_changes_nothing(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     before = {name: stage.seen(name).id for name in ("alice", "bob")}
     stage.host.down = True
@@ -101,16 +101,16 @@ async def test_an_engine_that_is_away_is_waited_for_and_nothing_is_concluded(sta
     changes = len(stage.engine.changes)
     await stage.after(3600)
     assert len(stage.engine.changes) == changes
-    assert len(stage.notes.said(events.EngineLost)) <= 61
+    assert len(stage.notes.logged(events.EngineLost)) <= 61
     stage.host.down = False
     await stage.after(10)
     await stage.quiet()
     assert stage.phases() == {"alice": "paused", "bob": "running", "carol": "running"}
     assert {name: stage.seen(name).id for name in before} == before
-    assert not stage.notes.said(events.SandboxDied)
+    assert not stage.notes.logged(events.SandboxDied)
 
 
-async def test_after_an_engines_restart_everything_is_as_it_was(stage: Stage):
+async def test_engine_restart_changes_nothing(stage: Stage):
     await stage.converge({"alice": "running", "bob": "paused", "carol": "stopped"})
     stage.host.restart_engine()
     await stage.after(30)
@@ -119,7 +119,7 @@ async def test_after_an_engines_restart_everything_is_as_it_was(stage: Stage):
 
 @pytest.mark.parametrize("verb", ["create_volume", "create", "prepare", "start"])
 @pytest.mark.parametrize("after", [True, False], ids=["done", "not done"])
-async def test_a_call_of_unknown_outcome_doubles_nothing(stage: Stage, verb: str, after: bool):  # noqa: FBT001
+async def test_unknown_outcome_creates_no_duplicate(stage: Stage, verb: str, after: bool):  # noqa: FBT001
     stage.engine.fail_next(verb, EngineTimeout("no answer"), after=after)
     await stage.converge({"alice": "running"})
     await stage.after(30)
@@ -140,7 +140,7 @@ async def test_a_sandbox_whose_port_was_taken_gets_another(stage: Stage):
     assert stage.row("alice")["exposed_urls"][0]["url"] == f"http://localhost:{other}"
 
 
-async def test_an_image_that_is_not_there_is_pulled_then_the_sandbox_made(stage: Stage):
+async def test_missing_image_is_pulled_before_the_create(stage: Stage):
     stage.host.registry.add("far:1")
     stage.engine.latency["pull"] = 100.0
     await stage.edit_or_start({"alice": {"image": "far:1"}, "bob": "running"})
@@ -151,7 +151,7 @@ async def test_an_image_that_is_not_there_is_pulled_then_the_sandbox_made(stage:
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
 
 
-async def test_a_failed_pull_is_a_reason_and_what_ran_keeps_running(stage: Stage):
+async def test_failed_pull_keeps_the_old_container_running(stage: Stage):
     await stage.converge({"alice": "running"})
     before = stage.seen("alice").id
     await stage.edit({"alice": {"image": "nowhere:1"}})
@@ -166,7 +166,7 @@ async def test_a_failed_pull_is_a_reason_and_what_ran_keeps_running(stage: Stage
     assert stage.seen("alice").id != before
 
 
-async def test_a_replacement_that_cannot_be_started_is_taken_back(stage: Stage):
+async def test_unstartable_replacement_is_rolled_back(stage: Stage):
     await stage.converge({"alice": "running"})
     before = stage.seen("alice")
     await stage.edit({"alice": {"command": ["no-such-program"]}})
@@ -174,10 +174,10 @@ async def test_a_replacement_that_cannot_be_started_is_taken_back(stage: Stage):
     assert stage.phases() == {"alice": "running"}
     assert stage.seen("alice").id == before.id
     assert "no-such-program" in stage.row("alice")["reason"]
-    assert len(stage.notes.said(events.SandboxRolledBack)) == 1
+    assert len(stage.notes.logged(events.SandboxRolledBack)) == 1
 
 
-async def test_a_replacement_keeps_the_key_the_ports_and_the_workspace(stage: Stage):
+async def test_replacement_keeps_key_ports_and_workspace(stage: Stage):
     await stage.converge({"alice": "running"})
     before, made = stage.seen("alice"), stage.host.volumes[VOLUME]
     await stage.converge({"alice": {"env": {"A": "1"}}})
@@ -185,11 +185,11 @@ async def test_a_replacement_keeps_the_key_the_ports_and_the_workspace(stage: St
     assert after.id != before.id
     assert (after.session_key, after.ports) == (before.session_key, before.ports)
     assert stage.host.volumes[VOLUME] is made
-    assert len(stage.notes.said(events.SandboxReplaced)) == 1
+    assert len(stage.notes.logged(events.SandboxReplaced)) == 1
 
 
 @pytest.mark.parametrize("phase", [Phase.CREATED, Phase.RUNNING, Phase.PAUSED, Phase.EXITED])
-async def test_garbage_goes_after_its_grace_and_nothing_foreign_ever(stage: Stage, phase: Phase):
+async def test_orphans_are_removed_after_grace_foreign_ones_never(stage: Stage, phase: Phase):
     await stage.converge({"alice": "running"})
     stage.add_orphan("ours", phase)
     stage.host.add_container(f"{PREFIX}theirs", {}, phase=phase)
@@ -200,7 +200,7 @@ async def test_garbage_goes_after_its_grace_and_nothing_foreign_ever(stage: Stag
     assert stage.phases() == {"alice": "running", "theirs": phase, "others": phase}
 
 
-async def test_a_foreign_container_in_the_way_is_an_error_on_that_sandbox_alone(stage: Stage):
+async def test_foreign_container_with_the_name_is_one_error(stage: Stage):
     stage.host.add_container(ALICE, {})
     await stage.edit_or_start({"alice": "running", "bob": "running"})
     await stage.after(30)
@@ -210,7 +210,7 @@ async def test_a_foreign_container_in_the_way_is_an_error_on_that_sandbox_alone(
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
 
 
-async def test_with_a_full_disk_nothing_is_made_but_deletes_work_and_it_recovers(
+async def test_full_state_disk_allows_deletes_and_recovers(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ):
     await stage.converge({"alice": "running", "bob": "running"})
@@ -224,11 +224,11 @@ async def test_with_a_full_disk_nothing_is_made_but_deletes_work_and_it_recovers
     await stage.after(60)
     assert stage.phases() == {"bob": "running"}
     assert "no space left" in stage.row("carol")["reason"]
-    assert len(stage.notes.said(events.StoreWriteFailed)) == 1
+    assert len(stage.notes.logged(events.StoreWriteFailed)) == 1
     monkeypatch.setattr(stage.store._database, "write", write)
     await stage.after(90)
     assert stage.phases() == {"bob": "running", "carol": "running"}
-    assert len(stage.notes.said(events.StoreRecovered)) == 1
+    assert len(stage.notes.logged(events.StoreRecovered)) == 1
 
 
 @pytest.mark.parametrize("hours", [-10_000, -1, 1, 10_000])
@@ -252,23 +252,23 @@ async def test_an_unhealthy_sandbox_is_restarted_with_backoff(stage: Stage):
     assert stage.statuses() == {"alice": "STARTING"}
     await stage.after(600)
     assert 5 <= stage.row("alice")["restarts"] <= 20
-    assert "false" in stage.notes.said(events.SandboxUnhealthy)[-1]["cause"]
-    assert not stage.notes.said(events.SandboxDied)
+    assert "false" in stage.notes.logged(events.SandboxUnhealthy)[-1]["cause"]
+    assert not stage.notes.logged(events.SandboxDied)
 
 
-async def test_a_death_of_which_the_probe_knows_first_is_told_as_one(stage: Stage):
+async def test_crash_first_noticed_by_the_probe_is_a_crash(stage: Stage):
     health = {"kind": "exec", "command": ["true"], "startup_grace": "1s", "interval": "1s"}
     await stage.converge({"alice": {"health": health}})
     await stage.after(5)
     stage.host.subscribers.clear()  # the event is lost
     stage.host.kill(ALICE, 3)
     await stage.after(20)
-    (died,) = stage.notes.said(events.SandboxDied)
+    (died,) = stage.notes.logged(events.SandboxDied)
     assert died["exit_code"] == 3
     assert stage.statuses() == {"alice": "RUNNING"}
 
 
-async def test_a_volume_that_was_removed_is_made_again_with_its_sandbox(stage: Stage):
+async def test_removed_volume_is_recreated_with_its_sandbox(stage: Stage):
     await stage.converge({"alice": "stopped"})
     stage.host.remove(ALICE)
     stage.host.remove_volume(VOLUME)
@@ -278,9 +278,7 @@ async def test_a_volume_that_was_removed_is_made_again_with_its_sandbox(stage: S
 
 
 @pytest.mark.parametrize("verb", ["stop", "remove"])
-async def test_a_delete_works_in_the_end_though_the_engine_refuses_it_first(
-    stage: Stage, verb: str
-):
+async def test_deletion_succeeds_after_a_refusal(stage: Stage, verb: str):
     await stage.converge({"alice": "running", "bob": "running"})
     stage.engine.fail_next(verb, EngineTimeout("hangs"), times=2)
     stage.engine.fail_next(verb, EngineError("device busy"), times=2)
@@ -290,7 +288,7 @@ async def test_a_delete_works_in_the_end_though_the_engine_refuses_it_first(
     assert not stage.store.deleted
 
 
-async def test_wreckage_that_cannot_be_removed_keeps_no_sandbox_down(stage: Stage):
+async def test_unremovable_dead_container_blocks_no_sandbox(stage: Stage):
     await stage.converge({"alice": "running"})
     wreck, key = stage.seen("alice"), stage.row("alice")["session_api_key"]
     stage.engine.fail_next("remove", EngineError("device or resource busy"), times=3)
@@ -300,7 +298,7 @@ async def test_wreckage_that_cannot_be_removed_keeps_no_sandbox_down(stage: Stag
     await stage.after(1)
     assert stage.seen("alice").phase is Phase.RUNNING
     assert stage.row("alice")["session_api_key"] == key
-    # What is left to remove is told, and tried again.
+    # The rest is reported and retried.
     assert "busy" in stage.row("alice")["reason"]
     assert sorted(stage.phases().values()) == ["dead", "running"]
     await stage.after(120)
@@ -318,7 +316,7 @@ async def test_a_delete_ends_a_pull_that_hangs(stage: Stage):
     assert not stage.manager.puller._states
 
 
-async def test_the_newest_edit_wins_while_a_create_is_on_its_way(stage: Stage):
+async def test_newest_edit_wins_during_a_create(stage: Stage):
     stage.engine.latency["create"] = 5.0
     await stage.edit_or_start({"alice": {"env": {"EDIT": "1"}}})
     for edit in "234":
@@ -330,25 +328,25 @@ async def test_the_newest_edit_wins_while_a_create_is_on_its_way(stage: Stage):
     assert stage.host.box(ALICE).config.env["EDIT"] == "4"
 
 
-async def test_one_that_cannot_be_made_is_complained_of_once_and_told_when_it_is_well(
+async def test_failing_create_and_its_recovery_are_logged_once(
     stage: Stage,
 ):
     stage.engine.fail_next("create", Refused("bad mount"), times=6)
     await stage.edit_or_start({"alice": "running"})
     await stage.after(40)
-    assert len(stage.notes.said(events.ActionFailed)) == 1
-    assert len(stage.notes.said(events.SandboxError)) == 1
+    assert len(stage.notes.logged(events.ActionFailed)) == 1
+    assert len(stage.notes.logged(events.SandboxError)) == 1
     await stage.after(120)
-    assert len(stage.notes.said(events.SandboxRecovered)) == 1
+    assert len(stage.notes.logged(events.SandboxRecovered)) == 1
 
 
-async def test_no_session_key_is_ever_said(stage: Stage):
+async def test_session_keys_are_never_logged(stage: Stage):
     await stage.converge({"alice": "running"})
     key = stage.seen("alice").session_key
     stage.host.box(ALICE).log.append(f"my key is {key}")
     stage.host.kill(ALICE)
     await stage.after(10)
-    (death,) = stage.notes.said(events.SandboxDied)
+    (death,) = stage.notes.logged(events.SandboxDied)
     assert death["last_lines"] == ["my key is ***"]
     assert key not in repr(stage.notes.lines)
     assert key not in repr(await stage.store.events())
@@ -375,7 +373,7 @@ async def test_many_deletions_share_their_lists(stage: Stage):
     assert stage.engine.count("list") - lists <= 10
 
 
-async def test_a_deletion_that_a_list_contradicts_goes_on(stage: Stage):
+async def test_deletion_contradicted_by_a_list_continues(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     gone = stage.engine.remove
 
@@ -399,9 +397,9 @@ async def test_a_container_that_somebody_removes_is_reported(stage: Stage):
     stage.host.remove(ALICE)
     await stage.after(10)
     assert stage.phases() == {"alice": "running"}
-    (line,) = stage.notes.said(events.SandboxRemoved, sandbox="alice")
-    assert line["cause"] == "it was removed, and not by this daemon"
+    (line,) = stage.notes.logged(events.SandboxRemoved, sandbox="alice")
+    assert line["cause"] == "someone else removed it"
     await stage.converge({"alice": {"env": {"A": "2"}}})
     await stage.converge({"alice": "stopped"})
-    assert len(stage.notes.said(events.SandboxRemoved)) == 1
-    assert not stage.manager._controller._removed
+    assert len(stage.notes.logged(events.SandboxRemoved)) == 1
+    assert not stage.manager.controller._removed

@@ -1,4 +1,4 @@
-"""What variables hold that are secrets by their name is in nothing that is said."""
+"""Values of variables with secret-looking names appear in no output."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ SECRET = "hunter2-hunter2"
 
 
 def crashing(word: str) -> dict[str, Any]:
-    """Say it and end, again and again."""
+    """Print the secret and exit, repeatedly."""
     return {"command": ["sh", "-c", f"echo {word}; exit 3"], "restart": {"backoff": "1s"}}
 
 
 async def told(stage: Stage) -> str:
-    """All that the ledger and the table hold of alice."""
+    """Return all that the ledger and the table have about alice."""
     entries = await stage.store.events("alice")
     return f"{entries} {json.dumps(stage.row('alice'), default=str)}"
 
@@ -41,14 +41,14 @@ async def test_the_value_in_an_env_file_is_hidden(stage: Stage, tmp_path: Path):
     assert "bluegreen" in await told(stage)
 
 
-async def test_what_the_engine_says_of_it_is_hidden(stage: Stage):
+async def test_engine_errors_are_redacted(stage: Stage):
     stage.engine.fail_next("create", Refused(f"no program {SECRET}"))
     await stage.converge({"alice": {"env": {"LLM_API_KEY": SECRET}}})
     assert SECRET not in await told(stage)
     assert "no program ***" in await told(stage)
 
 
-async def test_what_a_record_no_longer_names_is_hidden_for_an_hour(stage: Stage):
+async def test_former_secrets_are_redacted_for_an_hour(stage: Stage):
     former, present = "once-in-the-file", "now-in-the-file"
     await stage.converge({"alice": {"env": {"TOKEN": former}}})
     await stage.converge({"alice": {"env": {"TOKEN": present}}})
@@ -58,12 +58,12 @@ async def test_what_a_record_no_longer_names_is_hidden_for_an_hour(stage: Stage)
 
 
 @pytest.mark.parametrize(("name", "value"), [("COLOUR", "bluegreen"), ("MAX_TOKENS", "100000")])
-async def test_other_values_are_shown(stage: Stage, name: str, value: str):
+async def test_other_values_are_not_redacted(stage: Stage, name: str, value: str):
     await stage.converge({"alice": {"env": {name: value}}})
     assert redactor.clean(value) == value
 
 
-async def test_it_is_hidden_before_anything_is_said_of_it_after_a_restart(stage: Stage):
+async def test_secrets_are_redacted_right_after_a_restart(stage: Stage):
     await stage.converge({"alice": {"env": {"TOKEN": SECRET}}})
     stage.file.write_text("{")
     await stage.restart()

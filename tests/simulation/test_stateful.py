@@ -1,4 +1,4 @@
-"""The whole loop against all at once: edits, kills, meddling, faults, lost events, clocks."""
+"""Random edits, kills, external changes, faults, lost events and clock jumps at once."""
 
 import asyncio
 import tempfile
@@ -31,7 +31,7 @@ WELL: dict[str, dict[str, Any]] = {
     "portless": {"ports": []},
     "probed": {"health": {"kind": "exec", "command": ["true"], "interval": "1s"}},
 }
-# What these ask for cannot be had: nothing but order is asked of them.
+# These can never be satisfied: only their order is checked.
 UNWELL: dict[str, dict[str, Any]] = {
     "unmade": {"mounts": [{"host_path": "/nonexistent/x", "container_path": "/x"}]},
     "unstarted": {"command": ["no-such-program"]},
@@ -57,7 +57,7 @@ ERRORS = (EngineTimeout("hangs"), EngineUnavailable("gone"), EngineError("500"))
 
 
 class OneThreadLoop(SimulatedLoop):
-    """Work for threads is done at once, so that a run is the same each time."""
+    """Run the work of threads at once, so that each run is the same."""
 
     def run_in_executor(
         self, _executor: Executor | None, func: Callable[..., Any], *args: Any
@@ -71,7 +71,7 @@ class OneThreadLoop(SimulatedLoop):
 
 
 class WatchedHost(FakeHost):
-    """Tells of no event while it is deaf, and says which sandboxes ever had two live containers."""
+    """Sends no event while ``deaf``, and records sandboxes that ever had two live containers."""
 
     deaf = False
 
@@ -93,7 +93,7 @@ class WatchedHost(FakeHost):
 
 
 class Theatre(Stage):
-    """A stage whose store outlives its managers, as a disk would."""
+    """A stage with a store that outlives its managers, as a disk does."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, brake_count=100)
@@ -368,7 +368,7 @@ class LoopMachine(RuleBasedStateMachine):
         self.host.taken_ports.clear()
 
     def _guard_volumes(self) -> None:
-        """Only the engine's own call is held to it: whoever meddles may do what they want."""
+        """Checks only calls of the daemon; external changes may do anything."""
         remove = self.engine.remove_volume
 
         async def guarded(name: str) -> None:

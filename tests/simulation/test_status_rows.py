@@ -10,7 +10,7 @@ ROW = {
 }
 
 
-async def test_a_row_holds_what_is_promised(stage: Stage):
+async def test_status_row_has_the_documented_fields(stage: Stage):
     await stage.converge({"alice": "running"})
     (row,) = stage.queries.sandboxes()
     assert row.keys() >= ROW
@@ -27,14 +27,14 @@ async def test_a_row_holds_what_is_promised(stage: Stage):
     assert row["last_exit"] is None
 
 
-async def test_a_sandbox_is_found_by_its_name_and_by_its_containers(stage: Stage):
+async def test_sandbox_is_found_by_name_and_container_name(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     for name in ("alice", f"{PREFIX}alice"):
         assert [row["name"] for row in stage.queries.sandboxes(name)] == ["alice"]
     assert stage.queries.sandboxes("nobody") == []
 
 
-async def test_keys_are_shown_to_who_asks_for_them_alone(stage: Stage):
+async def test_keys_are_shown_only_on_request(stage: Stage):
     await stage.converge({"alice": "running"})
     key = stage.seen("alice").session_key
     answers = stage.queries
@@ -52,7 +52,7 @@ async def test_keys_are_shown_to_who_asks_for_them_alone(stage: Stage):
     assert key not in json.dumps(told)
 
 
-async def test_how_a_sandbox_ended_is_shown(stage: Stage):
+async def test_former_sandbox_shows_its_last_exit(stage: Stage):
     await stage.converge({"alice": {"command": ["sh", "-c", "echo so long; exit 3"]}})
     last = stage.row("alice")["last_exit"]
     assert (last["exit_code"], last["oom_killed"]) == (3, False)
@@ -61,9 +61,9 @@ async def test_how_a_sandbox_ended_is_shown(stage: Stage):
     assert last["at"].endswith("Z")
 
 
-async def test_a_plan_says_what_would_be_done_and_does_nothing(stage: Stage):
+async def test_plan_changes_nothing(stage: Stage):
     stage.write({"alice": "running"})
-    await stage.start(absent=("dispatcher", "manifest-watch"))
+    await stage.start(absent=("workers", "manifest-watch"))
     await stage.after(1)
     plan = stage.queries.plan()
     assert not plan["in_sync"]
@@ -87,7 +87,7 @@ async def test_a_converged_host_has_an_empty_plan(stage: Stage):
     }
 
 
-async def test_what_is_left_is_pending_and_hopeless_once_it_keeps_failing(stage: Stage):
+async def test_convergence_is_hopeless_when_all_pending_fail(stage: Stage):
     stage.engine.fail_next("create", EngineError("no"), times=100)
     await stage.edit_or_start({"alice": "running"})
     await stage.after(1)
@@ -97,7 +97,7 @@ async def test_what_is_left_is_pending_and_hopeless_once_it_keeps_failing(stage:
     assert stage.queries.convergence()["hopeless"]
 
 
-async def test_what_is_being_deleted_is_still_shown(stage: Stage):
+async def test_sandbox_in_deletion_is_shown(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     stage.engine.hang("stop")
     await stage.edit({"bob": "running"})
@@ -109,7 +109,7 @@ async def test_what_is_being_deleted_is_still_shown(stage: Stage):
     assert stage.statuses() == {"bob": "RUNNING"}
 
 
-async def test_a_sandbox_without_a_network_has_no_url_and_one_on_the_hosts_its_own(stage: Stage):
+async def test_urls_without_a_network_and_on_the_host_network(stage: Stage):
     await stage.converge(
         {"alice": {"network": {"mode": "none"}}, "bob": {"network": {"mode": "host"}}}
     )
@@ -117,13 +117,13 @@ async def test_a_sandbox_without_a_network_has_no_url_and_one_on_the_hosts_its_o
     assert stage.row("bob")["exposed_urls"][0]["port"] == 8000
 
 
-async def test_all_that_is_told_is_json(stage: Stage):
+async def test_queries_return_json(stage: Stage):
     await stage.converge({"alice": {"command": ["false"]}, "bob": "paused"})
     answers = stage.queries
     told = [await answers.status(), answers.plan(), answers.garbage(), await answers.events()]
     assert json.loads(json.dumps(told)) == told
 
 
-def test_times_are_told_in_utc():
+def test_times_are_in_utc():
     assert iso(0.5) == "1970-01-01T00:00:00.500Z"
     assert iso(None) is None

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,17 @@ from reconciler.observe.engine_access import EngineAccess
 from reconciler.telemetry import events
 from reconciler.telemetry.supervision import BACKOFF_LONGEST, STABLE, supervise
 from reconciler.wiring import Manager
-from tests.simulation.stage import Notebook, Stage
+from tests.simulation.stage import LogCapture, Stage
 
 
 class Worker:
-    """A task that fails after ``seconds`` with the next of ``errors``, and then runs on."""
+    """A task that raises each of ``errors`` after ``seconds``, and then runs on."""
 
     def __init__(self, *errors: BaseException, seconds: float = 0.0) -> None:
         self.errors = list(errors)
         self.seconds = seconds
         self.began: list[float] = []
-        self.notes = Notebook(asyncio.get_running_loop().time)
+        self.notes = LogCapture(asyncio.get_running_loop().time)
         self.task: asyncio.Task[None]
 
     async def run(self) -> None:
@@ -66,7 +67,7 @@ async def test_a_failed_task_is_logged_and_runs_again(error: BaseException):
     worker = Worker(error).start()
     await asyncio.sleep(30)
     assert len(worker.began) == 2
-    (line,) = worker.notes.said(events.TaskFailed, task="worker")
+    (line,) = worker.notes.logged(events.TaskFailed, task="worker")
     assert type(error).__name__ in line["error"]
     assert line["retry_in"] == worker.pauses[0]
     assert "test_supervision.py" in line["traceback"]
@@ -95,18 +96,18 @@ async def test_a_task_that_fails_while_it_is_cancelled_ends():
         finally:
             raise OSError("while it was cancelled")
 
-    notes = Notebook(asyncio.get_running_loop().time)
+    notes = LogCapture(asyncio.get_running_loop().time)
     task = asyncio.create_task(supervise("worker", run, notes))
     await asyncio.sleep(1)
     await end(task)
-    assert len(notes.said(events.TaskFailed)) == 1
+    assert len(notes.logged(events.TaskFailed)) == 1
 
 
 async def test_a_task_that_returns_has_ended():
     async def run() -> None:
         return
 
-    notes = Notebook(asyncio.get_running_loop().time)
+    notes = LogCapture(asyncio.get_running_loop().time)
     await supervise("worker", run, notes)
     assert notes.lines == []
 
@@ -121,62 +122,62 @@ async def test_a_fatal_error_ends_the_task_and_is_not_logged():
 # --- each task of the loop
 
 
-class Saboteur:
-    """Raises an unexpected exception, once, in what a task calls."""
+class FailOnce:
+    """Raises an unexpected exception, once, in a method that a task calls."""
 
     def __init__(self, target: object, name: str) -> None:
         self._former = getattr(target, name)
         self._target, self._name = target, name
-        self.struck = False
-        setattr(target, name, self._strike)
+        self.has_failed = False
+        setattr(target, name, self._fail)
 
-    def _strike(self, *_: object, **__: object) -> Any:
-        self.struck = True
+    def _fail(self, *_: object, **__: object) -> Any:
+        self.has_failed = True
         setattr(self._target, self._name, self._former)
         raise ZeroDivisionError(f"in {self._name}")
 
 
 def part_of(name: str) -> Callable[[Manager], tuple[object, str]]:
     parts: dict[str, Callable[[Manager], tuple[object, str]]] = {
-        "informer": lambda m: (m.informer, "_hear"),
+        "informer": lambda m: (m.informer, "_handle"),
         "relist": lambda m: (m.informer, "_relist"),
-        "dispatcher": lambda m: (m.queue, "get"),
-        "sweeper": lambda m: (m._identities, "sweep"),
+        "workers": lambda m: (m.queue, "get"),
+        "sweeper": lambda m: (m.identities, "sweep"),
         "disk": lambda m: (m.disk, "_judge"),
-        "permits": lambda _: (EngineAccess, "review"),
+        "engine-access": lambda _: (EngineAccess, "review"),
         "store-writer": lambda m: (m.store._pending.ledger, "all"),
     }
     return parts[name]
 
 
 @pytest.mark.parametrize(
-    "name", ["informer", "relist", "dispatcher", "sweeper", "disk", "permits", "store-writer"]
+    "name", ["informer", "relist", "workers", "sweeper", "disk", "engine-access", "store-writer"]
 )
-async def test_each_task_of_the_loop_comes_back(stage: Stage, name: str):
+async def test_each_failed_task_is_restarted(stage: Stage, name: str):
     stage.failing.add(name)
     await stage.converge({"alice": "running"})
-    saboteur = Saboteur(*part_of(name)(stage.manager))
+    failing_once = FailOnce(*part_of(name)(stage.manager))
     await stage.edit({"alice": "paused"})
     await stage.after(200)
-    assert saboteur.struck
-    (line,) = stage.notes.said(events.TaskFailed, task=name)
+    assert failing_once.has_failed
+    (line,) = stage.notes.logged(events.TaskFailed, task=name)
     assert line["error"].startswith(("ZeroDivisionError", "ExceptionGroup"))
     await stage.converge({"alice": "running", "bob": "running"})
     stage.host.kill("oh-agent-server-alice")
     await stage.after(90)
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
-    again = Saboteur(*part_of(name)(stage.manager))
+    again = FailOnce(*part_of(name)(stage.manager))
     await stage.edit({"alice": "paused", "bob": "running"})
     await stage.after(90)
-    assert again.struck
+    assert again.has_failed
 
 
-async def test_nothing_is_known_while_the_informer_has_failed(stage: Stage):
+async def test_failed_informer_is_not_synced(stage: Stage):
     stage.failing.add("informer")
     await stage.converge({"alice": "running"})
-    saboteur = Saboteur(stage.manager.informer, "_hear")
+    failing_once = FailOnce(stage.manager.informer, "_handle")
     stage.host.kill("oh-agent-server-alice")
-    while not saboteur.struck:
+    while not failing_once.has_failed:
         await stage.after(0.01)
     await stage.after(0.5)
     assert not stage.manager.informer.synced.is_set()
@@ -185,28 +186,28 @@ async def test_nothing_is_known_while_the_informer_has_failed(stage: Stage):
     assert stage.statuses() == {"alice": "RUNNING"}
 
 
-async def test_the_watch_of_the_desired_file_comes_back(stage: Stage):
+async def test_failed_manifest_watch_is_restarted(stage: Stage):
     stage.failing.add("manifest-watch")
     await stage.converge({"alice": "running"})
-    saboteur = Saboteur(Watch, "changes")
-    watching = asyncio.create_task(stage.manager.tasks()["manifest-watch"]())
+    failing_once = FailOnce(Watch, "changes")
+    watching = asyncio.create_task(stage.manager.tasks["manifest-watch"]())
     await stage.after(30)
-    assert saboteur.struck
-    assert len(stage.notes.said(events.TaskFailed, task="manifest-watch")) == 1
+    assert failing_once.has_failed
+    assert len(stage.notes.logged(events.TaskFailed, task="manifest-watch")) == 1
     stage.write({"alice": "paused"})
     await stage.after(2 * stage.settings.rescan_interval + 30)
     assert stage.statuses() == {"alice": "PAUSED"}
     await end(watching)
 
 
-async def test_the_answer_to_another_daemon_comes_back(stage: Stage):
+async def test_failed_marker_restore_is_restarted(stage: Stage):
     await stage.converge({"alice": "running"})
-    saboteur = Saboteur(stage.manager.owners, "_restore")
+    failing_once = FailOnce(stage.manager.owners, "_restore")
     marker = naming.marker_name("default", stage.store.owner)
     stage.host.remove_volume(marker)
     await stage.after(10)
-    assert saboteur.struck
-    assert len(stage.notes.said(events.TaskFailed, task="owner marker")) == 1
+    assert failing_once.has_failed
+    assert len(stage.notes.logged(events.TaskFailed, task="owner marker")) == 1
     assert marker in stage.host.markers
 
 
@@ -214,7 +215,7 @@ async def test_the_answer_to_another_daemon_comes_back(stage: Stage):
 
 
 class ServiceManager:
-    """Counts what the service manager is sent."""
+    """Counts the messages to the service manager."""
 
     enabled = True
 
@@ -243,7 +244,7 @@ class Served:
         self.heard = ServiceManager()
         self.daemon._notifier = self.heard  # type: ignore[assignment]
 
-    def saboteur(self, name: str) -> Saboteur:
+    def failing_once(self, name: str) -> FailOnce:
         targets: dict[str, tuple[object, str]] = {
             "control-socket": (server._Server, "startup"),
             "readiness": (self.heard, "ready"),
@@ -251,7 +252,7 @@ class Served:
             "watchdog": (self.heard, "watchdog"),
             "reload": (self.stage.manager.manifest_sync, "read"),
         }
-        return Saboteur(*targets[name])
+        return FailOnce(*targets[name])
 
     async def works(self, name: str) -> bool:
         self.heard.heard.clear()
@@ -264,34 +265,33 @@ class Served:
                 writer.close()
                 return True
             case "reload":
-                return bool(self.stage.notes.said(events.ReloadDone, source="SIGHUP"))
+                return bool(self.stage.notes.logged(events.ReloadDone, source="SIGHUP"))
             case "readiness":
-                return bool(self.stage.notes.said(events.DaemonReady))
+                return bool(self.stage.notes.logged(events.DaemonReady))
         return name in self.heard.heard
 
 
 @pytest.fixture
-async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
     async with Stage(tmp_path, socket=tmp_path / "socket") as stage:
         await stage.converge({"alice": "running"})
-        made = Served(stage)
-        monkeypatch.setattr(stage.manager, "tasks", dict)
-        yield made
-        monkeypatch.undo()
+        yield Served(stage)
 
 
 @pytest.mark.parametrize("name", ["control-socket", "readiness", "status", "watchdog", "reload"])
-async def test_each_task_of_the_daemon_comes_back(served: Served, name: str):
-    saboteur = None if name == "reload" else served.saboteur(name)
-    serving = asyncio.create_task(served.daemon._serve(served.stage.manager))
+async def test_each_failed_daemon_task_is_restarted(served: Served, name: str):
+    failing_once = None if name == "reload" else served.failing_once(name)
+    # The stage runs the tasks of the manager.
+    manager = replace(served.stage.manager, tasks={})
+    serving = asyncio.create_task(served.daemon._run_tasks(manager))
     await asyncio.sleep(1)
     if name == "reload":
-        saboteur = served.saboteur(name)
+        failing_once = served.failing_once(name)
         served.daemon._hangup.set()
         await asyncio.sleep(5)
-    assert saboteur is not None
-    assert saboteur.struck
-    (line,) = served.stage.notes.said(events.TaskFailed, task=name)
+    assert failing_once is not None
+    assert failing_once.has_failed
+    (line,) = served.stage.notes.logged(events.TaskFailed, task=name)
     assert line["error"].startswith("ZeroDivisionError")
     assert await served.works(name)
     await end(serving)

@@ -1,4 +1,4 @@
-"""What a sandbox depends on is gone, and comes back or not."""
+"""A dependency of a sandbox disappears, and may return."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ DEVICE = {**PLAIN, "resources": {"devices": ["/dev/kvm"]}}
 
 
 def identity(stage: Stage) -> tuple[Any, ...]:
-    """What a replacement keeps."""
+    """Return what a replacement keeps."""
     seen = stage.seen("alice")
     return seen.session_key, seen.ports, seen.volumes
 
 
-async def test_a_network_that_was_pruned_and_made_again(stage: Stage):
+async def test_pruned_and_recreated_network(stage: Stage):
     stage.host.add_network("agents")
     await stage.converge({"alice": {"spec": "net"}}, net=NETWORK)
     former, kept = stage.seen("alice").id, identity(stage)
@@ -32,10 +32,10 @@ async def test_a_network_that_was_pruned_and_made_again(stage: Stage):
     assert stage.seen("alice").id != former
     assert identity(stage) == kept
     assert stage.row("alice")["status"] == "RUNNING"
-    assert len(stage.notes.said(events.VolumeCreated)) == 1
+    assert len(stage.notes.logged(events.VolumeCreated)) == 1
 
 
-async def test_a_network_that_is_away_for_hours(stage: Stage):
+async def test_network_missing_for_hours(stage: Stage):
     stage.host.add_network("agents")
     await stage.converge({"alice": {"spec": "net"}}, net=NETWORK)
     stage.host.kill(f"{PREFIX}alice")
@@ -49,10 +49,10 @@ async def test_a_network_that_is_away_for_hours(stage: Stage):
     stage.host.add_network("agents")
     await stage.after(65)
     assert stage.phases() == {"alice": "running"}
-    assert len(stage.notes.said(events.SandboxRecovered)) == 1
+    assert len(stage.notes.logged(events.SandboxRecovered)) == 1
 
 
-async def test_a_sidecar_that_was_made_again(stage: Stage):
+async def test_recreated_sidecar(stage: Stage):
     stage.host.add_container(f"{PREFIX}sidecar")
     await stage.converge({"alice": {"spec": "side"}}, side=SIDECAR)
     kept = identity(stage)
@@ -66,7 +66,7 @@ async def test_a_sidecar_that_was_made_again(stage: Stage):
     assert identity(stage) == kept
 
 
-async def test_a_device_that_is_unplugged_for_hours_costs_nothing_but_time(stage: Stage):
+async def test_device_unplugged_for_hours_recovers(stage: Stage):
     await stage.converge({"alice": {"spec": "device"}}, device=DEVICE)
     former = stage.seen("alice").id
     stage.host.missing.add("/dev/kvm")
@@ -75,7 +75,7 @@ async def test_a_device_that_is_unplugged_for_hours_costs_nothing_but_time(stage
     await stage.after(3 * HOUR)
     assert stage.row("alice")["status"] == "ERROR"
     assert "gathering device information" in stage.row("alice")["reason"]
-    assert len(stage.notes.said(events.SandboxCreated)) <= 10
+    assert len(stage.notes.logged(events.SandboxCreated)) <= 10
     assert len(stage.engine.calls) - before < 3 * 60 * 10
     assert stage.seen("alice").id == former
     assert len(stage.host.volumes) == 1

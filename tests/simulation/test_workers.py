@@ -8,16 +8,16 @@ import pytest
 from reconciler.core.priority import Priority
 from reconciler.progress import Progress, waiting
 from reconciler.reconcile.queue import WorkQueue
-from reconciler.reconcile.workers import Workers
+from reconciler.reconcile.workers import Result, Workers
 from reconciler.telemetry import events
-from tests.simulation.stage import Notebook
+from tests.simulation.stage import LogCapture
 
 WORKERS = 3
 LONGEST = 100.0
 
 
-class Shop:
-    """A dispatcher whose passes take a second, or what ``seconds`` says."""
+class WorkerPool:
+    """Workers with passes of one second, or of ``seconds`` by key."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -28,12 +28,13 @@ class Shop:
         # What a pass waits for says how long it may take.
         self.limits: dict[str, float] = {}
         self.broken: set[str] = set()
+        self.requeue: dict[str, float] = {}
         self.running: Counter[str] = Counter()
         self.most = 0
         self.began: list[tuple[float, str]] = []
-        self.notes = Notebook(loop.time)
+        self.notes = LogCapture(loop.time)
         self.progress = Progress(loop.time)
-        self.dispatcher = Workers(
+        self.workers = Workers(
             self.queue,
             reconcile=self._reconcile,
             ready=self.ready,
@@ -41,7 +42,7 @@ class Shop:
             recorder=self.notes,
         )
 
-    async def _reconcile(self, key: str) -> None:
+    async def _reconcile(self, key: str) -> Result:
         self.began.append((asyncio.get_running_loop().time(), key))
         self.running[key] += 1
         self.most = max(self.most, self.running.total())
@@ -51,6 +52,7 @@ class Shop:
                 await asyncio.sleep(self.seconds.get(key, 1.0))
             if key in self.broken:
                 raise ZeroDivisionError
+            return Result(self.requeue.pop(key, None))
         finally:
             self.running[key] -= 1
 
@@ -64,93 +66,102 @@ class Shop:
 
 
 @pytest.fixture
-async def shop() -> AsyncIterator[Shop]:
-    made = Shop()
+async def pool() -> AsyncIterator[WorkerPool]:
+    made = WorkerPool()
     with made.progress.collecting():
-        task = asyncio.create_task(made.dispatcher.run())
+        task = asyncio.create_task(made.workers.run())
     yield made
     assert not task.done()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_keys_are_worked_on_in_parallel_but_by_no_more_than_the_workers(shop: Shop):
-    shop.add(*"abcdefg")
+async def test_keys_are_reconciled_in_parallel_up_to_the_limit(pool: WorkerPool):
+    pool.add(*"abcdefg")
     await asyncio.sleep(10)
-    assert sorted(shop.order) == list("abcdefg")
-    assert shop.most == WORKERS
-    assert shop.began[WORKERS][0] == pytest.approx(1.0)
+    assert sorted(pool.order) == list("abcdefg")
+    assert pool.most == WORKERS
+    assert pool.began[WORKERS][0] == pytest.approx(1.0)
 
 
-async def test_one_key_is_worked_on_by_one_worker_at_a_time(shop: Shop):
-    shop.add("a")
+async def test_key_is_reconciled_by_one_worker_at_a_time(pool: WorkerPool):
+    pool.add("a")
     await asyncio.sleep(0.5)
-    shop.add("a")
+    pool.add("a")
     await asyncio.sleep(10)
-    assert [at for at, _ in shop.began] == pytest.approx([0.0, 1.0])
+    assert [at for at, _ in pool.began] == pytest.approx([0.0, 1.0])
 
 
-async def test_one_that_hangs_delays_no_other(shop: Shop):
-    shop.seconds["a"] = 1e6
-    shop.add(*"ab")
+async def test_hanging_key_delays_no_other(pool: WorkerPool):
+    pool.seconds["a"] = 1e6
+    pool.add(*"ab")
     for _ in range(5):
         await asyncio.sleep(1.5)
-        shop.add("b")
-    assert shop.order.count("b") == 5
+        pool.add("b")
+    assert pool.order.count("b") == 5
 
 
-async def test_a_bug_in_one_pass_ends_no_other_and_the_key_comes_back(shop: Shop):
-    shop.broken.add("a")
-    shop.add(*"ab")
+async def test_a_key_is_reconciled_again_after_the_requested_delay(pool: WorkerPool):
+    pool.requeue["a"] = 30.0
+    pool.add("a")
+    await asyncio.sleep(100)
+    assert [at for at, _ in pool.began] == pytest.approx([0.0, 31.0])
+
+
+async def test_bug_in_one_pass_ends_no_other(pool: WorkerPool):
+    pool.broken.add("a")
+    pool.add(*"ab")
     await asyncio.sleep(5)
-    shop.broken.clear()
+    pool.broken.clear()
     await asyncio.sleep(20)
-    assert sorted(shop.order) == ["a", "a", "b"]
-    assert len(shop.notes.said(events.TaskFailed)) == 1
+    assert sorted(pool.order) == ["a", "a", "b"]
+    assert len(pool.notes.logged(events.TaskFailed)) == 1
 
 
-async def test_nothing_runs_while_it_is_not_ready(shop: Shop):
+async def test_nothing_runs_while_it_is_not_ready(pool: WorkerPool):
     await asyncio.sleep(20)
-    shop.ready.clear()
-    shop.add(*"abc")
+    pool.ready.clear()
+    pool.add(*"abc")
     await asyncio.sleep(600)
-    assert shop.order == []
-    assert not shop.progress.hung()
-    shop.ready.set()
+    assert pool.order == []
+    assert not pool.progress.hung()
+    pool.ready.set()
     await asyncio.sleep(5)
-    assert sorted(shop.order) == ["a", "b", "c"]
+    assert sorted(pool.order) == ["a", "b", "c"]
 
 
-async def test_one_that_waits_within_its_limits_is_no_hang(shop: Shop):
-    assert not shop.progress.hung()
+async def test_wait_within_its_limit_is_no_hang(pool: WorkerPool):
+    assert not pool.progress.hung()
     await asyncio.sleep(3600)
-    assert not shop.progress.hung()
-    shop.seconds = dict.fromkeys("abcd", LONGEST)
-    shop.limits = dict.fromkeys("abcd", LONGEST)
-    shop.add(*"abcd")
+    assert not pool.progress.hung()
+    pool.seconds = dict.fromkeys("abcd", LONGEST)
+    pool.limits = dict.fromkeys("abcd", LONGEST)
+    pool.add(*"abcd")
     for _ in range(40):
         await asyncio.sleep(LONGEST / 10)
-        assert not shop.progress.hung()
+        assert not pool.progress.hung()
 
 
 @pytest.mark.parametrize("limit", [None, 60.0])
-async def test_a_pass_that_hangs_is_noticed_within_90_seconds(shop: Shop, limit: float | None):
-    shop.seconds["a"] = 10 * LONGEST
+async def test_a_pass_that_hangs_is_noticed_within_90_seconds(
+    pool: WorkerPool, limit: float | None
+):
+    pool.seconds["a"] = 10 * LONGEST
     if limit is not None:
-        shop.limits["a"] = limit
-    shop.add("a")
+        pool.limits["a"] = limit
+    pool.add("a")
     await asyncio.sleep(90)
-    assert shop.progress.hung() == ["reconcile a"]
+    assert pool.progress.hung() == ["reconcile a"]
     await asyncio.sleep(10 * LONGEST)
-    assert not shop.progress.hung()
+    assert not pool.progress.hung()
 
 
-async def test_its_end_ends_the_passes():
-    shop = Shop()
-    task = asyncio.create_task(shop.dispatcher.run())
-    shop.add("a")
+async def test_cancellation_ends_the_passes():
+    pool = WorkerPool()
+    task = asyncio.create_task(pool.workers.run())
+    pool.add("a")
     await asyncio.sleep(0.5)
-    assert not shop.queue.idle(0)
+    assert not pool.queue.idle(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert shop.running.total() == 0
+    assert pool.running.total() == 0

@@ -130,9 +130,7 @@ def _locally(settings: Settings, timeout: float, *, allow_mass_delete: bool) -> 
             await manager.observe()
             deadline = time.monotonic() + timeout
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(run(), name=name) for name, run in manager.tasks().items()
-                ]
+                tasks = [group.create_task(run(), name=name) for name, run in manager.tasks.items()]
                 with Progress(queries.sandboxes) as progress:
                     while _is_pending(state := queries.convergence()):
                         if time.monotonic() >= deadline:
