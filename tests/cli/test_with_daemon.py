@@ -74,6 +74,13 @@ def test_another_desired_file_is_planned_but_not_applied(daemon_cli: Cli, daemon
     assert "bob" not in daemon_cli("export").stdout
 
 
+def test_doctor_asks_the_running_daemon(daemon_cli: Cli, daemon: Daemon) -> None:
+    assert daemon_cli("apply").returncode == 0
+    done = daemon_cli("doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"used by the daemon with pid {daemon.process.pid}" in done.stdout
+
+
 def test_followed_log_ends_with_the_daemon(daemon_cli: Cli, daemon: Daemon) -> None:
     following = _follow_log(daemon_cli, daemon)
     assert daemon.terminate() == 0

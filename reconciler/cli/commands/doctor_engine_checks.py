@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from reconciler.cli.backend import running_daemon
 from reconciler.cli.commands.doctor_checks import Finding, check_disk
+from reconciler.cli.remote import RemoteBackend
 from reconciler.core import naming
 from reconciler.core.container_config import ContainerConfig
 from reconciler.core.errors import (
@@ -102,9 +102,10 @@ def check_published_ports(info: EngineInfo, address: str) -> Finding:
 
 def _daemon_status(settings: Settings) -> dict[str, Any]:
     """Return the running daemon's status, or an empty one if none responds."""
-    with suppress(ReconcilerError), running_daemon(settings) as daemon:
-        if daemon is not None:
-            return daemon.status(None, secrets=False)
+    with suppress(ReconcilerError):
+        if daemon := RemoteBackend.connect(settings):
+            with daemon:
+                return daemon.status(None, secrets=False)
     return {"engine": {}, "sandboxes": []}
 
 
