@@ -217,10 +217,13 @@ class Engine(Protocol):
     async def unpause(self, container_id: str) -> None:
         """Continue the container's processes."""
 
-    async def update(self, container_id: str, limits: Limits) -> None:
+    async def update(self, container_id: str, limits: Limits) -> Limits:
         """Change limits and restart policy, without a restart.
 
         If the engine cannot remove a limit, it sets the highest one, which has the same effect.
+
+        Returns:
+            The limits as the engine words them after the change.
 
         Raises:
             Refused: the engine rejects it, such as a limit below current use, or ignores it.

@@ -233,7 +233,7 @@ class Controller:
         )
         with bound_contextvars(sandbox=key, cause=action.cause):
             try:
-                await self._executor.execute(snapshot, action)
+                limits = await self._executor.execute(snapshot, action)
             except Throttled:
                 raise
             except ReconcilerError as error:
@@ -244,7 +244,7 @@ class Controller:
                 await self._outcomes.failed(snapshot, action, error)
                 return False
             self._unanswered.pop(key, None)
-            await self._outcomes.succeeded(snapshot, action, _since(began))
+            await self._outcomes.succeeded(snapshot, action, limits, _since(began))
             return True
 
     # --- finish ---------------------------------------------------------------------------------

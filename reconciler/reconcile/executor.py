@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from reconciler.core.container_config import ContainerConfig
-    from reconciler.core.model import Action, Container, Snapshot
+    from reconciler.core.model import Action, Container, Limits, Snapshot
     from reconciler.engine.protocol import Engine
     from reconciler.manifest.env_files import EnvFiles
     from reconciler.observe.cache import Cache
@@ -61,7 +61,7 @@ class Executor:
         self._instance_config = instance_config
         self._ownership = ownership
         self._breakers = breakers
-        self._handlers: Mapping[Verb, Callable[[Snapshot, Action], Awaitable[None]]] = {
+        self._handlers: Mapping[Verb, Callable[[Snapshot, Action], Awaitable[Limits | None]]] = {
             Verb.PULL: self._pull,
             Verb.CREATE_VOLUME: self._create_volume,
             Verb.CREATE: self._create,
@@ -75,8 +75,11 @@ class Executor:
             Verb.REMOVE_VOLUME: self._remove_volume,
         }
 
-    async def execute(self, snapshot: Snapshot, action: Action) -> None:
+    async def execute(self, snapshot: Snapshot, action: Action) -> Limits | None:
         """Do one action.
+
+        Returns:
+            After an update, the limits of the container as the engine words them.
 
         Raises:
             Throttled: the engine was not asked.
@@ -85,7 +88,7 @@ class Executor:
         """
         async with self._breakers.enter(action.verb, snapshot.key):
             try:
-                await self._handlers[action.verb](snapshot, action)
+                return await self._handlers[action.verb](snapshot, action)
             except (EngineUnavailable, Unreadable):
                 self._cache.request_listing(snapshot.key)
                 raise
@@ -154,10 +157,10 @@ class Executor:
     async def _unpause(self, _snapshot: Snapshot, action: Action) -> None:
         await self._engine.unpause(action.container_id)
 
-    async def _update(self, snapshot: Snapshot, action: Action) -> None:
+    async def _update(self, snapshot: Snapshot, action: Action) -> Limits:
         baseline = snapshot.memory.baseline
         assert baseline is not None
-        await self._engine.update(action.container_id, baseline.limits)
+        return await self._engine.update(action.container_id, baseline.limits)
 
     async def _rename(self, _snapshot: Snapshot, action: Action) -> None:
         await self._engine.rename(action.container_id, action.new_name)

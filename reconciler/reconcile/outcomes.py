@@ -23,7 +23,7 @@ from reconciler.reconcile.action_events import announce
 from reconciler.telemetry import events
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Action, Container, Snapshot
+    from reconciler.core.model import Action, Container, Limits, Snapshot
     from reconciler.observe.cache import Cache
     from reconciler.reconcile.identity import IdentityLeases
     from reconciler.reconcile.retries import Retries
@@ -58,11 +58,13 @@ class Outcomes:
         """Drop what is remembered of a sandbox that is gone."""
         self._port_moves.pop(key, None)
 
-    async def succeeded(self, snapshot: Snapshot, action: Action, seconds: float) -> None:
-        """Record an action that the engine did within ``seconds``."""
+    async def succeeded(
+        self, snapshot: Snapshot, action: Action, limits: Limits | None, seconds: float
+    ) -> None:
+        """Record an action that the engine did within ``seconds``; ``limits`` are those it set."""
         key, verb = snapshot.key, action.verb
         after = None
-        if verb in {Verb.STOP, Verb.UPDATE}:
+        if verb is Verb.STOP:
             after = await self._inspect(key, action.container_id)
         # Read after the inspection: a pull may have failed meanwhile.
         memory = self._store.memory(key)
@@ -73,9 +75,8 @@ class Outcomes:
             # Marked as ours until it is seen to run, so that it is not resumed twice.
             pause = Pause(action.container_id, ours=True, since=snapshot.now)
             memory = replace(memory, pause=pause)
-        if verb is Verb.UPDATE:
-            # The engine may report "no limit" as a high one, so compare with what it reports now.
-            memory = replace(memory, baseline=Baseline(after.id, after.limits) if after else None)
+        if limits is not None:
+            memory = replace(memory, baseline=Baseline(action.container_id, limits))
         if action.restart:
             if verb is Verb.STOP and snapshot.desired is not None:
                 memory = policy.after_run(memory, snapshot.health, snapshot.desired.spec.restart)

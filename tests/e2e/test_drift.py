@@ -261,6 +261,10 @@ def test_a_kill_during_an_update_keeps_the_desired_limits(
 
 
 def test_a_restart_policy_set_by_others_is_removed(world: World) -> None:
+    """Docker reports an error where the container ends during the change, and may still keep it.
+
+    So the change is made again until it is accepted, and races the daemon, which sets it back.
+    """
     slow = {"backoff": "500ms", "max_backoff": "2s"}
     world.start(bob=box())
     world.declare(alice=box(command=CRASH, restart=slow), bob=box())

@@ -248,9 +248,10 @@ class FakeEngine:
         async with self._doing("pause", container_id):
             self.host.pause(self.host.box(container_id))
 
-    async def update(self, container_id: str, limits: Limits) -> None:
+    async def update(self, container_id: str, limits: Limits) -> Limits:
         async with self._doing("update", container_id):
             self.host.update(self.host.box(container_id), limits)
+        return limits
 
     async def unpause(self, container_id: str) -> None:
         async with self._doing("unpause", container_id):

@@ -242,6 +242,20 @@ async def test_external_limit_changes_are_set_back(stage: Stage, state: str):
     assert stage.engine.count("create") == 1
 
 
+async def test_limits_changed_again_during_an_update_are_set_back_again(stage: Stage):
+    await stage.converge({"alice": "running"}, plain=LIMITED)
+    made = stage.seen("alice").limits
+    stage.engine.answering["update"] = 0.5
+    stage.host.docker_update(ALICE, memory=32 << 20)
+    await stage.after(0.3)
+    assert stage.seen("alice").limits == made
+    # The engine has carried out the update, and the daemon waits for its answer.
+    stage.host.docker_update(ALICE, restart_policy="always", memory=128 << 20)
+    await stage.after(5)
+    assert stage.seen("alice").limits == made
+    assert stage.engine.count("update") == 2
+
+
 async def test_limits_changed_without_a_daemon_are_set_back(stage: Stage):
     await stage.converge({"alice": "running"}, plain=LIMITED)
     made = stage.seen("alice").limits

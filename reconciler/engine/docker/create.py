@@ -154,7 +154,7 @@ def update_body(wanted: Limits, current: Limits, *, cores: int, host_memory: int
     return body
 
 
-def limits_after(body: Mapping[str, Any], wanted: Limits) -> dict[str, int | str]:
+def limits_after(body: Mapping[str, Any], wanted: Limits) -> dict[str, Any]:
     """Return the fields of ``Limits`` that an inspection should show after the update."""
     expected: dict[str, int | str] = {}
     for key, name in _LIMIT_NAMES.items():

@@ -309,8 +309,11 @@ class DockerEngine:
         with suppress(errors.AlreadyDone):
             await self._do(container_id, "unpause", errors.on_unpause)
 
-    async def update(self, container_id: str, limits: Limits) -> None:
+    async def update(self, container_id: str, limits: Limits) -> Limits:
         """Change limits and restart policy, without a restart.
+
+        Returns:
+            The limits as the engine words them after the change: no limit may read as a high one.
 
         Raises:
             Refused: the engine rejects it, such as a limit below current use, or ignores it.
@@ -325,9 +328,10 @@ class DockerEngine:
         path = requests.container(container_id, "update")
         await self._change(post(path, body), errors.on_update)
         after = await self.inspect(container_id)
+        requested = limits_after(body, limits)
         unchanged = sorted(
             name
-            for name, value in limits_after(body, limits).items()
+            for name, value in requested.items()
             if after is not None and getattr(after.limits, name) != value
         )
         if unchanged:
@@ -335,6 +339,8 @@ class DockerEngine:
                 f"the engine reports success but did not change {', '.join(unchanged)}: check "
                 "whether the host's kernel supports this limit"
             )
+        # Not `after.limits`: others may have changed the other fields since the first inspection.
+        return replace(limits, **requested)
 
     async def rename(self, container_id: str, name: str) -> None:
         """Rename the container.
