@@ -1,9 +1,12 @@
 """One daemon for each instance on an engine, as far as one host can tell.
 
 The lock is an abstract unix socket: it needs no folder that several users could write to, and the
-kernel drops it when its holder dies, however. Its name is free for anybody to take, so a holder
-counts only where it could reach the engine itself. Daemons in other network namespaces, on other
-hosts, or with another address of the same engine do not see it: loop/owners.py is for them.
+kernel drops it when its holder dies. Any process can take its name, so a holder counts only if it
+could reach the engine itself. Daemons in other network namespaces, on other hosts, or with another
+address of the same engine do not see the lock: observe/owners.py is for them.
+
+The name says what the engine's socket is, not what its path is: containers that share a network
+namespace have different engines at the same path, or one engine at different paths.
 """
 
 from __future__ import annotations
@@ -50,16 +53,56 @@ class EngineLock:
         self._path = Path(os.path.realpath(engine)) if is_path else None
         self._engine = str(self._path or engine)
         self._instance = instance
-        self._socket: socket.socket | None = None
+        self._held: list[socket.socket] = []
         self.trouble = ""
 
     def __enter__(self) -> Self:
-        """Take the lock.
+        """Take the lock: one abstract socket for each way to tell that the engine is the same.
 
         Raises:
             LockedError: another daemon holds it; the message names it.
         """
-        digest = hashlib.sha256(f"{self._engine}\n{self._instance}".encode()).hexdigest()
+        try:
+            for key in self._keys():
+                self._take(key)
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        while self._held:
+            self._held.pop().close()
+
+    def _keys(self) -> list[str]:
+        """Say what the engine's socket is: its inode, and its entry in the nearest folder.
+
+        A bind mount of the socket has another folder, and a restarted engine makes another inode.
+        """
+        if self._path is None:
+            return [self._engine]
+        keys = []
+        with suppress(OSError):
+            found = self._path.stat()
+            # With the time, since some file systems soon give a removed file's number to another.
+            keys.append(f"inode {found.st_dev} {found.st_ino} {found.st_mtime_ns}")
+        for folder in self._path.parents:
+            with suppress(OSError):
+                found = folder.stat()
+                entry = self._path.relative_to(folder)
+                return [*keys, f"entry {found.st_dev} {found.st_ino} {entry}"]
+        return keys or [self._engine]
+
+    def _take(self, key: str) -> None:
+        digest = hashlib.sha256(f"{key}\n{self._instance}".encode()).hexdigest()
         name = f"\0reconciler.{digest[:32]}"
         held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
@@ -69,21 +112,10 @@ class EngineLock:
             held.close()
             if error.errno != errno.EADDRINUSE:
                 self.trouble = f"no lock for {self._engine}: {error.strerror}"
-                return self
+                return
             self._explain(_holder(name))
         else:
-            self._socket = held
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+            self._held.append(held)
 
     def _explain(self, peer: _Peer | None) -> None:
         if peer is None or not self._may_reach(peer):
@@ -93,8 +125,10 @@ class EngineLock:
                 "lock: end it"
             )
             return
+        # The kernel gives 0 for a process that this PID namespace does not show.
+        who = f"the process with pid {peer.pid}" if peer.pid else "a process in another container"
         raise LockedError(
-            f"the process with pid {peer.pid} works with instance {self._instance!r} on "
+            f"{who} works with instance {self._instance!r} on "
             f"{self._engine}: stop it first, or set another `instance` for this one"
         )
 

@@ -44,6 +44,87 @@ def test_a_link_to_the_socket_is_the_same_engine(engine: str, tmp_path: Path):
         EngineLock(str(link), "default").__enter__()
 
 
+def test_another_path_of_the_same_socket_is_the_same_engine(engine: str, tmp_path: Path):
+    """A hard link is what a bind mount of the socket into a container looks like."""
+    other = tmp_path / "container" / "docker.sock"
+    other.parent.mkdir()
+    other.hardlink_to(engine)
+    with EngineLock(engine, "default"), pytest.raises(LockedError):
+        EngineLock(str(other), "default").__enter__()
+
+
+def test_a_restarted_engine_is_the_same_engine(engine: str):
+    with EngineLock(engine, "default"):
+        Path(engine).unlink()
+        with pytest.raises(LockedError):
+            EngineLock(engine, "default").__enter__()
+        Path(engine).touch()
+        with pytest.raises(LockedError):
+            EngineLock(engine, "default").__enter__()
+
+
+def test_a_refused_lock_leaves_nothing_taken(engine: str, tmp_path: Path):
+    other = tmp_path / "container" / "docker.sock"
+    other.parent.mkdir()
+    other.hardlink_to(engine)
+    with EngineLock(engine, "default"):
+        Path(engine).unlink()
+        # It takes the lock for the inode of another file, and is refused that of the entry.
+        Path(engine).touch()
+        with pytest.raises(LockedError):
+            EngineLock(engine, "default").__enter__()
+        moved = tmp_path / "moved.sock"
+        moved.hardlink_to(engine)
+        with EngineLock(str(moved), "default") as free:
+            assert free.trouble == ""
+
+
+def test_an_engine_without_a_folder_is_locked_too(tmp_path: Path):
+    engine = str(tmp_path / "not" / "yet" / "docker.sock")
+    with EngineLock(engine, "default"), pytest.raises(LockedError):
+        EngineLock(engine, "default").__enter__()
+
+
+def test_another_engine_at_the_same_path_is_free(tmp_path: Path):
+    """As in two mount namespaces that share a network namespace."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    engine = folder / "docker.sock"
+    engine.touch()
+    with EngineLock(str(engine), "default"):
+        folder.rename(tmp_path / "elsewhere")
+        folder.mkdir()
+        engine.touch()
+        with EngineLock(str(engine), "default") as other:
+            assert other.trouble == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a mount namespace")
+def test_another_engine_in_another_mount_namespace_is_free(engine: str):
+    folder = str(Path(engine).parent)
+    script = 'mount -t tmpfs tmpfs "$0" && touch "$1" && exec "$2" -c "$3" "$1"'
+    holder = subprocess.Popen(
+        [*("unshare", "--mount", "sh", "-c", script), folder, engine, sys.executable, _HOLD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with EngineLock(engine, "default") as here:
+        assert here.trouble == ""
+    holder.communicate()
+    assert holder.returncode == 0
+
+
+def test_a_holder_of_another_pid_namespace_is_described(engine: str, monkeypatch):
+    monkeypatch.setattr(engine_lock, "_holder", lambda _name: engine_lock._Peer(0, 0, 0))
+    with (
+        EngineLock(engine, "default"),
+        pytest.raises(LockedError, match="a process in another container works with instance"),
+    ):
+        EngineLock(engine, "default").__enter__()
+
+
 def test_another_instance_or_engine_is_free(engine: str, tmp_path: Path):
     with (
         EngineLock(engine, "default"),
