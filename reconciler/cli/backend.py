@@ -27,8 +27,12 @@ def running_daemon(settings: Settings) -> Iterator[RemoteBackend | None]:
     Raises:
         ReconcilerError: a daemon runs, but it refuses this user or does not respond.
     """
+    # Not Path.exists: since Python 3.14 it is False if this user may not search the directory.
     try:
-        exists = settings.socket.exists()
+        settings.socket.stat()
+        exists = True
+    except (FileNotFoundError, NotADirectoryError):
+        exists = False
     except OSError as error:
         raise ReconcilerError(
             f"{settings.socket}: {error.strerror}; run this as the daemon's user, or as root",

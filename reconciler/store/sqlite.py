@@ -109,9 +109,13 @@ class Database:
             StoreError: it cannot be created, or another file has its name.
         """
         with sqlite_errors(self._path):
-            if self._file is not None and not self._path.exists():
+            # Not Path.exists: since Python 3.14 it is False where the file cannot be examined.
+            try:
+                there = self._path.stat() if self._file is not None else None
+            except (FileNotFoundError, NotADirectoryError):
+                there = None
                 self.close()
-            elif self._file is not None and not os.path.samestat(self._file, self._path.stat()):
+            if self._file and there and not os.path.samestat(self._file, there):
                 raise StoreError(f"{self._path} was replaced by another file: start again")
         if self._connection is not None:
             return False

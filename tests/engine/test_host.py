@@ -1,7 +1,9 @@
 import hashlib
 import json
+import os
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,6 +155,33 @@ def test_a_context_uses_its_certificates(tmp_path: Path) -> None:
     assert found.url == "https://far:2376"
     assert found.ssl is not None
     assert not found.ssl.check_hostname
+
+
+@pytest.mark.parametrize(
+    ("hidden", "environment"),
+    [
+        ("/tls/", {"DOCKER_CONTEXT": "far"}),
+        ("ca.pem", {"DOCKER_HOST": "tcp://h", "DOCKER_TLS_VERIFY": "1"}),
+        ("cert.pem", {"DOCKER_HOST": "tcp://h", "DOCKER_TLS": "1"}),
+        ("ca.pem", {"DOCKER_HOST": "tcp://h", "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": "/x"}),
+    ],
+)
+def test_certificates_that_this_user_may_not_see_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: str, environment: dict[str, str]
+) -> None:
+    """Without them the daemon would use plain text, or trust any engine."""
+    context(tmp_path, "far", "tcp://far:2376", tls=True)
+    stat = os.stat
+
+    # The tests may run as root, whom no folder keeps out.
+    def refuse(path: Any, **more: Any) -> os.stat_result:
+        if hidden in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(SettingsError, match="cannot be read: Permission denied"):
+        resolve(None, environ(tmp_path, **environment))
 
 
 def test_a_missing_context_is_named(tmp_path: Path) -> None:

@@ -173,4 +173,5 @@ def _stat(path: Path) -> os.stat_result | None:
 
 def _nearest(path: Path) -> Path:
     """Return the path, or its nearest parent that exists."""
-    return next((p for p in (path, *path.parents) if p.exists()), path)
+    # Not Path.exists: before Python 3.14 it raises if this user may not search the directory.
+    return next((p for p in (path, *path.parents) if os.path.exists(p)), path)  # noqa: PTH110

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
@@ -61,8 +62,9 @@ def check_version(info: EngineInfo) -> Finding:
 async def check_engine(settings: Settings, engine: DockerEngine, info: EngineInfo) -> list[Finding]:
     """Run each check that needs an engine. Stop at the first that a wedged engine cannot answer."""
     findings = []
-    if info.local and info.root and (root := Path(info.root)).exists():
-        findings.append(await check_disk("engine disk", root, settings))
+    # Not Path.exists: before Python 3.14 it raises if this user may not search the directory.
+    if info.local and info.root and os.path.exists(info.root):  # noqa: PTH110
+        findings.append(await check_disk("engine disk", Path(info.root), settings))
     findings += [check_resource_limits(info), check_published_ports(info, settings.publish_address)]
     status = await asyncio.to_thread(_daemon_status, settings)
     findings += check_probes(status)

@@ -135,7 +135,7 @@ def _of_context(name: str, config: Path | None) -> Endpoint:
             "inspect`, or set DOCKER_HOST"
         ) from error
     folder = contexts / "tls" / digest / "docker"
-    return _endpoint(host, _Certificates(folder, not skip) if folder.is_dir() else None)
+    return _endpoint(host, _Certificates(folder, not skip) if _exists(folder) else None)
 
 
 def _certificates(environ: Mapping[str, str]) -> _Certificates | None:
@@ -143,7 +143,7 @@ def _certificates(environ: Mapping[str, str]) -> _Certificates | None:
     if not verify and not environ.get("DOCKER_TLS"):
         return None
     named = environ.get("DOCKER_CERT_PATH")
-    if named and not any((Path(named) / name).exists() for name in _PEM):
+    if named and not any(_exists(Path(named) / name) for name in _PEM):
         raise SettingsError(
             f"DOCKER_CERT_PATH: {named} contains none of {', '.join(_PEM)}: correct it, or unset "
             "DOCKER_TLS_VERIFY"
@@ -183,6 +183,26 @@ def _malformed(host: str) -> SettingsError:
     )
 
 
+def _exists(path: Path) -> bool:
+    """Check whether a file exists: TLS must not be left out because the user may not look.
+
+    Path.exists returns False in that case since Python 3.14.
+
+    Raises:
+        SettingsError: the user may not search the file's directory.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: cannot be read: {error.strerror}; let this user read it, or set DOCKER_HOST "
+            "and DOCKER_CERT_PATH"
+        ) from error
+    return True
+
+
 def _ssl_context(certificates: _Certificates) -> ssl.SSLContext:
     folder = certificates.folder
     try:
@@ -191,9 +211,9 @@ def _ssl_context(certificates: _Certificates) -> ssl.SSLContext:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         if folder is None:
             return context
-        if certificates.verify and (folder / "ca.pem").exists():
+        if certificates.verify and _exists(folder / "ca.pem"):
             context.load_verify_locations(folder / "ca.pem")
-        if (folder / "cert.pem").exists():
+        if _exists(folder / "cert.pem"):
             context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(
