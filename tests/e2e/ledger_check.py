@@ -57,8 +57,11 @@ class LedgerCheck:
         self._first = len(self.entries)
 
     def rest(self) -> None:
-        """All is quiet: wait until the ledger has told how it came to be so."""
-        self.world.wait(self.tells_all, 30)
+        """All is quiet: wait until the ledger has told how it came to be so.
+
+        An edit that changes no container may be written after everything else is as it says.
+        """
+        self.world.wait(lambda: is_written(self.world) and self.tells_all())
         self._turn_to(self.durable())
 
     def tells_all(self) -> bool:

@@ -203,7 +203,7 @@ class Scenario:
             # still have to write.
             return done() and not death.certain and is_written(self.world)
 
-        self.world.daemon.wait_until(lambda: came() or survived(), 60)
+        self.world.daemon.wait_until(lambda: came() or survived())
         died = death.came()
         death.disarm()
         if died:
