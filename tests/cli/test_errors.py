@@ -109,7 +109,7 @@ def test_another_program_on_the_socket(cli: Cli) -> None:
         connection, _ = listener.accept()
         connection.recv(4096)
         connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]")
-        _, error = done.communicate(timeout=20)
+        _, error = done.communicate(timeout=60)
         connection.close()
     assert done.returncode == 1
     assert "the process that listens there is not a daemon of this release" in error
@@ -152,7 +152,7 @@ def test_ctrl_c_leaves_no_traceback(cli: Cli, arguments: tuple[str, ...]) -> Non
     else:
         _wait_until_loaded(running)
     running.send_signal(signal.SIGINT)
-    _, error = running.communicate(timeout=20)
+    _, error = running.communicate(timeout=60)
     assert running.returncode == (0 if arguments == ("run",) else 130)
     assert "Traceback" not in error
 
@@ -169,7 +169,7 @@ def test_ctrl_c_while_libraries_load(cli: Cli, delay: float) -> None:
         env=cli.environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 130

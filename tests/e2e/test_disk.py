@@ -59,7 +59,7 @@ def test_a_full_state_disk_blocks_only_new_sandboxes(
     world.start(alice=box(), gone=box(), carol=box("stopped"))
     before = world.id("alice")
     filler = fill(daemon.state_dir, 10)
-    said = daemon.wait_event("disk.pressure", timeout=60)
+    said = daemon.wait_event("disk.pressure")
     assert (said["disk"], said["level"]) == ("state disk", "error")
     assert said["free"] < 16 * MIB < said["total"]
     world.declare(alice=box(env={"NEW": "yes"}), carol=box(), bob=box())
@@ -84,10 +84,10 @@ def test_a_full_state_disk_blocks_only_new_sandboxes(
     fill(daemon.state_dir, 20)
     mark = daemon.mark()
     daemon.start()
-    daemon.wait_event("disk.pressure", since=mark, timeout=60)
+    daemon.wait_event("disk.pressure", since=mark)
     world.wait_status(alice="RUNNING", carol="RUNNING", bob="MISSING")
     filler.unlink()
-    daemon.wait_event("disk.relieved", since=mark, timeout=60)
+    daemon.wait_event("disk.relieved", since=mark)
     world.converge("alice", "bob", "carol")
     assert world.id("alice") != before
     assert world.env("alice")["NEW"] == "yes"
@@ -144,10 +144,10 @@ def test_an_unused_pulled_image_is_collected(
         world.daemon.env["RECONCILER_DISK_MIN_FREE_PERCENT"] = "100"
         world.declare(bob=box("stopped", image=stopped), dave=box())
         world.daemon.start()
-        logged = world.daemon.wait_event("image.collected", timeout=90)
+        logged = world.daemon.wait_event("image.collected")
         assert (logged["image"], logged["image_id"]) == (unused, gone)
         assert logged["bytes"] > 0
-        world.daemon.wait_event("disk.pressure", timeout=60)
+        world.daemon.wait_event("disk.pressure")
         world.wait_status(bob="STOPPED", dave="MISSING")
         assert len(world.daemon.events("image.collected")) == 1
         left = {image["Id"] for image in engine.images()}
@@ -185,7 +185,7 @@ def test_the_oldest_image_makes_room_before_pressure_is_reported(
     free = shutil.disk_usage(data).free
     with (data / "filler").open("wb") as file:
         file.write(b"\0" * (free - 12 * MIB))
-    logged = crowded.daemon.wait_event("image.collected", timeout=60)
+    logged = crowded.daemon.wait_event("image.collected")
     assert logged["image"] == older
     assert logged["bytes"] > 20 * MIB
     assert shutil.disk_usage(data).free > 30 * MIB

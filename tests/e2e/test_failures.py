@@ -124,7 +124,7 @@ def test_an_unhealthy_sandbox_is_restarted(world: World) -> None:
     world.run_in("alice", "mv /www/health /www/aside")
     world.daemon.wait_event("sandbox.unhealthy", sandbox="alice")
     world.wait(lambda: world.row("alice")["restarts"] >= 1)
-    world.run_between_restarts("alice", "mv /www/aside /www/health")
+    world.run_between_restarts("alice", "test -e /www/health || mv /www/aside /www/health")
     world.converge("alice")
     assert world.id("alice") == former
     assert world.inspect("alice")["State"]["StartedAt"] != started

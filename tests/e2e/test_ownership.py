@@ -161,7 +161,7 @@ def test_a_lost_database_and_few_records_remove_nothing(quick: World) -> None:
         file.unlink()
     quick.declare(s0=box("stopped"))
     quick.daemon.start()
-    held = quick.daemon.wait_event("gc.held", timeout=90)
+    held = quick.daemon.wait_event("gc.held")
     assert (held["deletions"], held["of"]) == (5, 6)
     assert quick.daemon.cli("gc").returncode == 0
     assert "gc --allow-mass-delete" in quick.daemon.cli("status").stdout

@@ -154,9 +154,9 @@ def test_two_instances_on_one_engine_do_not_touch_each_other(
     with world_on(engine, tmp_path / "other", **grace) as other:
         world.start(alice=web(), bob=box())
         other.start(alice=web(), carol=box())
-        theirs = other.ids()
+        theirs, former = other.ids(), str(world.id("alice"))
         world.declare(alice=web(env={"COLOUR": "red"}))
-        world.wait_replaced("alice", str(world.id("alice")))
+        world.wait_replaced("alice", former)
         world.converge("alice")
         assert other.ids() == theirs
         other.converge("alice", "carol")

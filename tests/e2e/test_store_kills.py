@@ -129,7 +129,7 @@ def test_a_kill_while_recreating_the_database_is_repaired(mortal: World) -> None
         death = AtWrite(mortal, ANEW, "before", number)
         death.arm()
         daemon.start()
-        daemon.wait_until(lambda: not daemon.running or is_converged(mortal), 60)
+        daemon.wait_until(lambda: not daemon.running or is_converged(mortal))
         died = death.came()
         death.disarm()
         if not died:

@@ -66,8 +66,10 @@ def test_a_missing_network_is_reported_and_awaited(world: World, network: str) -
     world.docker.create_network(network)
     record = {"network": {"mode": network}}
     former, key = work_in(world, **record)
-    world.docker.stop(world.name("alice"))
-    world.docker.rm_network(network)
+    # Else the daemon may start the container before the network is gone, which then is in use.
+    with world.daemon.frozen():
+        world.docker.stop(world.name("alice"))
+        world.docker.rm_network(network)
     row = world.wait_error("alice", f"network {network} not found")
     assert network in row["next"]
     world.docker.create_network(network)

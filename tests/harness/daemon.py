@@ -110,9 +110,9 @@ class Daemon:
 
     def kill9(self) -> None:
         """Kill it, and return when it is dead."""
-        self._end(signal.SIGKILL, 10)
+        self._end(signal.SIGKILL, PATIENCE)
 
-    def terminate(self, timeout: float = 30) -> int:
+    def terminate(self, timeout: float = PATIENCE) -> int:
         """Stop it as a service manager does; return its exit code."""
         return self._end(signal.SIGTERM, timeout)
 
@@ -132,7 +132,7 @@ class Daemon:
         finally:
             self.send(signal.SIGCONT)
 
-    def wait_exit(self, timeout: float = 30) -> int:
+    def wait_exit(self, timeout: float = PATIENCE) -> int:
         """Wait until it exits by itself; return its exit code."""
         assert self.process is not None
         code = self.process.wait(timeout)

@@ -37,7 +37,7 @@ def registry_in(folder: Path) -> Iterator[str]:
         (folder / "config.yml").write_text(CONFIG.format(folder=folder, address=address))
         process = subprocess.Popen(["docker-registry", "serve", str(folder / "config.yml")])
         try:
-            wait_until(lambda: _answers(address), 60)
+            wait_until(lambda: _answers(address))
             yield address
         finally:
             process.kill()
@@ -82,7 +82,7 @@ def make_image(docker: Docker, repository: str, mib: int = 0) -> str:
     try:
         if mib:
             docker.start(name)
-            wait_until(lambda: docker.state(name) == "exited", 60)
+            wait_until(lambda: docker.state(name) == "exited")
         query = {"container": template, "repo": repository, "tag": "latest"}
         return str(docker.call("POST", "/commit", {}, **query)["Id"])
     finally:

@@ -48,9 +48,9 @@ def test_a_sandbox_has_its_history_in_the_journal(world: World, service: Service
 def test_priorities_select_problems(world: World, service: Service) -> None:
     cursor = service.machine.cursor()
     service.write(service.desired.rstrip("\n") + TROUBLES)
-    died = service.wait_until(lambda: _died(service, cursor, "crashing", "leaky"), 60)
+    died = service.wait_until(lambda: _died(service, cursor, "crashing", "leaky"))
     world.wait_error("homeless", "reconciler-nowhere:1")
-    errors = service.wait_until(lambda: _errors(service, cursor, "crashing", "homeless"), 60)
+    errors = service.wait_until(lambda: _errors(service, cursor, "crashing", "homeless"))
     loop, error = errors["crashing"], errors["homeless"]
     assert (loop["EVENT"], loop["IN_A_ROW"]) == ("sandbox.restart_loop", "5")
     assert error["EVENT"] == "sandbox.error"

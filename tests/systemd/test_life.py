@@ -97,15 +97,15 @@ def test_it_is_ready_after_the_first_full_observation(world: World, service: Ser
     processes.send(dockerd, signal.SIGSTOP)
     try:
         service.machine.sh(f"systemctl restart --no-block {UNIT}")
-        service.wait_until(lambda: "store.opened" in service.events(cursor), 60)
-        service.wait_until(lambda: world.ask("/v1/ping"), 60)
+        service.wait_until(lambda: "store.opened" in service.events(cursor))
+        service.wait_until(lambda: world.ask("/v1/ping"))
         # It answers, and cannot have seen anything.
         assert service.wait_text(WAITING)
         assert service.show("ActiveState") == "activating"
         assert "daemon.ready" not in service.events(cursor)
     finally:
         processes.send(dockerd, signal.SIGCONT)
-    service.wait_until(lambda: service.show("ActiveState") == "active", 60)
+    service.wait_until(lambda: service.show("ActiveState") == "active")
     assert "MISSING" not in world.statuses().values()
     assert not service.show("StatusText").startswith(WAITING)
     assert "daemon.waiting" not in service.events(cursor)
@@ -202,8 +202,8 @@ def test_it_restarts_after_the_oom_killer(world: World, service: Service) -> Non
     world.converge(*STATUSES)
     assert not _oom_kills(service)
     service.write(_large(service.desired))
-    service.wait_until(lambda: _oom_kills(service), 60)
-    service.wait_until(lambda: int(service.show("NRestarts")) >= 2, 60)
+    service.wait_until(lambda: _oom_kills(service))
+    service.wait_until(lambda: int(service.show("NRestarts")) >= 2)
     assert runs(world) == before
     service.reconfigure(MemoryMax="1G")
     world.converge(*STATUSES)
