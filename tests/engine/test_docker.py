@@ -322,7 +322,7 @@ async def test_a_hanging_command_leaves_one_process(
             await real.engine.run_in(container, hanging, 0.5)
     (pid,) = real.docker.exec(container, "cat", "/tmp/begun")[1].split()
     assert real.docker.exec(container, "kill", pid)[0] == 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while real.docker.exec(container, "test", "-d", f"/proc/{pid}")[0] == 0:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     with pytest.raises(CommandTimeout, match="within"):
@@ -355,8 +355,9 @@ async def test_a_slow_removal_is_not_a_wedged_engine(real: RealWorld, method: st
         with pytest.raises(Removing, match="still removing"):
             await engine.remove(container)
         proxy.clear()
-        await engine.remove(container)
         await engine.close()
+    # With time enough for a busy machine.
+    await real.engine.remove(container)
 
 
 async def test_a_link_with_a_very_long_target_is_followed(real: RealWorld) -> None:

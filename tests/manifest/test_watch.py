@@ -365,7 +365,7 @@ async def test_rescan_detects_changes_without_inotify(desired, monkeypatch, what
         save_like_nano(desired)
         await watched.turn()
         monkeypatch.undo()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(SOON):
             while watched.watch.problem:  # noqa: ASYNC110 - no event; each rescan retries
                 await asyncio.sleep(0.01)
 
