@@ -63,7 +63,8 @@ async def check_engine(settings: Settings, engine: DockerEngine, info: EngineInf
     """Run each check that needs an engine. Stop at the first that a wedged engine cannot answer."""
     findings = []
     # Not Path.exists: before Python 3.14 it raises if this user may not search the directory.
-    if info.local and info.root and os.path.exists(info.root):  # noqa: PTH110
+    there = bool(info.root) and os.path.exists(info.root)  # noqa: ASYNC240, PTH110
+    if info.local and there:
         findings.append(await check_disk("engine disk", Path(info.root), settings))
     findings += [check_resource_limits(info), check_published_ports(info, settings.publish_address)]
     status = await asyncio.to_thread(_daemon_status, settings)
