@@ -189,22 +189,19 @@ def _collect_root(root: Node, declared: Declarations) -> None:
     for kind, known in (("specs", declared.specs), ("sandboxes", declared.sandboxes)):
         section = root.child(kind)
         # A section whose lines are all commented out is null.
-        if section is not None and (section.data is not None or section.broken):
-            _collect_section(section, kind, known, report)
-
-
-def _collect_section(section: Node, kind: str, known: dict[str, Entry], report: Report) -> None:
-    report.fatal = report.fatal or section.problem is not None
-    if not isinstance(section.children, dict):
-        report.reject(section.diagnostic("must be a mapping of names"))
-        return
-    for name, node in section.children.items():
-        key = section.keys[name]
-        valid = node.problem or _NAME.fullmatch(name)
-        problem = None if valid else key.diagnostic(f"not a valid name: {NAME_RULE}")
-        entry = Entry(name, key, node, problem)
-        report.add(*entry.problems())
-        first = known.setdefault(name, entry)
-        if first is not entry:
-            place = f"{first.key.file}:{first.key.line}"
-            report.reject(key.diagnostic(f'"{name}" is already under {kind} in {place}'))
+        if section is None or (section.data is None and not section.broken):
+            continue
+        report.fatal = report.fatal or section.problem is not None
+        if not isinstance(section.children, dict):
+            report.reject(section.diagnostic("must be a mapping of names"))
+            continue
+        for name, node in section.children.items():
+            key = section.keys[name]
+            valid = node.problem or _NAME.fullmatch(name)
+            problem = None if valid else key.diagnostic(f"not a valid name: {NAME_RULE}")
+            entry = Entry(name, key, node, problem)
+            report.add(*entry.problems())
+            first = known.setdefault(name, entry)
+            if first is not entry:
+                place = f"{first.key.file}:{first.key.line}"
+                report.reject(key.diagnostic(f'"{name}" is already under {kind} in {place}'))

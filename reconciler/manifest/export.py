@@ -41,7 +41,15 @@ def export(records: Iterable[DeclaredRecord], defaults: SpecDefaults = _NO_DEFAU
             whole = record.spec.model_dump(mode="json", include={"mounts", "ports", "health"})
             added = defaults.under(layer).keys() - layer.keys()
             layers.append({**layer, **{key: whole[key] for key in whole if key in added}})
-        specs[name] = _common(layers, defaults)
+        image = {"image": layers[0]["image"]}
+        shared = layers[0].items()
+        common = {k: v for k, v in shared if all(k in it and it[k] == v for it in layers)}
+        # The common part may be invalid: a probe that all share may need a port that they do not.
+        try:
+            SandboxSpec.model_validate(defaults.under(image | common))
+            specs[name] = image | common
+        except ValidationError:
+            specs[name] = image
         for record, layer in zip(group, layers, strict=True):
             sandboxes[record.name] = {
                 "spec": name,
@@ -50,22 +58,6 @@ def export(records: Iterable[DeclaredRecord], defaults: SpecDefaults = _NO_DEFAU
             }
     content = {"version": 1, "specs": specs, "sandboxes": sandboxes}
     return _HEADER + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=_WIDTH)
-
-
-def _common(layers: list[Layer], defaults: SpecDefaults) -> Layer:
-    first = layers[0]
-    shared = {
-        key: value
-        for key, value in first.items()
-        if all(key in layer and layer[key] == value for layer in layers)
-    }
-    common = {"image": first["image"], **shared}
-    # The common part may be invalid: a probe that all share may need a port that they do not.
-    try:
-        SandboxSpec.model_validate(defaults.under(common))
-    except ValidationError:
-        return {"image": first["image"]}
-    return common
 
 
 class _Dumper(yaml.SafeDumper):

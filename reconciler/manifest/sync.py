@@ -221,27 +221,20 @@ class ManifestSync:
         }
         changes = self._store.accept(records, [] if held_deletions else gone)
         for name in changes.removed:
-            self._orphan_volumes(name)
+            # The retention of its workspace begins now.
+            default = naming.volume_name(self._settings.container_name_prefix, name)
+            retain = self._store.deleted[name].retain
+            for volume in self._store.claim(name).volumes or (default,):
+                # The note of an earlier deletion does not apply to this one.
+                self._store.drop_orphan("volume", volume)
+                self._store.note_orphan(
+                    "volume", volume, sandbox=name, since=clock(), retain=retain, confirmed=True
+                )
         for name in changes.added | changes.changed | changes.removed:
             self._enqueue(name, Priority.USER)
         return SyncResult(
             loaded.diagnostics, changes.added, changes.changed, changes.removed, held_deletions
         )
-
-    def _orphan_volumes(self, name: str) -> None:
-        """Start the retention of a deleted record's workspace."""
-        default = naming.volume_name(self._settings.container_name_prefix, name)
-        for volume in self._store.claim(name).volumes or (default,):
-            # The note of an earlier deletion does not apply to this one.
-            self._store.drop_orphan("volume", volume)
-            self._store.note_orphan(
-                "volume",
-                volume,
-                sandbox=name,
-                since=self._store.clock(),
-                retain=self._store.deleted[name].retain,
-                confirmed=True,
-            )
 
     def _report_changes(self, result: SyncResult, loaded: Loaded, *, confirmed: bool) -> None:
         cause = f"{self.path} was edited"

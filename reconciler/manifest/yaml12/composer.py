@@ -21,7 +21,6 @@ from yaml.events import (
     NodeEvent,
     ScalarEvent,
     SequenceEndEvent,
-    SequenceStartEvent,
     StreamEndEvent,
 )
 
@@ -220,21 +219,18 @@ class _Composer:
             if event.tag not in tags:
                 message = "this tag (the word that begins with !) does not fit: remove it"
                 self._add_problem(node, node.diagnostic(message))
-            if isinstance(event, SequenceStartEvent):
-                self._fill_sequence(node, depth + 1, context)
-            else:
+            if isinstance(event, MappingStartEvent):
                 self._fill_mapping(node, depth + 1, context)
+                return node
+            children: list[Node] = []
+            while not isinstance(end := next(self._events), SequenceEndEvent):
+                children.append(self._node(end, depth + 1, context))
+            self._check_strictly(end, context)
+            node.children = children
+            node.data = [child.data for child in children]
+            node.size += sum(child.size for child in children)
+            node.broken = node.broken or any(child.broken for child in children)
         return node
-
-    def _fill_sequence(self, node: Node, depth: int, context: Context) -> None:
-        children: list[Node] = []
-        while not isinstance(event := next(self._events), SequenceEndEvent):
-            children.append(self._node(event, depth, context))
-        self._check_strictly(event, context)
-        node.children = children
-        node.data = [child.data for child in children]
-        node.size += sum(child.size for child in children)
-        node.broken = node.broken or any(child.broken for child in children)
 
     def _fill_mapping(self, node: Node, depth: int, context: Context) -> None:
         data: dict[str, Any] = {}
@@ -252,7 +248,14 @@ class _Composer:
                 continue
             name = key.data
             if not isinstance(name, str) or key.problem is not None:
-                name, value = self._with_bad_key(event, key, value)
+                name = event.value if isinstance(event, ScalarEvent) else str(key.data)
+                problem = key.problem
+                if problem is None:
+                    message = f'a key must be a string: write it in quotes: "{name}"'
+                    problem = key.diagnostic(message)
+                    self.problems.append(problem)
+                # A copy: an alias may share the value, which is valid elsewhere.
+                value = replace(value, problem=problem, broken=True)
             node.size += key.size + value.size
             if name in children:
                 message = f'"{name}" is already given in line {keys[name].line}'
@@ -261,16 +264,6 @@ class _Composer:
             children[name], data[name], keys[name] = value, value.data, key
             node.broken = node.broken or value.broken
         self._check_strictly(event, context)
-
-    def _with_bad_key(self, event: Event, key: Node, value: Node) -> tuple[str, Node]:
-        """Return the text of a key that is no valid string, and its value as a broken one."""
-        text = event.value if isinstance(event, ScalarEvent) else str(key.data)
-        problem = key.problem
-        if problem is None:
-            problem = key.diagnostic(f'a key must be a string: write it in quotes: "{text}"')
-            self.problems.append(problem)
-        # A copy: an alias may share the value, which is valid elsewhere.
-        return text, replace(value, problem=problem, broken=True)
 
     def _node_at(self, event: Event) -> Node:
         mark = event.start_mark
