@@ -1,4 +1,4 @@
-"""The ledger: what was asked, done and suffered, newest last, within a bound of rows and bytes."""
+"""The ledger: the event history of each sandbox, newest last, bounded in rows and bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PRUNE_EVERY: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One thing that happened. ``id`` grows with time; ``at`` is seconds since the epoch."""
+    """One event. ``id`` grows with time; ``at`` is seconds since the epoch."""
 
     id: int
     at: float
@@ -32,9 +32,9 @@ class LedgerEntry:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which entries, oldest first.
+    """Which entries to return, oldest first.
 
-    ``after`` None: the newest ``limit`` there are; else the next ``limit`` after that id.
+    ``after`` None: the newest ``limit``; else the next ``limit`` after that id.
     """
 
     sandbox: str | None = None
@@ -42,12 +42,12 @@ class Query:
     limit: int = 200
 
     def matches(self, entry: LedgerEntry) -> bool:
-        """Whether the entry is one of those asked for, the limit aside."""
+        """Whether the query selects the entry, apart from the limit."""
         ours = self.sandbox is None or entry.sandbox == self.sandbox
         return ours and entry.id > (self.after or 0)
 
     def cut(self, entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
-        """The limit's worth of them, in order, each once."""
+        """Return at most ``limit`` of the entries, in order, each once."""
         ordered = [entry for _, entry in sorted({entry.id: entry for entry in entries}.items())]
         if self.after is None:
             return ordered[max(0, len(ordered) - self.limit) :]
@@ -55,7 +55,7 @@ class Query:
 
 
 class Pending:
-    """Entries that are not yet durable: the newest 10,000. What is older is lost."""
+    """Entries that are not yet durable: the newest 10,000. Older ones are lost."""
 
     def __init__(self, last_id: int, clock: Callable[[], float]) -> None:
         self._last_id = last_id
@@ -68,24 +68,24 @@ class Pending:
     def append(
         self, event: str, sandbox: str | None, cause: str, data: Mapping[str, Any]
     ) -> LedgerEntry:
-        """Adds one entry, clipped to the size bound."""
+        """Add one entry, clipped to the size bound."""
         self._last_id += 1
         entry = LedgerEntry(self._last_id, self._clock(), event, sandbox, _text(cause), clip(data))
         self._entries.append(entry)
         return entry
 
     def all(self) -> tuple[LedgerEntry, ...]:
-        """What waits, oldest first."""
+        """Return the entries, oldest first."""
         return tuple(self._entries)
 
     def written(self, entries: Sequence[LedgerEntry]) -> None:
-        """Forgets what has become durable."""
+        """Remove entries that have become durable."""
         while entries and self._entries and self._entries[0].id <= entries[-1].id:
             self._entries.popleft()
 
 
 def clip(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data as JSON holds it: texts up to 4 KiB each, 16 KiB in all."""
+    """Return the data as JSON holds it: texts up to 4 KiB each, 16 KiB in all."""
     clipped = {str(key): _clipped(value) for key, value in data.items()}
     text = json.dumps(clipped, default=str)
     if len(text) > MAX_DATA:
@@ -109,8 +109,8 @@ def _text(value: str) -> str:
 class LedgerTable:
     """The ledger's rows in the database, pruned every few hundred.
 
-    The newest 1,000 of each sandbox stay, so that no crash loop pushes out another's story, and
-    ``max_rows`` of all.
+    The newest 1,000 rows of each sandbox stay, so that a crash loop does not push out the history
+    of other sandboxes, and ``max_rows`` in all.
     """
 
     def __init__(self, max_rows: int) -> None:
@@ -119,40 +119,35 @@ class LedgerTable:
         self._touched: set[str | None] = set()
 
     def insert(self, connection: sqlite3.Connection, entries: Sequence[LedgerEntry]) -> None:
-        """Writes entries, of which some may be written already, and prunes where it is time."""
-        connection.executemany(_INSERT, map(_row, entries))
+        """Write entries, some of which may be written already, and prune if it is time."""
+        rows = (
+            (each.id, each.at, each.event, each.sandbox, each.cause, json.dumps(each.data))
+            for each in entries
+        )
+        connection.executemany(_INSERT, rows)
         self._unpruned += len(entries)
         self._touched.update(entry.sandbox for entry in entries)
         if self._unpruned >= _PRUNE_EVERY:
-            self._prune(connection)
+            bounds = ((sandbox, MAX_ROWS_PER_SANDBOX) for sandbox in self._touched if sandbox)
+            connection.executemany(_PRUNE_SANDBOX, bounds)
+            connection.execute(_PRUNE, (self._max_rows,))
+            self._unpruned = 0
+            self._touched.clear()
 
     def select(self, connection: sqlite3.Connection, query: Query) -> list[LedgerEntry]:
-        """The entries asked for, oldest first."""
+        """Return the selected entries, oldest first."""
         select = _SELECT[query.sandbox is not None, query.after is None]
         bound = {"sandbox": query.sandbox, "after": query.after or 0, "limit": query.limit}
-        return query.cut(map(_entry, connection.execute(select, bound)))
+        rows = connection.execute(select, bound)
+        return query.cut(
+            LedgerEntry(entry_id, at, event, subject, cause, json.loads(data))
+            for entry_id, at, event, subject, cause, data in rows
+        )
 
     def last_id(self, connection: sqlite3.Connection) -> int:
-        """The newest entry's id; 0: there is none."""
+        """Return the newest entry's id; 0: there is none."""
         (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM ledger").fetchone()
         return int(last)
-
-    def _prune(self, connection: sqlite3.Connection) -> None:
-        bounds = ((sandbox, MAX_ROWS_PER_SANDBOX) for sandbox in self._touched if sandbox)
-        connection.executemany(_PRUNE_SANDBOX, bounds)
-        connection.execute(_PRUNE, (self._max_rows,))
-        self._unpruned = 0
-        self._touched.clear()
-
-
-def _row(entry: LedgerEntry) -> tuple[Any, ...]:
-    data = json.dumps(entry.data)
-    return (entry.id, entry.at, entry.event, entry.sandbox, entry.cause, data)
-
-
-def _entry(row: tuple[Any, ...]) -> LedgerEntry:
-    entry_id, at, event, sandbox, cause, data = row
-    return LedgerEntry(entry_id, at, event, sandbox, cause, json.loads(data))
 
 
 _INSERT: Final = (

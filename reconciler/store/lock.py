@@ -1,4 +1,4 @@
-"""One daemon per state directory. The kernel drops the lock when its holder dies, however."""
+"""One daemon for each state directory. The kernel drops the lock when its holder dies."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 FILE: Final = "lock"
-# `holder` takes a shared lock for an instant; a start in that very instant must not fail.
+# `holder` takes a shared lock for an instant; a start in that instant must not fail.
 _ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.05
 _MAX_BYTES: Final = 4096
 
 
 class StateLock:
-    """Holds the state directory while the ``with`` block runs, and makes it where it is missing.
+    """Holds the state directory while the ``with`` block runs, and creates it where it is missing.
 
     Args:
         state_dir: The directory.
-        socket: Where the holder listens, for whoever finds the lock taken.
+        socket: The holder's control socket, for a process that finds the lock taken.
     """
 
     def __init__(self, state_dir: Path, socket: Path | None = None) -> None:
@@ -36,18 +36,21 @@ class StateLock:
         self._descriptor = -1
 
     def __enter__(self) -> Self:
-        """Takes the lock.
+        """Take the lock.
 
         Raises:
             LockedError: another process holds it; the message names it.
-            StoreError: the lock file cannot be made.
+            StoreError: the lock file cannot be created or written.
         """
         private_folder(self._state_dir)
-        descriptor = private_file(self._state_dir / FILE)
+        path = self._state_dir / FILE
+        descriptor = private_file(path)
         try:
             self._take(descriptor)
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
+            if isinstance(error, OSError):
+                raise refusal(path, error) from error
             raise
         self._descriptor = descriptor
         return self
@@ -58,26 +61,36 @@ class StateLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # The file stays: to unlink it would let two processes lock two files of one name.
+        # The file stays: if it were unlinked, two processes could lock two files of one name.
         os.close(self._descriptor)
         self._descriptor = -1
 
     def _take(self, descriptor: int) -> None:
-        if not _lock_patiently(descriptor):
-            raise LockedError(_who_holds(self._state_dir, _content(descriptor)))
-        try:
-            _write(descriptor, {"pid": os.getpid(), "socket": self._socket and str(self._socket)})
-        except OSError as error:
-            raise refusal(self._state_dir / FILE, error) from error
+        attempts = 1
+        while not _lock(descriptor, fcntl.LOCK_EX):
+            if attempts == _ATTEMPTS:
+                pid = _content(descriptor).get("pid")
+                who = f"the process with pid {pid}" if pid else "another process"
+                raise LockedError(
+                    f"{self._state_dir} is in use by {who}: stop it first, or set another"
+                    " state_dir and another instance for this one"
+                )
+            attempts += 1
+            time.sleep(_PAUSE_SECONDS)
+        socket = self._socket and str(self._socket)
+        content = json.dumps({"pid": os.getpid(), "socket": socket}).encode()
+        # Written before truncated, it needs no new space on a full disk.
+        os.pwrite(descriptor, content, 0)
+        os.ftruncate(descriptor, len(content))
 
 
 def holder(state_dir: Path) -> int | None:
-    """The process id of whoever holds the state directory now; None: nobody does.
+    """Return the process id of the holder of the state directory; None: there is no holder.
 
-    0: somebody who has not yet said who.
+    0: a holder that has not written its process id yet.
 
     Raises:
-        StoreError: this user may not read the lock file, so it cannot be told.
+        StoreError: this user may not read the lock file, so the holder is unknown.
     """
     path = state_dir / FILE
     try:
@@ -95,27 +108,12 @@ def holder(state_dir: Path) -> int | None:
         os.close(descriptor)
 
 
-def _lock_patiently(descriptor: int) -> bool:
-    for _ in range(_ATTEMPTS - 1):
-        if _lock(descriptor, fcntl.LOCK_EX):
-            return True
-        time.sleep(_PAUSE_SECONDS)
-    return _lock(descriptor, fcntl.LOCK_EX)
-
-
 def _lock(descriptor: int, kind: int) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
-
-
-def _write(descriptor: int, content: dict[str, Any]) -> None:
-    # In this order, it needs no new room on a full disk.
-    text = json.dumps(content).encode()
-    os.pwrite(descriptor, text, 0)
-    os.ftruncate(descriptor, len(text))
 
 
 def _content(descriptor: int) -> dict[str, Any]:
@@ -125,12 +123,3 @@ def _content(descriptor: int) -> dict[str, Any]:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _who_holds(state_dir: Path, content: dict[str, Any]) -> str:
-    pid = content.get("pid")
-    who = f"the process with pid {pid}" if pid else "another process"
-    return (
-        f"{state_dir} is in use by {who}: stop it first, or give this one a state_dir and an"
-        " instance of its own"
-    )

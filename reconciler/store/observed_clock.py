@@ -1,8 +1,8 @@
-"""Observed time: the seconds that a daemon has run on this database. Everything is decided by it.
+"""Observed time: the seconds that a daemon has run on this database. All decisions use it.
 
-It continues over restarts from what was made durable last, and stands still while no daemon runs.
-Neither the wall clock nor a suspend moves it, and a gap in which the process did not run (it was
-frozen, or its host was) counts for little. So no wait is ever shorter than it was meant to be.
+It continues over restarts from the value that was saved last, and stands still while no daemon
+runs. Neither the wall clock nor a suspend moves it. A gap in which the process did not run (it was
+frozen, or its host was) counts for a minute at most. So no wait is shorter than intended.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A daemon that runs reads the clock far more often.
+# A running daemon reads the clock far more often.
 _LONGEST_GAP: Final = 60.0
 
 
@@ -34,12 +34,12 @@ class ObservedClock:
         self._last = monotonic()
 
     def __call__(self) -> float:
-        """Observed seconds now."""
+        """Return the observed seconds now."""
         now = self._monotonic()
         self._seconds += min(now - self._last, _LONGEST_GAP)
         self._last = now
         return self._seconds
 
     def date(self, at: float) -> float:
-        """Seconds since the epoch, by the wall clock as it is set now, of an observed time."""
+        """Convert an observed time to seconds since the epoch, by the wall clock as it is now."""
         return self._wall() + (at - self())

@@ -80,7 +80,7 @@ class State:
             "container": self._tables[tables.ORPHAN_CONTAINERS.name],
             "volume": self._tables[tables.ORPHAN_VOLUMES.name],
         }
-        self._saved = _seconds(self._facts.values.get(_OBSERVED, "0"))
+        self._saved = _seconds_in(self._facts.values.get(_OBSERVED, "0"))
         self.clock = make_clock(self._saved)
         self._leased = {
             port: name
@@ -335,7 +335,7 @@ class State:
             del self._leased[port]
 
 
-def _seconds(text: str) -> float:
+def _seconds_in(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Flood control: a repeated warning is logged once, then summed up."""
+"""Log a repeated warning once, and then its number of repetitions once a period."""
 
 from __future__ import annotations
 
@@ -13,29 +13,25 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class _Incident:
     logged_at: float
-    heard_at: float
-    heard: int = 1
+    seen_at: float
+    seen: int = 1
     unlogged: int = 0
-
-    def log(self, now: float) -> int:
-        repeated, self.unlogged, self.logged_at = self.unlogged, 0, now
-        return repeated
 
 
 class LogDeduplicator:
     """Decides which repetition of a warning is worth a log line.
 
-    The key says what is the same: the event and what it is about, and never a text, in which an id
-    may be another each time. The first warning of an incident is logged; the next are counted,
-    and their count is logged once a period. An incident is over when it is resolved, or when
-    nothing was heard of it for ``quiet`` seconds; what comes then is a new one.
+    A key identifies a warning: the event and its subject, but no text, since an id in a text may
+    differ each time. The first warning of an incident is logged; the next are counted, and the
+    count is logged once a period. An incident is over when it is resolved, or after ``quiet``
+    seconds without a warning; the next warning begins a new one.
 
     Args:
         clock: Monotonic seconds.
         period: Seconds between two lines about one incident.
         quiet: Seconds of silence after which an incident is over.
-        limit: Incidents remembered; beyond it the one heard longest ago is forgotten, so that
-            keys of deleted sandboxes do not pile up.
+        limit: Incidents remembered; beyond it the one seen longest ago is forgotten, so that keys
+            of deleted sandboxes do not accumulate.
     """
 
     def __init__(
@@ -51,38 +47,38 @@ class LogDeduplicator:
         self._limit = limit
         self._open: OrderedDict[Hashable, _Incident] = OrderedDict()
 
-    def say(self, key: Hashable) -> int | None:
-        """Note a warning, and decide whether to log it.
+    def count(self, key: Hashable) -> int | None:
+        """Count a warning, and decide whether to log it.
 
         Returns:
             None: log nothing. 0: the first of its incident, log it in full. N: log it as the
-            summary of N repetitions, this one among them.
+            summary of N repetitions, including this one.
         """
         now = self._clock()
         incident = self._open.get(key)
-        if incident is None or now - incident.heard_at > self._quiet:
-            return self._begin(key, now)
+        if incident is None or now - incident.seen_at > self._quiet:
+            self._open[key] = _Incident(logged_at=now, seen_at=now)
+            self._open.move_to_end(key)
+            if len(self._open) > self._limit:
+                self._open.popitem(last=False)
+            return 0
         self._open.move_to_end(key)
-        incident.heard_at = now
-        incident.heard += 1
+        incident.seen_at = now
+        incident.seen += 1
         incident.unlogged += 1
-        return incident.log(now) if now - incident.logged_at >= self._period else None
+        if now - incident.logged_at < self._period:
+            return None
+        repeated, incident.unlogged, incident.logged_at = incident.unlogged, 0, now
+        return repeated
 
-    def resolved(self, key: Hashable) -> int:
+    def resolve(self, key: Hashable) -> int:
         """End an incident: the next warning of its kind is logged in full again.
 
         Returns:
-            How often it was heard, logged or not; 0 where there was none.
+            The number of its warnings, logged or not; 0 if there is no incident.
         """
         incident = self._open.pop(key, None)
-        return incident.heard if incident else 0
+        return incident.seen if incident else 0
 
     def __len__(self) -> int:
         return len(self._open)
-
-    def _begin(self, key: Hashable, now: float) -> int:
-        self._open[key] = _Incident(logged_at=now, heard_at=now)
-        self._open.move_to_end(key)
-        if len(self._open) > self._limit:
-            self._open.popitem(last=False)
-        return 0

@@ -1,4 +1,7 @@
-"""The journal's native protocol: one datagram of fields an entry, or a sealed memory file."""
+"""The journal's native protocol: each entry is one datagram of fields, or a sealed memory file.
+
+docs/adr/0015-journald.md says why it is by hand.
+"""
 
 import array
 import errno
@@ -21,6 +24,7 @@ _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _OWN = frozenset({"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "EVENT"})
 _OMITTED = frozenset({"event", "level", "timestamp"})  # the journal has its own clock and priority
 _NAME_LIMIT = 64
+_PLAIN = re.compile(r"[^\s\"=\\]+")
 _TOO_LARGE = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
 # F_ADD_SEALS of Linux, and its flags for seal, shrink, grow and write. Python that was built on an
 # old system lacks the names.
@@ -32,7 +36,7 @@ class Journal:
     """Sends entries to the journal without blocking.
 
     Args:
-        path: The journal's socket; it may come, go and come back.
+        path: The journal's socket; it need not exist, and may be replaced at any time.
     """
 
     def __init__(self, path: str = SOCKET) -> None:
@@ -40,81 +44,73 @@ class Journal:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     def send(self, fields: Mapping[str, str]) -> bool:
-        """Sends one entry; returns whether the journal took it."""
+        """Send one entry; return whether the journal took it."""
         payload = encode(fields)
-        try:
-            self._send(payload)
-        except OSError:
-            return False
-        return True
-
-    def close(self) -> None:
-        """Gives the socket back."""
-        self._socket.close()
-
-    def _send(self, payload: bytes) -> None:
         try:
             self._socket.sendto(payload, self._path)
         except OSError as error:
-            if error.errno not in _TOO_LARGE:
-                raise
-            self._send_file(payload)
+            return error.errno in _TOO_LARGE and self._send_file(payload)
+        return True
 
-    def _send_file(self, payload: bytes) -> None:
-        file = _file_of(payload)
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def _send_file(self, payload: bytes) -> bool:
+        try:
+            file = _file_of(payload)
+        except OSError:
+            return False
         try:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]))
             self._socket.sendmsg([b""], [rights], 0, self._path)
+        except OSError:
+            return False
         finally:
             os.close(file)
+        return True
 
 
 def encode(fields: Mapping[str, str]) -> bytes:
-    """Serialises an entry: ``NAME=value``, or name, length and value where the value has lines."""
-    return b"".join(_encode_field(name.encode(), value) for name, value in fields.items())
+    """Serialise an entry: ``NAME=value``, or name, length and value where the value has lines."""
+    payload = bytearray()
+    for name, text in fields.items():
+        value = text.encode(errors="replace")
+        size = b"\n" + struct.pack("<Q", len(value)) if b"\n" in value else b"="
+        payload += name.encode() + size + value + b"\n"
+    return bytes(payload)
 
 
 def to_fields(event: EventDict) -> dict[str, str]:
-    """Turns a log line into journal fields.
+    """Convert a log line to journal fields.
 
     Args:
         event: A sanitised log line: plain JSON data, with ``level`` and ``event``.
 
     Returns:
-        MESSAGE, PRIORITY, SYSLOG_IDENTIFIER and EVENT, and every further field by its upper-cased
-        name: ``sandbox`` becomes SANDBOX. A name that one of those four has gets ``FIELD_`` before.
+        MESSAGE, PRIORITY, SYSLOG_IDENTIFIER and EVENT, and every other field under its upper-cased
+        name: ``sandbox`` becomes SANDBOX. A field with one of those four names gets the prefix
+        ``FIELD_``.
     """
-    others = {name: value for name, value in event.items() if name not in _OMITTED}
-    named = {_field_name(name): _text(value) for name, value in others.items()}
+    others = {name: _text(value) for name, value in event.items() if name not in _OMITTED}
+    named = {_field_name(name): text for name, text in others.items()}
+    words = (
+        f"{name}={text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)}"
+        for name, text in others.items()
+        if name != "traceback"
+    )
     return {
-        "MESSAGE": _message(str(event["event"]), others),
+        "MESSAGE": " ".join((str(event["event"]), *words)),
         "PRIORITY": str(_PRIORITIES.get(str(event.get("level")), 6)),
         "SYSLOG_IDENTIFIER": IDENTIFIER,
         "EVENT": str(event["event"]),
     } | {name: value for name, value in named.items() if name}
 
 
-def _encode_field(name: bytes, text: str) -> bytes:
-    value = text.encode(errors="replace")
-    if b"\n" in value:
-        return name + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"
-    return name + b"=" + value + b"\n"
-
-
 def _field_name(name: str) -> str:
-    # The journal drops fields with other characters, and keeps a leading underscore for itself.
+    # The journal drops fields with other characters, and reserves a leading underscore.
     valid = re.sub(r"[^A-Z0-9_]", "_", name.upper()).lstrip("_0123456789")
     return (f"FIELD_{valid}" if valid in _OWN else valid)[:_NAME_LIMIT]
-
-
-def _message(event: str, fields: Mapping[str, Any]) -> str:
-    shown = (f"{name}={_word(value)}" for name, value in fields.items() if name != "traceback")
-    return " ".join((event, *shown))
-
-
-def _word(value: Any) -> str:
-    text = _text(value)
-    return text if re.fullmatch(r"[^\s\"=\\]+", text) else json.dumps(text, ensure_ascii=False)
 
 
 def _text(value: Any) -> str:
@@ -123,27 +119,19 @@ def _text(value: Any) -> str:
 
 def _file_of(payload: bytes) -> int:
     can_seal = hasattr(os, "memfd_create")
-    file = _memory_file() if can_seal else _unlinked_file()
+    if can_seal:
+        file = os.memfd_create(IDENTIFIER, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    else:
+        # The journal takes a file without seals from this folder.
+        with tempfile.TemporaryFile(dir="/dev/shm") as unlinked:
+            file = os.dup(unlinked.fileno())
+    rest = memoryview(payload)
     try:
-        _fill(file, memoryview(payload))
+        while rest:
+            rest = rest[os.writev(file, [rest]) :]
         if can_seal:
             fcntl.fcntl(file, _ADD_SEALS, _SEALS)
     except OSError:
         os.close(file)
         raise
     return file
-
-
-def _memory_file() -> int:
-    return os.memfd_create(IDENTIFIER, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-
-
-def _unlinked_file() -> int:
-    # The journal takes a file without seals from this folder.
-    with tempfile.TemporaryFile(dir="/dev/shm") as file:
-        return os.dup(file.fileno())
-
-
-def _fill(file: int, rest: memoryview) -> None:
-    while rest:
-        rest = rest[os.writev(file, [rest]) :]

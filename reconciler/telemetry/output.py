@@ -23,23 +23,25 @@ class Output(Protocol):
     """Takes one sanitised log line: plain JSON data, with ``level`` and ``event``."""
 
     def emit(self, event: EventDict) -> None:
-        """Writes the line, or drops it; never raises and never blocks for long."""
+        """Write the line, or drop it; never raise and never block for long."""
         ...
 
 
 class LineWriter:
-    """Writes lines to a stream and gives up on a reader that does not read.
+    """Writes lines to a stream, and drops them while the reader does not read.
 
-    A stalled reader costs the event loop one tenth of a second once; from then on lines are dropped
-    until it reads again. A reader that is gone costs nothing.
+    A stalled reader costs the event loop one tenth of a second once; then lines are dropped until
+    it reads again. A reader that is gone costs nothing.
 
     Args:
-        stream: Where to; its descriptor is used where it has one, so that nothing is buffered.
+        stream: The stream; its descriptor is used if it has one, so that nothing is buffered.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._fd = _descriptor(stream)
+        self._fd: int | None = None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._fd = stream.fileno()
         self._poll = select.poll()
         self._stalled = False
         self._torn = False
@@ -47,7 +49,7 @@ class LineWriter:
             self._poll.register(self._fd, select.POLLOUT)
 
     def write(self, line: str) -> None:
-        """Writes one line; the line break is added."""
+        """Write one line and a line break."""
         with contextlib.suppress(OSError, ValueError):
             if self._fd is None:
                 self._stream.write(f"{line}\n")
@@ -55,80 +57,68 @@ class LineWriter:
                 self._write_all(self._fd, f"{line}\n".encode(errors="backslashreplace"))
 
     def _write_all(self, fd: int, data: bytes) -> None:
-        # What a stalled reader left unfinished is closed first, so that this line stands alone.
+        # A line that a stalled reader cut off is ended first, so that this line stands alone.
         rest = memoryview(b"\n" + data if self._torn else data)
         whole = len(rest)
-        while rest and self._is_writable():
+        while rest:
+            patience = 0 if self._stalled else PATIENCE
+            self._stalled = not self._poll.poll(patience * 1000)
+            if self._stalled:
+                break
             rest = rest[os.writev(fd, [rest[:_ATOMIC]]) :]
         if len(rest) != whole:
             self._torn = len(rest) > 0
 
-    def _is_writable(self) -> bool:
-        patience = 0 if self._stalled else PATIENCE
-        self._stalled = not self._poll.poll(patience * 1000)
-        return not self._stalled
-
 
 class TextOutput:
-    """Renders each line as text and writes it to a stream."""
+    """Renders each line as text, and writes it to a stream."""
 
     def __init__(self, writer: LineWriter, render: Render) -> None:
         self._writer = writer
         self._render = render
 
     def emit(self, event: EventDict) -> None:
-        """Writes the line."""
+        """Write the line."""
         self._writer.write(self._render(event))
 
 
 class JournalOutput:
-    """Sends each line to the journal with its fields; to the fallback where there is no journal."""
+    """Sends each line with its fields to the journal; to the fallback if there is no journal."""
 
     def __init__(self, journal: Journal, fallback: Output) -> None:
         self._journal = journal
         self._fallback = fallback
 
     def emit(self, event: EventDict) -> None:
-        """Sends the line."""
+        """Send the line."""
         if not self._journal.send(to_fields(event)):
             self._fallback.emit(event)
 
 
 def json_line(event: EventDict) -> str:
-    """Renders a line as one JSON object: timestamp, level and event first, ASCII only.
+    """Render a line as one JSON object: timestamp, level and event first, ASCII only.
 
-    ASCII, because U+2028 and the like end a line for some readers, and C1 controls drive terminals.
+    ASCII, because U+2028 ends a line for some readers, and C1 controls act on terminals.
     """
     first = {name: event[name] for name in _FIRST if name in event}
     return json.dumps({**first, **event}, separators=(",", ":"), default=str)
 
 
 def console_renderer(*, colours: bool) -> Render:
-    """Makes the renderer for people: one line each, whole seconds, never a traceback."""
+    """Return the renderer for people: one line each, whole seconds, never a traceback."""
     renderer = structlog.dev.ConsoleRenderer(
         colors=colours, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
     )
 
     def render(event: EventDict) -> str:
-        return str(renderer(None, "", _for_people(event)))
+        # structlog itself quotes line breaks and tabs.
+        shown = {
+            name: inert_lines(value) if isinstance(value, str) else value
+            for name, value in event.items()
+            if name != "traceback"
+        }
+        if isinstance(stamp := shown.get("timestamp"), str):
+            shown["timestamp"] = f"{stamp[:19]}Z"
+        return str(renderer(None, "", shown))
 
     return render
-
-
-def _for_people(event: EventDict) -> EventDict:
-    # structlog quotes line breaks and tabs itself.
-    shown = {
-        name: inert_lines(value) if isinstance(value, str) else value
-        for name, value in event.items()
-        if name != "traceback"
-    }
-    if isinstance(stamp := shown.get("timestamp"), str):
-        shown["timestamp"] = f"{stamp[:19]}Z"
-    return shown
-
-
-def _descriptor(stream: TextIO) -> int | None:
-    try:
-        return stream.fileno()
-    except (OSError, ValueError, AttributeError):
-        return None

@@ -49,10 +49,10 @@ class Recorder:
 
         ``about`` tells warnings of one event apart, such as those of two sandboxes.
         """
-        repeated = self._warnings.say((event.event_name, about))
+        repeated = self._warnings.count((event.event_name, about))
         if repeated is not None:
             self.log(replace(event, repeated=repeated) if repeated else event)
 
     def resolve(self, event: type[RepeatedEvent], *, about: str = "") -> int:
         """End a repeated warning, so that the next one is logged at once; return its count."""
-        return self._warnings.resolved((event.event_name, about))
+        return self._warnings.resolve((event.event_name, about))

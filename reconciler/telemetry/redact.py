@@ -1,4 +1,4 @@
-"""What may leave in a log line: plain data, of bounded size, without a secret in it."""
+"""Redact log lines and answers: plain data of bounded size, without secrets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from functools import lru_cache, singledispatch
-from itertools import islice
+from itertools import chain, islice
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -48,28 +48,28 @@ _USERINFO = re.compile(r"://[^/\s:@]{1,64}:[^/\s@]{1,256}@")
 
 
 def is_secret_name(name: str) -> bool:
-    """Says whether a field, variable or header of this name holds a secret."""
+    """Return whether a field, variable or header of this name holds a secret."""
     return _SECRET_NAME.search(name.replace("-", "_")) is not None
 
 
 @lru_cache(maxsize=4096)
 def is_secret_variable(name: str) -> bool:
-    """Says whether an environment variable of this name holds a secret."""
+    """Return whether an environment variable of this name holds a secret."""
     return is_secret_name(name) or _KEY_VARIABLE.search(name) is not None
 
 
 @lru_cache(maxsize=4096)
 def is_amount(name: str) -> bool:
-    """Say whether a number under this name is an amount: ``MAX_TOKENS``, ``TOKEN_TTL_SECONDS``."""
+    """Return whether a number of this name is an amount: ``MAX_TOKENS``, ``TOKEN_TTL_SECONDS``."""
     return _AMOUNT.search(name) is not None
 
 
 class Redactor:
-    """Know the secrets in use and replace each by ``***``, also in its quoted forms.
+    """Knows the secrets in use, and replaces each by ``***``, also in its quoted forms.
 
-    A secret of several lines is hidden line by line. Secrets and lines under six characters are not
-    registered: they would match by chance everywhere. The cost of cleaning a text does not depend
-    on the number of secrets: each six characters of it are looked up among the secrets' beginnings.
+    A secret of several lines is redacted line by line. Secrets and lines under six characters are
+    not registered: they would match by chance. The cost of cleaning a text does not depend on the
+    number of secrets: each six characters of it are looked up among the beginnings of the secrets.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Redactor:
         self._longest = 0
 
     def register(self, *secrets: str) -> None:
-        """Hide secrets from now on; one that is registered twice has to be forgotten twice."""
+        """Redact secrets from now on; one that is registered twice has to be forgotten twice."""
         for form in _all_forms_of(secrets):
             self._counts[form] += 1
             if self._counts[form] == 1:
@@ -86,7 +86,7 @@ class Redactor:
                 self._longest = max(self._longest, len(form))
 
     def forget(self, *secrets: str) -> None:
-        """Take registrations back, so that a long churn of sandboxes leaves nothing behind."""
+        """Undo registrations, so that deleted sandboxes leave nothing in memory."""
         for form in _all_forms_of(secrets):
             self._counts[form] -= 1
             if self._counts[form] > 0:
@@ -97,9 +97,9 @@ class Redactor:
                 del self._forms[start]
 
     def clean(self, text: str, limit: int = FIELD_LIMIT) -> str:
-        """Return the text without secrets, and safe to show on a terminal.
+        """Return the text without secrets, and safe for a terminal.
 
-        Beyond ``limit`` characters, it ends with a note of how many were left out.
+        It is cut at ``limit`` characters, and then ends with the number of those left out.
         """
         if len(text) <= limit:
             return inert_lines(self._replace(text))
@@ -110,8 +110,14 @@ class Redactor:
         return inert_lines(f"{head[:limit]}… (+{len(text) - len(head[:limit])})")
 
     def _replace(self, text: str) -> str:
-        starts = map(text.__getitem__, _windows(len(text)))
-        return _mask_patterns(text if self._forms.keys().isdisjoint(starts) else self._mask(text))
+        count = max(len(text) - SHORTEST_SECRET + 1, 0)
+        windows = _all_windows()[:count]
+        more = (slice(at, at + SHORTEST_SECRET) for at in range(len(windows), count))
+        starts = map(text.__getitem__, chain(windows, more))
+        text = text if self._forms.keys().isdisjoint(starts) else self._mask(text)
+        text = _ASSIGNMENT.sub(rf"\1={MASK}", text) if "=" in text else text
+        text = _USERINFO.sub(f"://{MASK}@", text) if "@" in text else text
+        return _CREDENTIALS.sub(rf"\1 {MASK}", text)
 
     def _mask(self, text: str) -> str:
         done: list[str] = []
@@ -126,9 +132,9 @@ class Redactor:
         return "".join((*done, text[copied:]))
 
     def clean_answer(self, answer: Any) -> Any:
-        """Return a copy of plain data in which every text is clean, whole.
+        """Return a copy of plain data in which every text is clean and not cut.
 
-        A session key is there only where it was asked for, and stays.
+        A session key stays: an answer contains one only if the client asked for it.
         """
         match answer:
             case str():
@@ -156,7 +162,7 @@ class _Forms:
         self._lengths = sorted(self._by_length, reverse=True)
 
     def discard(self, form: str) -> bool:
-        """Say whether any form is left."""
+        """Remove a form; return whether any is left."""
         same = self._by_length.get(len(form), set())
         same.discard(form)
         if not same:
@@ -165,7 +171,7 @@ class _Forms:
         return bool(self._by_length)
 
     def length_at(self, text: str, position: int) -> int:
-        """Return the length of the longest form that stands there, or 0."""
+        """Return the length of the longest form at the position, or 0."""
         for length in self._lengths:
             if text[position : position + length] in self._by_length[length]:
                 return length
@@ -177,20 +183,13 @@ def _all_windows() -> list[slice]:
     return [slice(at, at + SHORTEST_SECRET) for at in range(FIELD_LIMIT * 2)]
 
 
-def _windows(length: int) -> list[slice]:
-    count = max(length - SHORTEST_SECRET + 1, 0)
-    known = _all_windows()
-    more = (slice(at, at + SHORTEST_SECRET) for at in range(len(known), count))
-    return [*known[:count], *more]
-
-
 redactor = Redactor()
 
 
 def sanitizer(redact: Redactor) -> Callable[[WrappedLogger, str, EventDict], EventDict]:
-    """Makes the structlog processor that lets only clean, bounded, plain data through.
+    """Return the structlog processor that makes a line clean, bounded, plain data.
 
-    Fields that are None are left out: optional fields need no branch where they are logged.
+    Fields that are None are left out.
     """
 
     def sanitize(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -201,23 +200,18 @@ def sanitizer(redact: Redactor) -> Callable[[WrappedLogger, str, EventDict], Eve
 
 
 def describe_error(error: BaseException) -> str:
-    """Returns an exception and what caused it in one line, the outermost first."""
-    return " <- ".join(_describe_one(link) for link in _chain(error))
-
-
-def _chain(error: BaseException | None) -> Iterable[BaseException]:
+    """Return an exception and its causes in one line, the outermost first."""
+    described: list[str] = []
     seen: set[int] = set()
-    while error is not None and id(error) not in seen and len(seen) < DEPTH_LIMIT:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _describe_one(error: BaseException) -> str:
-    message = _text_of(error)
-    if isinstance(error, BaseExceptionGroup):
-        message += ": " + "; ".join(describe_error(inner) for inner in error.exceptions[:3])
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen and len(seen) < DEPTH_LIMIT:
+        seen.add(id(link))
+        name, message = type(link).__name__, _text_of(link)
+        if isinstance(link, BaseExceptionGroup):
+            message += ": " + "; ".join(describe_error(inner) for inner in link.exceptions[:3])
+        described.append(f"{name}: {message}" if message else name)
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return " <- ".join(described)
 
 
 def _text_of(value: object) -> str:
@@ -241,12 +235,6 @@ def _forms_of(secret: str) -> set[str]:
         json.dumps(secret)[1:-1],
         json.dumps(secret, ensure_ascii=False)[1:-1],
     }
-
-
-def _mask_patterns(text: str) -> str:
-    text = _ASSIGNMENT.sub(rf"\1={MASK}", text) if "=" in text else text
-    text = _USERINFO.sub(f"://{MASK}@", text) if "@" in text else text
-    return _CREDENTIALS.sub(rf"\1 {MASK}", text)
 
 
 def _limit_at(depth: int) -> int:

@@ -1,4 +1,4 @@
-"""Unix sockets whose path may be longer than an address holds."""
+"""Unix sockets with paths that are longer than a socket address can hold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_PATH: Final = 100
 
 @contextmanager
 def short_path(path: Path) -> Iterator[str]:
-    """A name for the socket that fits into an address while the block runs."""
+    """Return a name of the socket that fits into an address, valid while the block runs."""
     folder = -1
     if len(os.fsencode(path)) > _LONGEST_PATH:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Runs a long-lived task again whenever it fails."""
+"""Restart a long-lived task whenever it fails."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 BACKOFF_FIRST: Final = 1.0
 BACKOFF_LONGEST: Final = 60.0
-# Seconds: a run that took this long begins the backoff from the start.
+# Seconds: a run that took this long resets the backoff.
 STABLE: Final = 120.0
 _FRAMES: Final = 12
 
 
 class Log(Protocol):
-    """The part of a reporter that supervision needs."""
+    """The part of the recorder that supervision needs."""
 
     def complain(self, event: RepeatedEvent, *, about: str = "") -> object:
-        """Log a line, and count its repetitions."""
+        """Log a warning that may repeat."""
 
 
 async def supervise(
@@ -40,15 +40,15 @@ async def supervise(
     """Run ``factory()`` until it returns, and run it again after each exception.
 
     An exception is logged as ``task.failed`` with the task's name. The pause before the next run
-    doubles from ``BACKOFF_FIRST`` to ``BACKOFF_LONGEST`` seconds, and starts over after a run of
-    ``STABLE`` seconds. The cancellation of this task ends it; a ``CancelledError`` from anywhere
-    else is a failure like any other.
+    doubles from ``BACKOFF_FIRST`` to ``BACKOFF_LONGEST`` seconds, and is reset after a run of
+    ``STABLE`` seconds. Cancelling this task ends it; a ``CancelledError`` with another origin is a
+    failure like any other.
 
     Args:
         name: The task's name in the log.
-        factory: Makes the coroutine of one run.
-        recorder: Where failures are logged.
-        fatal: Exceptions that end the daemon: they are raised and not logged.
+        factory: Returns the coroutine of one run.
+        recorder: Logs the failures.
+        fatal: Exceptions that end the daemon: they are raised, and not logged.
     """
     clock = asyncio.get_running_loop().time
     pause = BACKOFF_FIRST
@@ -68,7 +68,7 @@ async def supervise(
             pause = BACKOFF_FIRST
         log_failure(name, failure, recorder, pause)
         if is_cancelled():
-            # It failed while it was being cancelled: the next sleep would not end.
+            # It failed while it was being cancelled, so it must not run again.
             raise asyncio.CancelledError
         del failure
         await asyncio.sleep(pause)
@@ -76,13 +76,13 @@ async def supervise(
 
 
 def is_cancelled() -> bool:
-    """Whether the current task itself is being cancelled, and not only what it waited for."""
+    """Return whether the current task itself is being cancelled, not only what it awaited."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def log_failure(name: str, error: BaseException, recorder: Log, retry_in: float | None) -> None:
-    """Log that a task failed and runs again in ``retry_in`` seconds; None: when it is asked to."""
+    """Log that a task failed. It runs again in ``retry_in`` seconds; None: on demand."""
     text = describe_error(error)
     recorder.complain(
         events.TaskFailed(
