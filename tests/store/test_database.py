@@ -45,7 +45,7 @@ def make(state_dir: Path, value: str = "kept") -> Path:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
-def test_only_the_owner_reads_it_whatever_the_umask(
+def test_database_is_private_for_any_umask(
     state_dir: Path, umask: Callable[[int], int], mask: int
 ) -> None:
     umask(mask)
@@ -61,14 +61,14 @@ def test_only_the_owner_reads_it_whatever_the_umask(
     assert mode(state_dir) == 0o700
 
 
-def test_a_file_that_others_could_read_is_made_private(state_dir: Path) -> None:
+def test_a_readable_database_is_made_private(state_dir: Path) -> None:
     make(state_dir).chmod(0o644)
     with closing(sqlite.connect(state_dir)) as connection:
         put_fact(connection, "secret")
         assert {mode(path) for path in state_dir.iterdir()} == {0o600}
 
 
-def test_what_root_makes_belongs_to_the_folders_owner(state_dir: Path) -> None:
+def test_files_that_root_creates_belong_to_the_folders_owner(state_dir: Path) -> None:
     state_dir.mkdir()
     os.chown(state_dir, 65534, 65534)
     with closing(sqlite.connect(state_dir)) as connection:
@@ -76,7 +76,7 @@ def test_what_root_makes_belongs_to_the_folders_owner(state_dir: Path) -> None:
         assert {path.stat().st_uid for path in state_dir.iterdir()} == {65534}
 
 
-def test_it_is_configured(state_dir: Path) -> None:
+def test_connection_pragmas(state_dir: Path) -> None:
     with closing(sqlite.connect(state_dir)) as connection:
         found = {
             name: connection.execute(f"PRAGMA {name}").fetchone()[0]
@@ -97,7 +97,7 @@ def test_it_is_configured(state_dir: Path) -> None:
     }
 
 
-def test_opening_again_finds_everything(state_dir: Path) -> None:
+def test_reopening_finds_the_data(state_dir: Path) -> None:
     make(state_dir)
     with closing(sqlite.connect(state_dir)) as connection:
         assert fact(connection) == "kept"
@@ -155,7 +155,7 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(
     assert path.read_bytes() == before
 
 
-def test_after_the_damaged_file_was_moved_away_all_is_well(state_dir: Path) -> None:
+def test_a_new_database_replaces_a_damaged_one_that_was_moved(state_dir: Path) -> None:
     path = make(state_dir)
     garbage(path)
     with pytest.raises(StoreError):
@@ -211,7 +211,7 @@ def test_a_file_in_the_folders_place_is_refused(state_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("connect", [sqlite.connect, sqlite.connect_readonly])
-def test_without_permission_it_says_so(
+def test_missing_permission_is_reported(
     state_dir: Path, connect: Callable[[Path], object], tmp_path: Path
 ) -> None:
     make(state_dir)
@@ -259,7 +259,7 @@ def test_a_full_disk_at_a_later_start_does_no_damage(tmp_path: Path) -> None:
             assert fact(connection) == "kept"
 
 
-def test_a_reader_finds_nothing_where_nothing_is(state_dir: Path) -> None:
+def test_a_reader_creates_no_database(state_dir: Path) -> None:
     assert sqlite.connect_readonly(state_dir) is None
     assert not state_dir.exists()
 

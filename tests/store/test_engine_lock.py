@@ -28,7 +28,7 @@ def engine(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_second_one_is_refused_and_told_why(engine: str):
+def test_a_second_daemon_is_refused_with_a_reason(engine: str):
     with EngineLock(engine, "default") as first:
         assert first.trouble == ""
         with pytest.raises(LockedError, match=rf"pid {os.getpid()} .*instance 'default'"):
@@ -135,7 +135,7 @@ def test_another_instance_or_engine_is_free(engine: str, tmp_path: Path):
         assert [lock.trouble for lock in (other, another, remote)] == ["", "", ""]
 
 
-def test_a_killed_holder_leaves_it_free(engine: str):
+def test_a_kill_frees_the_engine_lock(engine: str):
     holder = subprocess.Popen(
         [sys.executable, "-c", _HOLD, engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -164,7 +164,7 @@ def test_a_killed_holder_leaves_it_free(engine: str):
     ],
     ids=["root", "stranger", "its group", "its group without rights", "anybody", "silent"],
 )
-def test_only_who_can_reach_the_engine_keeps_a_daemon_off(
+def test_a_holder_without_access_to_the_engine_does_not_count(
     engine: str, mode: int, peer: tuple[int, int, int] | None, monkeypatch, *, refused: bool
 ):
     if os.geteuid() != 0:
@@ -188,7 +188,7 @@ def test_the_groups_of_a_process_are_read():
     assert engine_lock._groups(peer) == {os.getgid(), *os.getgroups()}
 
 
-def test_a_name_that_cannot_be_taken_is_no_reason_to_stay_down(engine: str, monkeypatch):
+def test_a_lock_that_cannot_be_taken_does_not_prevent_a_start(engine: str, monkeypatch):
     def refuse(*_: object) -> socket.socket:
         raise PermissionError(13, "Permission denied")
 

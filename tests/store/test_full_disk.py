@@ -27,7 +27,7 @@ async def known_and_full(tmp_path: Path) -> AsyncIterator[tuple[Path, Path]]:
         yield disk, fill(disk)
 
 
-async def test_what_was_known_is_there_and_more_is_written_later(tmp_path: Path) -> None:
+async def test_a_full_disk_at_start_is_read_and_written_later(tmp_path: Path) -> None:
     listener = Listener()
     async with known_and_full(tmp_path) as (disk, filler):
         async with await opened(disk, listener) as store:
@@ -47,7 +47,7 @@ async def test_what_was_known_is_there_and_more_is_written_later(tmp_path: Path)
             assert [entry.sandbox for entry in await found.events()] == ["alice", "bob"]
 
 
-async def test_it_recovers_also_when_there_is_nothing_to_write(tmp_path: Path) -> None:
+async def test_it_recovers_without_pending_changes(tmp_path: Path) -> None:
     listener = Listener()
     async with (
         known_and_full(tmp_path) as (disk, filler),
@@ -59,7 +59,7 @@ async def test_it_recovers_also_when_there_is_nothing_to_write(tmp_path: Path) -
         assert listener.heard[1:] == ["recovered"]
 
 
-async def test_what_cannot_be_read_is_refused_as_ever(tmp_path: Path) -> None:
+async def test_a_damaged_database_is_refused_on_a_full_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         await make(disk)
         (disk / sqlite.FILE).write_bytes(b"x" * 5000)
@@ -68,18 +68,18 @@ async def test_what_cannot_be_read_is_refused_as_ever(tmp_path: Path) -> None:
             await opened(disk)
 
 
-async def test_with_room_a_refusal_stays_one(tmp_path: Path) -> None:
+async def test_a_damaged_database_is_refused_with_free_space(tmp_path: Path) -> None:
     await make(tmp_path)
     (tmp_path / sqlite.FILE).write_bytes(b"x" * 5000)
     with pytest.raises(StoreError, match="not a database"):
         await opened(tmp_path)
 
 
-def test_where_nothing_is_nothing_is_full(tmp_path: Path) -> None:
+def test_a_missing_folder_is_not_full(tmp_path: Path) -> None:
     assert not sqlite.lacks_room(tmp_path / "nowhere")
 
 
-def test_the_lock_needs_no_new_room(tmp_path: Path) -> None:
+def test_the_lock_needs_no_free_space(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         with StateLock(disk, tmp_path / "a-longer-path-than-next-time"):
             pass

@@ -42,7 +42,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made.open()
 
 
-async def test_a_hung_write_is_told_and_made_up_for(tmp_path: Path, gate: Gate) -> None:
+async def test_a_hung_write_is_reported_and_written_later(tmp_path: Path, gate: Gate) -> None:
     listener = Listener()
     async with await opened(tmp_path, listener) as store:
         gate.shut()

@@ -46,7 +46,7 @@ def another(state_dir: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_the_second_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_with_the_holders_pid(tmp_path: Path) -> None:
     with another(tmp_path) as process:
         with (
             pytest.raises(LockedError, match=f"pid {process.pid}.*stop it first"),
@@ -56,7 +56,7 @@ def test_the_second_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
         assert holder(tmp_path) == process.pid
 
 
-def test_it_is_free_once_its_holder_was_killed(tmp_path: Path) -> None:
+def test_a_kill_frees_the_state_lock(tmp_path: Path) -> None:
     with another(tmp_path) as process:
         process.kill()
         process.wait()
@@ -65,7 +65,7 @@ def test_it_is_free_once_its_holder_was_killed(tmp_path: Path) -> None:
             assert holder(tmp_path) == os.getpid()
 
 
-def test_one_process_holds_it_once_and_again_after(tmp_path: Path) -> None:
+def test_one_process_can_lock_again_after_release(tmp_path: Path) -> None:
     with StateLock(tmp_path), pytest.raises(LockedError, match=f"pid {os.getpid()}"):
         StateLock(tmp_path).__enter__()
     with StateLock(tmp_path):
@@ -73,7 +73,7 @@ def test_one_process_holds_it_once_and_again_after(tmp_path: Path) -> None:
     assert holder(tmp_path) is None
 
 
-def test_it_tells_where_its_holder_listens(tmp_path: Path) -> None:
+def test_the_lock_names_the_holders_socket(tmp_path: Path) -> None:
     with StateLock(tmp_path, Path("/run/control.sock")):
         content = json.loads((tmp_path / lock.FILE).read_text())
     assert content == {"pid": os.getpid(), "socket": "/run/control.sock"}
@@ -90,20 +90,20 @@ def test_the_folder_and_the_file_are_private(tmp_path: Path) -> None:
         os.umask(before)
 
 
-def test_nobody_holds_what_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_lock_has_no_holder(tmp_path: Path) -> None:
     assert holder(tmp_path / "missing") is None
     assert holder(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[]", b"{}", b'{"pid": 1}'])
-def test_a_stale_file_holds_nothing(tmp_path: Path, content: bytes) -> None:
+def test_a_stale_lock_file_has_no_holder(tmp_path: Path, content: bytes) -> None:
     (tmp_path / lock.FILE).write_bytes(content)
     assert holder(tmp_path) is None
     with StateLock(tmp_path):
         assert holder(tmp_path) == os.getpid()
 
 
-def test_a_holder_that_has_not_yet_written_its_name_still_holds(tmp_path: Path) -> None:
+def test_a_holder_counts_before_it_wrote_its_pid(tmp_path: Path) -> None:
     with (tmp_path / lock.FILE).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert holder(tmp_path) == 0
@@ -111,7 +111,7 @@ def test_a_holder_that_has_not_yet_written_its_name_still_holds(tmp_path: Path) 
             StateLock(tmp_path).__enter__()
 
 
-def test_whoever_only_asks_does_not_keep_a_daemon_from_starting(
+def test_a_query_for_the_holder_does_not_prevent_a_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (tmp_path / lock.FILE).open("w") as asking:
@@ -121,7 +121,7 @@ def test_whoever_only_asks_does_not_keep_a_daemon_from_starting(
             assert holder(tmp_path) == os.getpid()
 
 
-def test_a_child_does_not_inherit_it(tmp_path: Path) -> None:
+def test_a_child_does_not_inherit_the_lock(tmp_path: Path) -> None:
     with StateLock(tmp_path):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)
     with child:
@@ -129,7 +129,7 @@ def test_a_child_does_not_inherit_it(tmp_path: Path) -> None:
         child.kill()
 
 
-def test_without_permission_it_says_so(tmp_path: Path) -> None:
+def test_missing_permission_is_reported(tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(folder.stat().st_mode | 0o011)
     with StateLock(tmp_path / "state"), unprivileged():

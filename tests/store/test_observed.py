@@ -53,7 +53,7 @@ def test_a_gap_in_which_the_process_did_not_run_counts_for_a_minute():
 
 
 @pytest.mark.parametrize("text", ["", "soon", "nan", "inf", "-1.0"])
-async def test_a_time_that_is_none_is_an_error(tmp_path: Path, text: str) -> None:
+async def test_an_invalid_observed_time_is_an_error(tmp_path: Path, text: str) -> None:
     async with await opened(tmp_path) as store:
         store.put_fact("brake", "x")
     database = sqlite3.connect(tmp_path / "reconciler.db")
@@ -65,7 +65,7 @@ async def test_a_time_that_is_none_is_an_error(tmp_path: Path, text: str) -> Non
         await opened(tmp_path)
 
 
-def test_a_date_is_shown_by_the_wall_clock_as_it_is_set_now():
+def test_a_date_follows_the_present_wall_clock():
     monotonic, wall = Ticker(100.0), Ticker(1e9)
     clock = ObservedClock(5.0, monotonic=monotonic, wall=wall)
     assert clock.date(15.0) == 1e9 + 10
@@ -97,7 +97,7 @@ async def test_a_kill_leaves_no_time_ahead_of_the_clock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("orphans", "seconds"), [(True, 10.0), (False, 60.0)])
-async def test_how_much_a_kill_may_lose(tmp_path: Path, orphans: bool, seconds: float) -> None:  # noqa: FBT001
+async def test_a_kill_loses_a_bounded_time(tmp_path: Path, orphans: bool, seconds: float) -> None:  # noqa: FBT001
     monotonic = Ticker(0.0)
     async with await opened(tmp_path, monotonic=monotonic) as store:
         if orphans:

@@ -78,7 +78,7 @@ def full(store: Store) -> None:
     store.drop_image("sha256:2")
 
 
-async def test_everything_comes_back(tmp_path: Path) -> None:
+async def test_all_state_survives_a_restart(tmp_path: Path) -> None:
     async with await opened(tmp_path) as store:
         full(store)
         held = everything(store)
@@ -90,7 +90,7 @@ async def test_everything_comes_back(tmp_path: Path) -> None:
         assert store.pending == 0
 
 
-async def test_closing_writes_what_waits_and_may_be_repeated(tmp_path: Path) -> None:
+async def test_close_writes_pending_changes_and_may_be_repeated(tmp_path: Path) -> None:
     store = await opened(tmp_path)
     full(store)
     held = everything(store)
@@ -109,7 +109,7 @@ async def test_a_new_store_is_empty(tmp_path: Path) -> None:
         assert not any(everything(store)["orphans"].values())
 
 
-async def test_no_secret_shows_in_what_may_be_logged(tmp_path: Path) -> None:
+async def test_no_repr_shows_a_secret(tmp_path: Path) -> None:
     async with await opened(tmp_path) as store:
         full(store)
         changes, _ = store._pending.take()
@@ -128,7 +128,7 @@ async def store(tmp_path: Path) -> Any:
         yield store
 
 
-def test_accept_says_what_changed(store: Store) -> None:
+def test_accept_returns_the_changes(store: Store) -> None:
     first = {name: record(name) for name in ("alice", "bob", "carol")}
     assert store.accept(first, []) == Changes(added=frozenset(first))
     assert store.desired_known
@@ -141,12 +141,12 @@ def test_accept_says_what_changed(store: Store) -> None:
     assert not store.accept(second, [])
 
 
-def test_an_empty_file_is_known_too(store: Store) -> None:
+def test_an_empty_desired_file_counts_as_known(store: Store) -> None:
     store.accept({}, [])
     assert store.desired_known
 
 
-def test_what_is_held_back_stays_as_last_accepted(store: Store) -> None:
+def test_a_held_record_stays_as_last_accepted(store: Store) -> None:
     store.accept({"alice": record("alice"), "bob": record("bob")}, [])
     assert not store.accept({"alice": record("alice")}, [])
     assert "bob" in store.records
@@ -178,14 +178,14 @@ def test_a_removed_record_leaves_a_tombstone(
     assert store.records == {}
 
 
-def test_a_record_that_comes_back_has_no_tombstone(store: Store) -> None:
+def test_a_record_declared_again_has_no_tombstone(store: Store) -> None:
     store.accept({"alice": record("alice")}, [])
     store.accept({}, ["alice"])
     assert store.accept({"alice": record("alice")}, []).added == {"alice"}
     assert store.deleted == {}
 
 
-def test_a_name_that_is_declared_is_not_removed(store: Store) -> None:
+def test_a_declared_name_is_not_removed(store: Store) -> None:
     store.accept({"alice": record("alice")}, [])
     assert not store.accept({"alice": record("alice")}, ["alice"])
     assert "alice" in store.records
@@ -206,7 +206,7 @@ def test_a_host_port_is_leased_once(store: Store) -> None:
     assert store.leased == {30001: "alice", 30000: "alice"}
 
 
-async def test_ports_change_hands_within_one_batch(tmp_path: Path) -> None:
+async def test_ports_move_between_sandboxes_in_one_batch(tmp_path: Path) -> None:
     async with await opened(tmp_path) as store:
         store.put_identity("alice", Identity("a", {80: 1}))
         store.put_identity("bob", Identity("b", {80: 2}))
@@ -250,7 +250,7 @@ def test_a_record_that_exists_is_not_forgotten(store: Store) -> None:
     assert everything(store) == before
 
 
-def test_what_is_unknown_is_forgotten_without_harm(store: Store) -> None:
+def test_forgetting_an_unknown_name_is_no_error(store: Store) -> None:
     store.forget("nobody")
     store.drop_key("nobody")
     store.remove_record("nobody")
@@ -276,7 +276,7 @@ def test_facts_are_put_and_dropped(store: Store) -> None:
     assert store.fact("brake") is None
 
 
-async def test_putting_the_same_again_writes_nothing(store: Store) -> None:
+async def test_an_equal_value_is_not_written(store: Store) -> None:
     full(store)
     await store.flush()
     store.put_memory("alice", MEMORY)
@@ -313,7 +313,7 @@ async def test_the_ledger_is_read_oldest_first_durable_or_not(tmp_path: Path) ->
         )
 
 
-async def test_ledger_ids_go_on_after_a_restart(tmp_path: Path) -> None:
+async def test_ledger_ids_continue_after_a_restart(tmp_path: Path) -> None:
     async with await opened(tmp_path) as store:
         store.append("one", None, "", {})
     async with await opened(tmp_path) as store:
@@ -321,7 +321,7 @@ async def test_ledger_ids_go_on_after_a_restart(tmp_path: Path) -> None:
         assert ids(await store.events()) == [1, 2]
 
 
-async def test_a_sandboxs_story_outlives_it(tmp_path: Path) -> None:
+async def test_a_sandboxs_history_outlives_it(tmp_path: Path) -> None:
     async with await opened(tmp_path) as store:
         store.accept({"alice": record("alice")}, [])
         store.append("sandbox.died", "alice", "exit code 1", {"log_tail": ("a", "b")})
@@ -333,7 +333,7 @@ async def test_a_sandboxs_story_outlives_it(tmp_path: Path) -> None:
         assert entry.data == {"log_tail": ["a", "b"]}
 
 
-async def test_a_crash_loop_pushes_no_other_story_out(
+async def test_a_crash_loop_pushes_out_no_other_history(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger, "MAX_ROWS_PER_SANDBOX", 50)
@@ -358,7 +358,7 @@ async def test_the_ledger_is_bounded_overall(tmp_path: Path) -> None:
         assert left[-1].id == 2000
 
 
-def test_what_waits_is_bounded(store: Store) -> None:
+def test_pending_entries_are_bounded(store: Store) -> None:
     for _ in range(ledger.MAX_PENDING + 5):
         store.append("tick", None, "", {})
     assert store.pending == ledger.MAX_PENDING
@@ -403,9 +403,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("statement", UNREADABLE)
-async def test_a_record_that_cannot_be_read_is_held_not_lost(
-    tmp_path: Path, statement: str
-) -> None:
+async def test_an_unreadable_record_is_held_not_lost(tmp_path: Path, statement: str) -> None:
     async with await broken(tmp_path, statement) as store:
         assert list(store.unreadable) == ["record alice"]
         assert list(store.held) == ["alice"]
@@ -429,7 +427,7 @@ async def test_records_of_one_spec_share_it_in_memory(tmp_path: Path) -> None:
         assert all(other is first for other in others)
 
 
-async def test_rows_of_a_kind_that_is_unknown_stay(tmp_path: Path) -> None:
+async def test_rows_of_an_unknown_kind_stay(tmp_path: Path) -> None:
     newer = "INSERT INTO state VALUES ('newer', 'alice', '{}')"
     async with await broken(tmp_path, newer) as store:
         assert store.unreadable == {}
@@ -443,21 +441,21 @@ async def test_rows_of_a_kind_that_is_unknown_stay(tmp_path: Path) -> None:
     "kind",
     ["tombstone", "identity", "memory", "orphan_container", "orphan_volume", "claim", "image"],
 )
-async def test_a_row_of_each_kind_that_cannot_be_read_is_skipped(tmp_path: Path, kind: str) -> None:
+async def test_an_unreadable_row_of_each_kind_is_skipped(tmp_path: Path, kind: str) -> None:
     statement = f"UPDATE state SET body = '{{\"none\": [\"of it\"]}}' WHERE kind = '{kind}'"
     async with await broken(tmp_path, statement) as store:
         unreadable = {key.partition(" ")[0] for key in store.unreadable}
         assert unreadable == (set() if kind == "memory" else {kind})
 
 
-async def test_a_record_that_cannot_be_read_can_be_removed(tmp_path: Path) -> None:
+async def test_an_unreadable_record_can_be_removed(tmp_path: Path) -> None:
     async with await broken(tmp_path, UNREADABLE[0]) as store:
         assert store.accept({}, ["alice"]).removed == {"alice"}
         assert store.deleted["alice"].retain == WEEK
     assert "alice" not in (await reopened(tmp_path))["records"]
 
 
-async def test_other_rows_that_cannot_be_read_are_skipped(tmp_path: Path) -> None:
+async def test_an_unreadable_memory_shows_no_secret(tmp_path: Path) -> None:
     async with await broken(
         tmp_path,
         'UPDATE state SET body = \'{"restarts": "many", "s3cret": 1}\' WHERE kind = \'memory\'',
@@ -469,7 +467,7 @@ async def test_other_rows_that_cannot_be_read_are_skipped(tmp_path: Path) -> Non
         assert store.unreadable == {}
 
 
-async def test_fields_that_a_newer_release_remembers_do_no_harm(tmp_path: Path) -> None:
+async def test_unknown_fields_of_a_memory_are_ignored(tmp_path: Path) -> None:
     async with await broken(
         tmp_path, "UPDATE state SET body = '{\"restarts\": 3, \"newer\": {}}' WHERE kind = 'memory'"
     ) as store:
@@ -479,7 +477,7 @@ async def test_fields_that_a_newer_release_remembers_do_no_harm(tmp_path: Path) 
 # readers
 
 
-async def test_a_reader_without_a_database_is_empty_and_makes_none(tmp_path: Path) -> None:
+async def test_a_reader_without_a_database_is_empty(tmp_path: Path) -> None:
     async with await Store.open_readonly(tmp_path / "state") as reader:
         full(reader)
         await reader.flush()
@@ -488,7 +486,7 @@ async def test_a_reader_without_a_database_is_empty_and_makes_none(tmp_path: Pat
     assert not (tmp_path / "state").exists()
 
 
-async def test_a_readers_changes_are_a_rehearsal(tmp_path: Path) -> None:
+async def test_a_readers_changes_are_not_written(tmp_path: Path) -> None:
     async with await opened(tmp_path) as store:
         full(store)
         await store.flush()
@@ -504,7 +502,7 @@ async def test_a_readers_changes_are_a_rehearsal(tmp_path: Path) -> None:
 # durability
 
 
-async def test_changes_become_durable_without_being_asked_for(tmp_path: Path) -> None:
+async def test_changes_become_durable_without_a_flush(tmp_path: Path) -> None:
     async with await opened(tmp_path) as store:
         full(store)
         held = everything(store)
@@ -527,7 +525,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, before: Callable[[int], None]) -> l
     return sizes
 
 
-async def test_many_who_wait_share_a_transaction(
+async def test_concurrent_flushes_share_a_transaction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = counted(monkeypatch, lambda _: None)
@@ -544,7 +542,7 @@ async def test_many_who_wait_share_a_transaction(
     await store.close()
 
 
-async def test_a_caller_that_is_cancelled_loses_nothing(
+async def test_a_cancelled_flush_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = asyncio.Event()
@@ -565,7 +563,7 @@ async def test_a_caller_that_is_cancelled_loses_nothing(
     await store.close()
 
 
-async def test_trouble_and_its_end_are_told_once(
+async def test_trouble_and_recovery_are_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(number: int) -> None:
@@ -586,7 +584,7 @@ async def test_trouble_and_its_end_are_told_once(
         assert await reopened(tmp_path) == held
 
 
-async def test_a_value_that_cannot_be_stored_is_trouble_and_not_the_end(tmp_path: Path) -> None:
+async def test_the_store_recovers_from_a_value_that_cannot_be_stored(tmp_path: Path) -> None:
     listener = Listener()
     async with await opened(tmp_path, listener) as store:
         store.put_fact("odd", b"no text")  # type: ignore[arg-type]
@@ -597,7 +595,7 @@ async def test_a_value_that_cannot_be_stored_is_trouble_and_not_the_end(tmp_path
         assert listener.heard[-1] == "recovered"
 
 
-async def test_a_full_disk_stops_nothing_and_is_got_over(tmp_path: Path) -> None:
+async def test_a_full_disk_blocks_nothing_and_recovers(tmp_path: Path) -> None:
     listener = Listener()
     with small_disk(tmp_path / "disk") as disk:
         async with await opened(disk, listener) as store:
@@ -624,7 +622,7 @@ async def test_a_full_disk_stops_nothing_and_is_got_over(tmp_path: Path) -> None
             assert await reopened(disk) == everything(store)
 
 
-async def test_a_disk_full_at_each_write_leaves_one_moments_state(tmp_path: Path) -> None:
+async def test_a_full_disk_leaves_one_consistent_moment(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "256k") as disk:
         async with await opened(disk) as store:
             durable = everything(store)
@@ -641,7 +639,7 @@ async def test_a_disk_full_at_each_write_leaves_one_moments_state(tmp_path: Path
             assert await reopened(disk) == durable
 
 
-async def test_a_database_taken_away_is_made_again_whole(tmp_path: Path) -> None:
+async def test_a_deleted_database_is_recreated_whole(tmp_path: Path) -> None:
     async with await opened(tmp_path) as store:
         full(store)
         await store.flush()
@@ -652,7 +650,7 @@ async def test_a_database_taken_away_is_made_again_whole(tmp_path: Path) -> None
         assert await reopened(tmp_path) == everything(store)
 
 
-async def test_a_database_that_was_replaced_is_not_written_to(tmp_path: Path) -> None:
+async def test_a_replaced_database_is_not_written(tmp_path: Path) -> None:
     listener = Listener()
     async with await opened(tmp_path / "b") as other:
         full(other)
@@ -677,7 +675,7 @@ async def test_opening_fails_clearly(tmp_path: Path) -> None:
         await Store.open_readonly(tmp_path)
 
 
-async def test_it_leaves_no_task_thread_or_descriptor(tmp_path: Path) -> None:
+async def test_close_leaves_no_task_thread_or_descriptor(tmp_path: Path) -> None:
     def descriptors() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -717,7 +715,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("acknowledged", [0, 1, 2, 17, 50, 123, 300])
-async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, acknowledged: int) -> None:
+async def test_flushed_changes_survive_a_kill(tmp_path: Path, acknowledged: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", WRITER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""A repeated warning costs one line and a summary a period, for each incident."""
+"""A repeated warning costs one line and one summary a period, for each incident."""
 
 import pytest
 
@@ -19,11 +19,11 @@ def clock():
 
 
 @pytest.fixture
-def complaints(clock):
+def deduplicator(clock):
     return LogDeduplicator(clock, period=60.0, quiet=900.0, limit=3)
 
 
-# Each step: seconds since the step before, and what say() answers.
+# Each step: seconds since the step before, and what count() returns.
 @pytest.mark.parametrize(
     "steps",
     [
@@ -38,39 +38,39 @@ def complaints(clock):
         [(0, 0), (-500, None), (560, 2)],
     ],
 )
-def test_logged_once_then_summed_up_until_it_is_quiet(clock, complaints, steps):
+def test_a_warning_is_logged_once_then_counted(clock, deduplicator, steps):
     for pause, expected in steps:
         clock.now += pause
-        assert complaints.count("lost") == expected
+        assert deduplicator.count("lost") == expected
 
 
-def test_keys_do_not_mix(complaints):
-    assert complaints.count(("alice", "died")) == 0
-    assert complaints.count(("bob", "died")) == 0
-    assert complaints.count(("alice", "died")) is None
+def test_keys_are_counted_apart(deduplicator):
+    assert deduplicator.count(("alice", "died")) == 0
+    assert deduplicator.count(("bob", "died")) == 0
+    assert deduplicator.count(("alice", "died")) is None
 
 
-def test_resolved_returns_all_and_ends_the_incident(clock, complaints):
+def test_resolve_returns_the_count_and_ends_the_incident(clock, complaints):
     for _ in range(5):
-        complaints.count("lost")
-    assert complaints.resolve("lost") == 5
-    assert complaints.resolve("lost") == 0
-    assert complaints.count("lost") == 0
+        deduplicator.count("lost")
+    assert deduplicator.resolve("lost") == 5
+    assert deduplicator.resolve("lost") == 0
+    assert deduplicator.count("lost") == 0
 
 
 def test_a_flood_costs_one_line_a_period(clock, complaints):
     lines = 0
     for _ in range(36_000):
-        lines += complaints.count("lost") is not None
+        lines += deduplicator.count("lost") is not None
         clock.now += 0.1
     assert 59 <= lines <= 61
 
 
-def test_memory_is_bounded_and_the_stalest_goes_first(complaints):
+def test_memory_is_bounded_and_the_oldest_is_dropped(deduplicator):
     for key in "abc":
-        complaints.count(key)
-    complaints.count("a")
-    complaints.count("d")
-    assert len(complaints) == 3
-    assert complaints.count("a") is None
-    assert complaints.count("b") == 0
+        deduplicator.count(key)
+    deduplicator.count("a")
+    deduplicator.count("d")
+    assert len(deduplicator) == 3
+    assert deduplicator.count("a") is None
+    assert deduplicator.count("b") == 0

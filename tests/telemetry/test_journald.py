@@ -81,7 +81,7 @@ def test_levels_are_priorities(level, priority):
         ("x" * 100, "X" * 64),
     ],
 )
-def test_names_are_valid_and_never_replace_our_own(name, field):
+def test_field_names_are_valid_and_never_reserved(name, field):
     fields = to_fields(event(**{name: "value"}))
     added = set(fields) - {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "EVENT"}
     assert added == ({field} if field else set())
@@ -121,7 +121,7 @@ def test_a_large_entry_is_passed_as_a_sealed_file(journald, journal):
         os.close(file)
 
 
-def test_a_python_without_seals_and_memory_files_will_do(journald, monkeypatch):
+def test_it_works_without_memory_files(journald, monkeypatch):
     for name in ("F_ADD_SEALS", "F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_WRITE", "F_SEAL_SEAL"):
         monkeypatch.delattr(fcntl, name)
     for name in ("memfd_create", "MFD_CLOEXEC", "MFD_ALLOW_SEALING"):
@@ -135,7 +135,7 @@ def test_a_python_without_seals_and_memory_files_will_do(journald, monkeypatch):
     journal.close()
 
 
-def test_a_missing_journal_is_said_and_a_late_one_is_found(tmp_path):
+def test_a_missing_journal_is_reported_and_a_late_one_found(tmp_path):
     path = tmp_path / "socket"
     journal = Journal(str(path))
     assert not journal.send({"MESSAGE": "x"})

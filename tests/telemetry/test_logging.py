@@ -68,7 +68,7 @@ def test_json_is_one_object_a_line_in_a_fixed_order(stream):
     }
 
 
-def test_whatever_a_container_prints_stays_one_line(stream):
+def test_container_output_stays_one_line(stream):
     configure("json", stream=stream)
     log.info("sandbox.died", last_lines=["a\nb\r\u2028c\x1b[2J\x9b"], odd="\udc80\0")
     assert len(stream.getvalue().splitlines()) == 1
@@ -110,7 +110,7 @@ def test_an_exception_is_a_chain_and_at_debug_a_traceback(stream):
     assert "Traceback" in full["traceback"]
 
 
-def test_an_error_that_was_said_keeps_its_words(stream):
+def test_an_error_field_is_not_replaced(stream):
     configure("json", stream=stream)
     log.error("task.failed", error="said", exc_info=ValueError("raised"))
     assert lines(stream)[0]["error"] == "said"
@@ -123,7 +123,7 @@ def test_exc_info_outside_an_exception_adds_nothing(stream):
     assert set(lines(stream)[0]) == {"timestamp", "level", "event"}
 
 
-def test_secrets_are_hidden_also_in_tracebacks_and_libraries(stream):
+def test_secrets_are_redacted_in_tracebacks_and_libraries(stream):
     redact = Redactor()
     redact.register("s3cr3t-value")
     configure("json", "debug", stream, redact=redact)
@@ -135,7 +135,7 @@ def test_secrets_are_hidden_also_in_tracebacks_and_libraries(stream):
     assert lines(stream)[0]["session_key"] == "***"
 
 
-def test_libraries_are_heard_from_warning_up(stream):
+def test_libraries_are_logged_from_warning_up(stream):
     configure("json", stream=stream)
     library = stdlib_logging.getLogger("aiohttp.client")
     library.info("chatter")
@@ -160,7 +160,7 @@ def test_python_warnings_are_library_lines(stream):
     assert lines(stream)[0]["logger"] == "py.warnings"
 
 
-def test_configuring_twice_does_not_say_it_twice(stream):
+def test_configuring_twice_does_not_log_twice(stream):
     configure("json", stream=stream)
     configure("json", stream=stream)
     stdlib_logging.getLogger("x").warning("once")
@@ -197,7 +197,7 @@ def test_the_console_shows_no_traceback_and_no_controls(stream):
     assert "\x9b" not in stream.getvalue()
 
 
-def test_auto_takes_what_the_stream_is(tmp_path, stream):
+def test_auto_chooses_the_format_by_the_stream(tmp_path, stream):
     assert choose_format(stream, {}) == "json"
     assert choose_format(Terminal(), {}) == "console"
     with (tmp_path / "file").open("w") as file:
@@ -209,7 +209,7 @@ def test_auto_takes_what_the_stream_is(tmp_path, stream):
 
 
 @pytest.mark.parametrize("value", ["", ":", "x:y", "8:1:1"])
-def test_a_strange_journal_stream_is_none(value, tmp_path):
+def test_an_invalid_journal_stream_is_no_journal(value, tmp_path):
     with (tmp_path / "file").open("w") as file:
         assert not is_journal(file, value)
 

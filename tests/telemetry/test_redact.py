@@ -60,7 +60,7 @@ def redact():
         Path("/x") / SECRET,
     ],
 )
-def test_a_registered_secret_is_replaced_wherever_it_stands(redact, value):
+def test_a_registered_secret_is_replaced_everywhere(redact, value):
     text = json.dumps(sanitized(redact, field=value))
     assert SECRET not in text
     assert MASK in text
@@ -83,7 +83,7 @@ def test_a_secret_inside_a_longer_one_leaves_no_rest():
 PEM = "-----BEGIN KEY-----\nMIIEvgIBADANBgkq\nhkiG9w0BAQEFAASC\nend\n-----END KEY-----\n"
 
 
-def test_a_secret_of_several_lines_is_hidden_line_by_line():
+def test_a_secret_of_several_lines_is_redacted_by_line():
     redact = Redactor()
     redact.register(PEM)
     assert redact.clean(PEM) == "***"
@@ -116,14 +116,14 @@ def test_no_secret_is_left_in_a_text(secrets, text):
     assert redact.clean(text) == text
 
 
-def test_secrets_that_begin_alike_are_told_apart_by_their_length():
+def test_of_secrets_with_one_beginning_the_longest_matches():
     redact = Redactor()
     redact.register("sk-ant-1", "sk-ant-22", "sk-ant-333")
     redact.forget("sk-ant-22")
     assert redact.clean("sk-ant-1 sk-ant-22 sk-ant-333") == "*** sk-ant-22 ***"
 
 
-def test_an_answer_is_cleaned_whole_but_for_the_key_that_was_asked_for(redact):
+def test_an_answer_is_redacted_except_a_requested_key(redact):
     answer = {"rows": [{"reason": f"a {SECRET}\x1b", "restarts": 2, "session_api_key": SECRET}]}
     cleaned = {"reason": "a ***\\x1b", "restarts": 2, "session_api_key": SECRET}
     assert redact.clean_answer(answer) == {"rows": [cleaned]}
@@ -136,7 +136,7 @@ def test_short_secrets_would_match_by_chance():
     assert redact.clean("it is true") == "it is true"
 
 
-def test_a_secret_is_forgotten_when_all_who_had_it_are_gone(redact):
+def test_a_secret_is_forgotten_with_its_last_registration(redact):
     redact.register(SECRET)
     redact.forget(SECRET)
     assert redact.clean(SECRET) == MASK
@@ -170,7 +170,7 @@ def test_the_cut_never_shows_a_part_of_a_secret(before, repeat, limit, gap):
         ("http://127.0.0.1:8000/health", "http://127.0.0.1:8000/health"),
     ],
 )
-def test_secrets_that_nobody_registered_are_known_by_their_form(text, expected):
+def test_unregistered_secrets_are_found_by_their_form(text, expected):
     assert Redactor().clean(text) == expected
 
 
@@ -185,7 +185,7 @@ def test_fields_with_secret_names_are_never_shown(name):
 
 
 @pytest.mark.parametrize("name", ["key", "sandbox", "keys", "author", "passes"])
-def test_other_names_are(name):
+def test_fields_with_other_names_are_shown(name):
     assert sanitized(**{name: "x"}) == {name: "x"}
 
 
@@ -255,7 +255,7 @@ def failure():
     return error
 
 
-def test_an_error_is_told_with_its_causes():
+def test_an_error_is_described_with_its_causes():
     assert (
         describe_error(failure()) == "ValueError: cannot read <- PermissionError: [Errno 13] denied"
     )
@@ -264,7 +264,7 @@ def test_an_error_is_told_with_its_causes():
     assert "KeyError: 'a'; ValueError: cannot read <-" in group
 
 
-def test_a_circle_of_causes_ends():
+def test_a_cycle_of_causes_ends():
     first, second = ValueError("a"), ValueError("b")
     first.__cause__, second.__cause__ = second, first
     assert describe_error(first) == "ValueError: a <- ValueError: b"

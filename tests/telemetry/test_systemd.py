@@ -43,7 +43,7 @@ def test_each_state_is_one_datagram(manager, notifier, say, expected):
     assert heard(manager) == expected
 
 
-def test_a_status_cannot_smuggle_in_another_assignment(manager, notifier):
+def test_a_status_cannot_contain_another_assignment(manager, notifier):
     notifier.status("bad file:\nMAINPID=1\r\n" + "x" * 9000)
     (line,) = heard(manager)
     assert line.startswith("STATUS=bad file: MAINPID=1 xxx")
@@ -61,7 +61,7 @@ def test_an_abstract_address_works():
 
 
 @pytest.mark.parametrize("address", [None, "", "@", "vsock:2:1234", "relative/path"])
-def test_without_a_usable_address_it_is_silent(address):
+def test_an_unusable_address_disables_the_notifier(address):
     notifier = Notifier(address)
     assert not notifier.enabled
     assert not notifier.ready("x")

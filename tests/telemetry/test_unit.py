@@ -45,7 +45,7 @@ def exposure(unit):
     return float(re.search(r"Overall exposure level for \S+: ([\d.]+)", judged.stdout)[1])
 
 
-def test_verify_finds_nothing_to_say(installed):
+def test_systemd_analyze_verify_is_silent(installed):
     verdict = run("systemd-analyze", "verify", "--man=no", installed)
     assert (verdict.returncode, verdict.stdout, verdict.stderr) == (0, "", "")
 
