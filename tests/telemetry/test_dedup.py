@@ -50,7 +50,7 @@ def test_keys_are_counted_apart(deduplicator):
     assert deduplicator.count(("alice", "died")) is None
 
 
-def test_resolve_returns_the_count_and_ends_the_incident(clock, complaints):
+def test_resolve_returns_the_count_and_ends_the_incident(clock, deduplicator):
     for _ in range(5):
         deduplicator.count("lost")
     assert deduplicator.resolve("lost") == 5
@@ -58,7 +58,7 @@ def test_resolve_returns_the_count_and_ends_the_incident(clock, complaints):
     assert deduplicator.count("lost") == 0
 
 
-def test_a_flood_costs_one_line_a_period(clock, complaints):
+def test_a_flood_costs_one_line_a_period(clock, deduplicator):
     lines = 0
     for _ in range(36_000):
         lines += deduplicator.count("lost") is not None
