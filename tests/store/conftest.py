@@ -5,5 +5,5 @@ import pytest
 
 @pytest.fixture
 def desired(tmp_path: Path) -> Path:
-    """Where the desired file is; it is not there yet."""
+    """Return the path of the desired file, which does not exist yet."""
     return tmp_path / "desired.yaml"

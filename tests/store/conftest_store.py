@@ -1,4 +1,4 @@
-"""What the store's tests share."""
+"""Helpers of the store's tests."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ NOW = 1_000_000.0
 
 @dataclass
 class Listener:
-    """Hears of trouble and of its end, in order."""
+    """Records troubles and recoveries, in order."""
 
     heard: list[str] = field(default_factory=list)
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -50,7 +50,7 @@ def record(name: str, *, created_at: float = 1.0, **spec: Any) -> Record:
 
 @contextmanager
 def small_disk(folder: Path, size: str = "512k") -> Iterator[Path]:
-    """A file system of its own, gone at the end whatever happens in between."""
+    """Mount a small file system while the block runs."""
     folder.mkdir()
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", folder], check=True
@@ -66,7 +66,7 @@ def remount(folder: Path, option: str) -> None:
 
 
 def fill(folder: Path) -> Path:
-    """Takes all the space there is; the file it returns gives it back when unlinked."""
+    """Fill the disk; unlink the returned file to free the space."""
     filler = folder / "filler"
     with filler.open("ab", buffering=0) as file:
         for size in (4096, 1):
@@ -80,7 +80,7 @@ def fill(folder: Path) -> Path:
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """The block runs as nobody."""
+    """Run the block as the user nobody."""
     os.seteuid(NOBODY)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A start on a full disk: what is known is there at once, and is written once there is room."""
+"""A start on a full disk: the known state is read at once, and written when there is space."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ async def make(disk: Path) -> None:
 
 @asynccontextmanager
 async def known_and_full(tmp_path: Path) -> AsyncIterator[tuple[Path, Path]]:
-    """A disk with a database of before, and the file that fills it."""
+    """Yield a full disk with a database, and the file that fills it."""
     with small_disk(tmp_path / "disk") as disk:
         await make(disk)
         yield disk, fill(disk)

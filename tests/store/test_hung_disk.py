@@ -1,4 +1,4 @@
-"""A disk that does not answer is trouble that is told, and blocks nothing else."""
+"""A disk that does not answer is reported, and blocks nothing else."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ from tests.store.conftest_store import Listener, opened
 
 
 class Gate:
-    """Holds up every write to the database while it is shut."""
+    """Blocks every write to the database while it is shut."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._open = threading.Event()

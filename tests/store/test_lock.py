@@ -29,7 +29,7 @@ with StateLock(Path(sys.argv[1])):
 
 @contextmanager
 def another(state_dir: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock."""
+    """Start another process that holds the lock."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, state_dir],
         cwd=ROOT,

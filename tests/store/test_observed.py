@@ -1,4 +1,4 @@
-"""Observed time: it continues over restarts, and is durable with everything that it dates."""
+"""Observed time continues over restarts, and is durable with the rows that use it."""
 
 import json
 import sqlite3
@@ -23,14 +23,14 @@ class Ticker:
 
 
 def spend(store: Store, monotonic: Ticker, seconds: int) -> None:
-    """Time passes in which the daemon runs."""
+    """Let time pass while the daemon runs."""
     for _ in range(seconds):
         monotonic.now += 1.0
         store.clock()
 
 
 async def saved(state_dir: Path) -> Store:
-    """The store as a kill in this moment would leave it; its clock stands still."""
+    """Open the files as a kill at this moment would leave them; the clock stands still."""
     async with await Store.open_readonly(state_dir, monotonic=Ticker(7.0)) as found:
         return found
 

@@ -1,4 +1,4 @@
-"""No descriptor left: that is said of the process, and a file is not taken for a bad one."""
+"""Without free descriptors, the process is reported, and no file counts as invalid."""
 
 from pathlib import Path
 

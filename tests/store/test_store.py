@@ -31,7 +31,7 @@ MEMORY = Memory(
 
 
 def everything(store: Store) -> dict[str, Any]:
-    """All that a store holds but the ledger and the observed time."""
+    """Return the state without the ledger and the observed time."""
     facts = {name: value for name, value in store._facts.values.items() if "observed" not in name}
     return {
         "records": dict(store.records),
@@ -53,7 +53,7 @@ async def reopened(state_dir: Path) -> dict[str, Any]:
 
 
 def full(store: Store) -> None:
-    """Something of each kind."""
+    """Put a value of each kind."""
     rich = record(
         "alice",
         env={"TOKEN": "s3cret", "TEXT": "zwölf\n\x00"},
@@ -512,7 +512,7 @@ async def test_changes_become_durable_without_a_flush(tmp_path: Path) -> None:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, before: Callable[[int], None]) -> list[int]:
-    """Counts the transactions; ``before`` each is called with its number."""
+    """Record the size of each transaction; call ``before`` with its number first."""
     sizes: list[int] = []
     real = Database.write
 
@@ -737,7 +737,7 @@ async def test_flushed_changes_survive_a_kill(tmp_path: Path, acknowledged: int)
 
 
 def dies_at(statement: int, state_dir: Path, changes: Any, entries: Any) -> bool:
-    """Writes in a process that kills itself before its n-th statement; whether it got that far."""
+    """Write in a process that kills itself before its n-th statement; return whether it did."""
     pid = os.fork()
     if pid == 0:
         left = iter(range(statement))

@@ -1,4 +1,4 @@
-"""The store against a model of it: whatever is done, a kill leaves what the last flush held."""
+"""The store against a model: after any steps, a kill leaves what the last flush wrote."""
 
 import asyncio
 import shutil
@@ -154,7 +154,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def kill(self) -> None:
-        """What a kill leaves are the files as they are; the next life begins with them."""
+        """Open the files again as they are, as after a kill."""
         before = self.state_dir
         self.lives += 1
         shutil.copytree(before, self.state_dir)

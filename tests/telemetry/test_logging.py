@@ -1,4 +1,4 @@
-"""Lines as their readers see them."""
+"""Log lines in each format."""
 
 import io
 import json

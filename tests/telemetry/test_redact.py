@@ -1,4 +1,4 @@
-"""No secret and no flood leaves in a log line."""
+"""Log lines contain no secret and are bounded."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What the service manager hears."""
+"""Datagrams to the service manager."""
 
 import os
 import socket
