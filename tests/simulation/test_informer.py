@@ -364,7 +364,7 @@ async def test_destroyed_volume_is_enqueued_at_once(watcher: Watcher):
 
 async def test_recreated_volume_survives_a_late_event(watcher: Watcher):
     async with with_volume(watcher) as name:
-        watcher.host._tell(EventKind.VOLUME, name, "destroy", {}, "")
+        watcher.host._publish(EventKind.VOLUME, name, "destroy", {}, "")
         await watcher.told("alice", within=1)
         assert [volume.name for volume in watcher.cache.observed("alice").volumes] == [name]
 

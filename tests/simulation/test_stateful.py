@@ -87,9 +87,9 @@ class WatchedHost(FakeHost):
         ]
         assert not seen.live or len(rivals) == 1, f"two live containers: {rivals}"
 
-    def _tell(self, *told: Any) -> None:
+    def _publish(self, *event: Any) -> None:
         if not self.deaf:
-            super()._tell(*told)
+            super()._publish(*event)
 
 
 class Theatre(Stage):
