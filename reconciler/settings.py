@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from reconciler.core.disk_pressure import Limits
+from reconciler.core.disk_pressure import PressureLimits
 from reconciler.core.errors import SettingsError
 from reconciler.core.spec import AbsolutePath, MountSpec, Name, PortSpec
 from reconciler.core.units import Retain, Size, format_duration, parse_duration
@@ -152,14 +152,14 @@ class Settings(BaseSettings):
         return self.webhook_url and self.webhook_url.format(host_port=self.host_port)
 
     @property
-    def disk_limits(self) -> Limits:
+    def disk_limits(self) -> PressureLimits:
         """The free space below which no sandbox is created, and above which that resumes."""
         resume, percent = self.disk_resume_free, self.disk_resume_free_percent
         if resume is None:
             resume = int(self.disk_min_free * _RESUME_FACTOR)
         if percent is None:
             percent = min(self.disk_min_free_percent * _RESUME_FACTOR, 100.0)
-        return Limits(self.disk_min_free, self.disk_min_free_percent, resume, percent)
+        return PressureLimits(self.disk_min_free, self.disk_min_free_percent, resume, percent)
 
     @field_validator("mounts", "exposed_ports", "pinned_images", mode="before")
     @classmethod

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from reconciler.core.action import Verb
 from reconciler.core.container_config import InstanceConfig
-from reconciler.core.model import Verb
 from reconciler.core.priority import Priority
 from reconciler.core.units import FOREVER
 from reconciler.manifest.env_files import EnvFiles

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from reconciler.core.action import Source
 from reconciler.core.decide import decide
-from reconciler.core.faults import RECORD, faults_of
-from reconciler.core.model import Fate
+from reconciler.core.failures import latest_failure
 from reconciler.core.plan import plan
-from reconciler.core.replacement import names_of, roles_of
-from reconciler.core.status import is_at_goal, status_of
-from reconciler.core.steps import latest_failure
+from reconciler.core.status import faults_of, is_at_goal, status_of
 from reconciler.core.units import iso
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Snapshot
+    from reconciler.core.snapshot import Snapshot
     from reconciler.settings import Settings
     from reconciler.store.store import Store
 
 # Failed attempts or restarts in a row after which `apply` stops waiting for a sandbox.
 _HOPELESS: Final = 3
+_HOPELESS_SOURCES: Final = (Source.INSTANCE, Source.ENV_FILE, Source.PORTS, Source.RECORD)
 
 
 def sandbox_row(
@@ -27,7 +26,7 @@ def sandbox_row(
 ) -> dict[str, Any]:
     """Return one entry of ``status``; with ``secrets``, it has the session key."""
     status, reason = status_of(snapshot)
-    current, desired, memory = roles_of(snapshot).current, snapshot.desired, snapshot.memory
+    current, desired, memory = snapshot.roles.current, snapshot.desired, snapshot.memory
     record = store.records.get(snapshot.key)
     since = current.created_at if current else (record.created_at if record else None)
     last_exit = None
@@ -39,9 +38,9 @@ def sandbox_row(
             "oom_killed": death.oom_killed,
             "log_tail": list(death.log_tail),
         }
-    absent = "deleted" if snapshot.fate is Fate.DELETED else "held"
+    absent = "deleted" if snapshot.deleted else "held"
     row = {
-        "id": names_of(snapshot).current,
+        "id": snapshot.names.current,
         "name": snapshot.key,
         "spec": record.spec_name if record else None,
         "image": record.spec.image if record else None,
@@ -70,7 +69,7 @@ def exposed_urls(snapshot: Snapshot, pattern: str) -> list[dict[str, Any]]:
 
     A sandbox that is not live has none: another program may listen on its ports.
     """
-    desired, current = snapshot.desired, roles_of(snapshot).current
+    desired, current = snapshot.desired, snapshot.roles.current
     if current is None or not current.live:
         return []
     if desired is None or desired.identity is None or desired.spec.network.mode == "none":
@@ -94,7 +93,7 @@ def change_row(snapshot: Snapshot) -> dict[str, Any] | None:
     planned = plan(snapshot)
     waiting_for = planned.waiting_for or "; ".join(faults_of(snapshot).values())
     is_sandbox = (
-        snapshot.desired is not None or snapshot.fate is Fate.DELETED or bool(snapshot.held)
+        snapshot.desired is not None or snapshot.deleted or bool(snapshot.reason(Source.RECORD))
     )
     if not planned.actions and not (waiting_for and is_sandbox):
         return None
@@ -115,7 +114,7 @@ def is_converged(snapshot: Snapshot) -> bool:
     if faults_of(snapshot):
         return False
     if snapshot.desired is None:
-        return not snapshot.observed.containers and snapshot.fate is not Fate.DELETED
+        return not snapshot.observed.containers and not snapshot.deleted
     decision = decide(snapshot)
     return is_at_goal(snapshot) and decision.action is None and not decision.waiting_for
 
@@ -124,11 +123,12 @@ def is_hopeless(snapshot: Snapshot) -> bool:
     """Whether waiting is useless: the record is invalid, or the sandbox keeps failing."""
     failure = latest_failure(snapshot)
     attempts = max(failure.count if failure else 0, snapshot.memory.streak)
-    problem = snapshot.desired is not None and snapshot.desired.problem is not None
-    return problem or RECORD in faults_of(snapshot) or attempts >= _HOPELESS
+    return bool(snapshot.reason(*_HOPELESS_SOURCES)) or attempts >= _HOPELESS
 
 
 def why_not_removed(snapshot: Snapshot) -> str:
     """Return what blocks the removal of the key's garbage; empty if nothing does."""
     failure = latest_failure(snapshot)
-    return failure.cause if failure else snapshot.unseen or decide(snapshot).waiting_for
+    if failure is not None:
+        return failure.cause
+    return snapshot.reason(Source.INSPECT) or decide(snapshot).waiting_for

@@ -1,8 +1,9 @@
-"""What one container is made from, in the engine's neutral terms, and the hash that names it.
+"""The configuration of one container, independent of the engine, and its hash.
 
-The hash covers what is baked into a container, and only where it differs from the default: a later
-release with more fields hashes an old spec to the same value, so an upgrade recreates nothing. A
-release that must hash differently adds a version beside the old one, and keeps the old one.
+The hash covers the settings that are fixed when a container is created, and only those that differ
+from their default. So a release with more fields hashes an old spec to the same value, and an
+upgrade recreates nothing. A release that must hash differently adds a version and keeps the old
+one.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from reconciler.core import naming
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reconciler.core.model import Desired, Identity
+    from reconciler.core.snapshot import Desired, Identity
     from reconciler.core.spec import SandboxSpec
 
 HASH_VERSION: Final = "1"
-# What changes no container: how it is watched, and what happens around it.
-_NOT_BAKED: Final = frozenset({"health", "restart", "on_change", "stop_timeout", "pull"})
+# Fields that a container is not created from.
+_NOT_HASHED: Final = frozenset({"health", "restart", "on_change", "stop_timeout", "pull"})
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceConfig:
-    """What the settings and the database put into every container of this instance."""
+    """The part of every container that comes from the settings and the database."""
 
     instance: str
     owner: str
@@ -38,9 +39,9 @@ class InstanceConfig:
 
 @dataclass(frozen=True, slots=True)
 class ContainerConfig:
-    """One container, ready to be made. ``ports`` maps container ports to host ports.
+    """One container to create. ``ports`` maps container ports to host ports.
 
-    ``hostname`` is None where the engine chooses it.
+    ``hostname`` None: the engine chooses it.
     """
 
     name: str
@@ -56,11 +57,11 @@ class ContainerConfig:
 def spec_hash(
     spec: SandboxSpec, instance_config: InstanceConfig, env_file_digest: str | None
 ) -> str:
-    """The name of all that goes into a container: ``1:`` and 32 hex digits."""
+    """Return the hash of everything a container is created from: ``1:`` and 32 hex digits."""
     baked: dict[str, Any] = spec.model_dump(
         mode="json",
         exclude_defaults=True,
-        exclude=set(_NOT_BAKED),
+        exclude=set(_NOT_HASHED),
     )
     if "workspace" in baked:
         baked["workspace"].pop("retain", None)
@@ -75,12 +76,12 @@ def spec_hash(
 
 
 def same_spec(made_from: str, desired: str) -> bool:
-    """Whether a container's hash agrees. One of a version that we do not know is left as it is."""
+    """Whether the hashes agree. A hash of an unknown version agrees with every other."""
     return made_from == desired or made_from.partition(":")[0] != HASH_VERSION
 
 
 def labels(instance_config: InstanceConfig, sandbox: str, nonce: str) -> dict[str, str]:
-    """The labels of an object that is made for the sandbox."""
+    """Return the labels of an object created for the sandbox."""
     return {
         **dict.fromkeys(naming.LABELS, ""),
         naming.LABEL_INSTANCE: instance_config.instance,
@@ -97,7 +98,7 @@ def environment(
     instance_config: InstanceConfig,
     env_file: Mapping[str, str],
 ) -> dict[str, str]:
-    """What the sandbox sees: env file, then env, then what is ours. Ports are container ports."""
+    """Return the environment: env file, env, then our variables. Ports are container ports."""
     spec = desired.spec
     webhook = (
         {naming.WEBHOOK_VARIABLE: instance_config.webhook_url}
@@ -109,7 +110,7 @@ def environment(
     return {**webhook, **ports, **env_file, **spec.env, **ours}
 
 
-def blueprint(
+def container_config(
     desired: Desired,
     name: str,
     instance_config: InstanceConfig,
@@ -118,10 +119,12 @@ def blueprint(
     volume: str | None,
     nonce: str,
 ) -> ContainerConfig:
-    """The container called ``name`` for a record whose hash and identity are known."""
+    """Return the container called ``name``. The record's hash and identity must be known."""
     assert desired.identity is not None
     assert desired.spec_hash is not None
-    spec = desired.spec
+    spec, mode = desired.spec, desired.spec.network.mode
+    # The sandbox's name as host name survives a replacement; a shared network has its own.
+    shared = mode == "host" or mode.startswith("container:")
     return ContainerConfig(
         name=name,
         labels={
@@ -134,20 +137,12 @@ def blueprint(
         ports=published(spec, desired.identity),
         publish_address=instance_config.publish_address,
         volume=volume,
-        hostname=_hostname(spec, desired.name),
+        hostname=spec.hostname or (None if shared else desired.name),
     )
 
 
-def _hostname(spec: SandboxSpec, sandbox: str) -> str | None:
-    """The sandbox's name, so that it stays over replacements, where its network is its own."""
-    if spec.hostname is not None:
-        return spec.hostname
-    mode = spec.network.mode
-    return None if mode == "host" or mode.startswith("container:") else sandbox
-
-
 def published(spec: SandboxSpec, identity: Identity) -> dict[int, int]:
-    """Return the published container ports, and the host ports that are leased for them."""
+    """Return the published container ports, mapped to their leased host ports."""
     if spec.network.mode in {"host", "none"}:
         return {}
     inside = [port.container_port for port in spec.ports]
@@ -155,6 +150,6 @@ def published(spec: SandboxSpec, identity: Identity) -> dict[int, int]:
 
 
 def is_leased(spec: SandboxSpec, identity: Identity | None) -> bool:
-    """Whether the identity has a host port for each port that the spec names."""
+    """Whether every port of the spec has a leased host port."""
     wanted = {port.container_port for port in spec.ports}
     return identity is not None and wanted <= identity.ports.keys()

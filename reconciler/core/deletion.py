@@ -1,73 +1,61 @@
-"""The decision about what no record asks for: a record's remains, garbage, surplus volumes."""
+"""Decide what to delete: containers of deleted records, orphans, expired volumes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reconciler.core import policy
-from reconciler.core.model import Action, Decision, Fate, Phase, Verb
-from reconciler.core.replacement import surplus_volumes
-from reconciler.core.steps import earliest, failure_key, gated, step_on
+from reconciler.core.action import Action, Decision, Source, Verb, earliest, step_on
+from reconciler.core.failures import failure_key, failure_of, gated
+from reconciler.core.observed import Phase
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Container, Snapshot
+    from reconciler.core.snapshot import Snapshot
 
 
-def unwanted(snapshot: Snapshot) -> Decision:
-    """The next step for a key that has no record."""
+def delete_unwanted(snapshot: Snapshot) -> Decision:
+    """Return the next step for a key without a record."""
     waits = []
+    circuits = {b.verb for b in snapshot.blockers if b.source is Source.CIRCUIT}
     for container in snapshot.observed.containers:
-        due = _removal_due(snapshot, container)
-        decision = Decision(wait_until=due, waiting_for="the grace of what belongs to no record")
+        since = snapshot.orphans.containers.get(container.id)
+        due = _removal_due(snapshot, container.id, since, snapshot.gc_grace)
+        due = snapshot.now if snapshot.deleted else due
+        cause = "its record was deleted" if snapshot.deleted else "no record wants it"
+        decision = Decision(wait_until=due, waiting_for="gc_grace has not expired")
         if due is not None and due <= snapshot.now:
-            decision = gated(snapshot, _take_away(snapshot, container))
+            # After a failed stop, or while its circuit is open, the container is removed directly.
+            refused = failure_of(snapshot.memory, failure_key(Verb.STOP, container))
+            may_stop = refused is None and Verb.STOP not in circuits
+            stops = snapshot.deleted and container.phase is Phase.RUNNING and may_stop
+            verb = Verb.STOP if stops else Verb.REMOVE
+            decision = gated(snapshot, step_on(verb, container, cause))
         if decision.action is not None:
             return decision
         waits.append(decision)
-    if waits:
-        return earliest(waits)
-    return collect_volumes(snapshot)
-
-
-def _removal_due(snapshot: Snapshot, container: Container) -> float | None:
-    if snapshot.fate is Fate.DELETED:
-        return snapshot.now
-    since = snapshot.orphans.containers.get(container.id)
-    if since is None or not _may_collect(snapshot, container.id):
-        return None
-    return since + snapshot.gc_grace
-
-
-def _take_away(snapshot: Snapshot, container: Container) -> Decision:
-    deleted = snapshot.fate is Fate.DELETED
-    cause = "its record was taken out" if deleted else "it belongs to no record"
-    asked = policy.failure_of(snapshot.memory, failure_key(Verb.STOP, container))
-    may_ask = asked is None and Verb.STOP not in snapshot.hung
-    if deleted and container.phase is Phase.RUNNING and may_ask:
-        return step_on(Verb.STOP, container, cause)
-    return step_on(Verb.REMOVE, container, cause)
+    return earliest(waits) if waits else collect_volumes(snapshot)
 
 
 def collect_volumes(snapshot: Snapshot) -> Decision:
-    """Volumes that nothing asks for go when they have been kept as long as was promised."""
+    """Return the removal of a volume whose retention has expired, or the wait for the next one."""
     in_use = {name for container in snapshot.observed.containers for name in container.volumes}
     waits = []
-    for volume in surplus_volumes(snapshot):
-        due = None if volume.adopted else _volume_due(snapshot, volume.name)
-        if due is not None and due <= snapshot.now and volume.name not in in_use:
-            action = Action(Verb.REMOVE_VOLUME, volume.name, "it was kept as long as was asked")
+    for volume in snapshot.surplus_volumes:
+        if volume.adopted or volume.name in in_use:
+            continue
+        since = snapshot.orphans.volumes.get(volume.name)
+        retain = snapshot.orphans.retain.get(volume.name)
+        due = _removal_due(snapshot, volume.name, since, retain)
+        if due is not None and due <= snapshot.now:
+            action = Action(Verb.REMOVE_VOLUME, volume.name, "its retention has expired")
             return gated(snapshot, Decision(action))
-        waits.append(Decision(wait_until=None if volume.name in in_use else due))
+        waits.append(Decision(wait_until=due))
     return earliest(waits)
 
 
-def _volume_due(snapshot: Snapshot, name: str) -> float | None:
-    since = snapshot.orphans.volumes.get(name)
-    retain = snapshot.orphans.retain.get(name)
-    if since is None or retain is None or not _may_collect(snapshot, name):
+def _removal_due(
+    snapshot: Snapshot, orphan: str, since: float | None, keep: float | None
+) -> float | None:
+    """Return when an orphan may be removed, or None for not before something changes."""
+    if since is None or keep is None:
         return None
-    return since + retain
-
-
-def _may_collect(snapshot: Snapshot, orphan: str) -> bool:
-    return snapshot.may_collect and orphan not in snapshot.orphans.held
+    return since + keep if snapshot.may_collect and orphan not in snapshot.orphans.held else None

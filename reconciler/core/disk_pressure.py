@@ -1,4 +1,4 @@
-"""When a disk is too full for anything new to be made, and which images may go then. Pure."""
+"""Disk pressure: when a disk is too full to create anything, and which images to remove then."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
-# How exactly it is remembered when an image was last in use: each note is a write.
+# Seconds between updates of an image's last use, since each update is a write.
 _RENEW_AFTER: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """One filesystem, in bytes. ``free`` is what may be used without privileges.
+    """One filesystem, in bytes. ``free`` is the space available without privileges.
 
-    ``disk`` says what it is for, such as ``state disk``.
+    ``disk`` is its purpose, such as ``state disk``.
     """
 
     disk: str
@@ -28,11 +28,11 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Below ``free`` bytes or ``percent`` there is pressure; at both resume values it is over.
+class PressureLimits:
+    """Pressure begins below ``free`` bytes or ``percent``, and ends at both resume values.
 
-    A limit in bytes that is more than half of a disk counts as half of it: what is meant for a
-    host's large disk must not hold everything for ever where the state is on a small one.
+    A limit in bytes counts as at most half of a disk. Otherwise a limit for a large disk would
+    block everything forever on a small state disk.
     """
 
     free: int
@@ -41,11 +41,11 @@ class Limits:
     resume_percent: float
 
     def least(self, total: int) -> int:
-        """The bytes below which a disk of so many is under pressure."""
+        """Return the free bytes below which pressure on a disk of this size begins."""
         return _least(total, self.free, self.percent)
 
     def enough(self, total: int) -> int:
-        """The bytes with which pressure on a disk of so many is over."""
+        """Return the free bytes at which pressure on a disk of this size ends."""
         return _least(total, self.resume_free, self.resume_percent)
 
 
@@ -53,10 +53,12 @@ def _least(total: int, free: int, percent: float) -> int:
     return max(min(free, total // 2), int(total * percent / 100))
 
 
-def judge(under: Collection[str], usages: Iterable[Usage], limits: Limits) -> dict[str, str]:
-    """Why nothing new may be made, by disk. ``under`` are the disks that were under pressure.
+def judge(
+    under: Collection[str], usages: Iterable[Usage], limits: PressureLimits
+) -> dict[str, str]:
+    """Return why nothing may be created, by disk. ``under`` are the disks under pressure before.
 
-    Between the two limits, a disk stays what it was.
+    Between the two limits, a disk keeps its former state.
     """
     found = {}
     for usage in usages:
@@ -65,21 +67,21 @@ def judge(under: Collection[str], usages: Iterable[Usage], limits: Limits) -> di
         if usage.free < least:
             found[usage.disk] = (
                 f"{usage.disk} {usage.path} has {size(usage.free)} of {size(usage.total)} free: no "
-                f"new sandbox is made until it has {size(enough)}"
+                f"sandbox is created until it has {size(enough)}"
             )
     return found
 
 
 def size(number: int) -> str:
-    """Bytes for a person: ``1.5 GiB``, ``12.0 MiB``."""
+    """Format bytes as ``1.5 GiB`` or ``12.0 MiB``."""
     return f"{number / _GIB:.1f} GiB" if number >= _GIB else f"{number / _MIB:.1f} MiB"
 
 
 @dataclass(frozen=True, slots=True)
 class PulledImage:
-    """An image that this instance brought to the host. ``used_at`` is about when it last was.
+    """An image that this instance pulled. ``used_at`` is when it was last used, give or take.
 
-    Both times are in observed seconds.
+    Both times are observed seconds.
     """
 
     reference: str
@@ -90,9 +92,9 @@ class PulledImage:
 def images_to_collect(
     pulled: Mapping[str, PulledImage], *, kept: Collection[str], now: float, min_age: float
 ) -> list[str]:
-    """The ids of those that may go, the one that was not used for longest first.
+    """Return the ids of images that may be removed, the least recently used first.
 
-    ``kept`` are the ids of all that is in use, wanted or pinned.
+    ``kept`` are the ids of images that are in use, wanted or pinned.
     """
     old = {id_: image for id_, image in pulled.items() if now - image.used_at >= min_age}
     return sorted(old.keys() - set(kept), key=lambda id_: (old[id_].used_at, id_))
@@ -101,7 +103,7 @@ def images_to_collect(
 def renewed(
     pulled: Mapping[str, PulledImage], in_use: Collection[str], now: float
 ) -> dict[str, PulledImage]:
-    """The notes that have to be renewed, since the images are in use now."""
+    """Return the images in use whose ``used_at`` is outdated, with ``used_at`` set to now."""
     return {
         id_: replace(image, used_at=now)
         for id_, image in pulled.items()

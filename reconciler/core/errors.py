@@ -1,29 +1,29 @@
-"""The errors that this project raises, all of them.
+"""All errors that this project raises.
 
 ReconcilerError
- ├── SettingsError            a setting is wrong: says which, and what would be right
- ├── ManifestError            the desired file is wrong: carries every diagnostic
+ ├── SettingsError            a setting is wrong
+ ├── ManifestError            the desired file is wrong; has every diagnostic
  ├── LockedError              another daemon holds the state directory
  ├── StoreError               the database cannot be read or written
- ├── ControlSocketError       the control socket cannot be made
- └── EngineError              the engine did not do what was asked
-      ├── Postponed           it was not asked yet: too much of the kind is under way, or hangs
-      ├── EngineUnavailable   it could not be asked: nothing is known about the outcome
-      │    └── EngineTimeout  it did not answer in time: the outcome is unknown
-      ├── Unreadable          it answered, and the answer cannot be understood
+ ├── ControlSocketError       the control socket cannot be created
+ └── EngineError              an engine call failed
+      ├── Throttled           not called: too many calls of this verb, or its circuit is open
+      ├── EngineUnavailable   no connection; the outcome is unknown
+      │    └── EngineTimeout  no response in time; the outcome is unknown
+      ├── Unreadable          the response cannot be understood
       ├── CommandTimeout      a command in a container did not end in time
       ├── Forbidden           the engine, or a proxy before it, does not allow the call
-      ├── NotFound            the object is not there
+      ├── NotFound            the object does not exist
       ├── ImageNotFound       the image is not on this engine
       ├── PullFailed          the registry or the engine refused the image
-      ├── NameTaken           another container bears the name
-      ├── PortTaken           another socket holds a host port
-      ├── Wrecked             this container can never start again; another one could
-      ├── Busy                the engine is still at work on the object: ask again soon
+      ├── NameTaken           another container has the name
+      ├── PortTaken           another process uses the host port
+      ├── Unstartable         this container can never start again; a new one could
+      ├── Busy                the engine is still working on the object; retry soon
       │    └── Removing       the engine is removing the container, which may take long
-      └── Refused             the engine understood, and will not: a bad mount, a bad option
+      └── Refused             the request is wrong, such as a bad mount or option
 
-Messages say what to do. None carries a secret.
+Messages say what to do. None contains a secret.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ OUT_OF_FILES: Final = (
 
 
 class ReconcilerError(Exception):
-    """Root of the tree: what a user may be shown, without a traceback."""
+    """Root of the tree. Users see the message, without a traceback."""
 
 
 class SettingsError(ReconcilerError):
-    """A flag, a variable or a line of the settings file is wrong."""
+    """An option, a variable or a line of the settings file is wrong."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Diagnostic:
-    """One complaint about the desired file. Lines and columns count from 1."""
+    """One error in the desired file. Lines and columns count from 1."""
 
     file: str
     line: int
@@ -59,7 +59,7 @@ class Diagnostic:
 
 
 class ManifestError(ReconcilerError):
-    """The desired file cannot be used; ``diagnostics`` holds all that is wrong with it."""
+    """The desired file is wrong; ``diagnostics`` has every error in it."""
 
     def __init__(self, diagnostics: tuple[Diagnostic, ...]) -> None:
         super().__init__("\n".join(map(str, diagnostics)))
@@ -67,7 +67,7 @@ class ManifestError(ReconcilerError):
 
 
 class LockedError(ReconcilerError):
-    """Another daemon works on this state directory."""
+    """Another daemon holds the state directory."""
 
 
 class StoreError(ReconcilerError):
@@ -75,37 +75,37 @@ class StoreError(ReconcilerError):
 
 
 class ControlSocketError(ReconcilerError):
-    """The control socket cannot be made."""
+    """The control socket cannot be created."""
 
 
 class EngineError(ReconcilerError):
-    """The engine did not do what was asked."""
+    """An engine call failed."""
 
 
 class Throttled(EngineError):
-    """The engine was not asked: too much of the kind is under way, or the kind hangs."""
+    """The engine was not called: too many calls of this verb run, or its circuit is open."""
 
 
 class EngineUnavailable(EngineError):
-    """The engine could not be asked. What it was asked may or may not have happened."""
+    """The connection failed. The call may or may not have taken effect."""
 
 
 class EngineTimeout(EngineUnavailable):
-    """The engine did not answer in time. What it was asked may still happen."""
+    """The engine did not respond in time. The call may still take effect."""
 
 
 class Unreadable(EngineError):
-    """The engine answered, and the answer cannot be understood. Nothing is known of the object."""
+    """The engine's response cannot be understood, so the object's state is unknown."""
 
 
 class CommandTimeout(EngineError):
-    """A command in a container did not end in time; the engine itself answers."""
+    """A command in a container did not end in time; the engine itself responds."""
 
 
 class Forbidden(EngineError):
     """The engine, or a proxy before it, does not allow the call.
 
-    ``part`` is the part of the API that it is of, where it is known.
+    ``part`` is the part of the API that the call belongs to, if known.
     """
 
     def __init__(self, message: str, part: str = "") -> None:
@@ -114,7 +114,7 @@ class Forbidden(EngineError):
 
 
 class NotFound(EngineError):
-    """The container or volume is not there."""
+    """The container or volume does not exist."""
 
 
 class ImageNotFound(EngineError):
@@ -126,11 +126,11 @@ class PullFailed(EngineError):
 
 
 class NameTaken(EngineError):
-    """A container that is not ours to touch bears the name."""
+    """Another container, which is not ours, has the name."""
 
 
 class PortTaken(EngineError):
-    """A host port is held by somebody else. ``port`` is it, where the engine said which."""
+    """Another process uses a host port: ``port``, if the engine says which."""
 
     def __init__(self, message: str, port: int | None = None) -> None:
         super().__init__(message)
@@ -138,27 +138,27 @@ class PortTaken(EngineError):
 
 
 class Unstartable(EngineError):
-    """This container cannot start any more, and another one made from the same spec could.
+    """This container can never start again, but a new one from the same spec could.
 
     It refers to a network or a container by an id that no longer exists, or leftover runtime state
-    of an earlier run is in its way, as an engine or a host that is cut off can leave it.
+    blocks it, for instance after a power failure.
     """
 
 
 class Busy(EngineError):
-    """The engine is still at work on the object; ask again soon."""
+    """The engine is still working on the object; retry soon."""
 
 
 class Removing(Busy):
-    """The engine has begun to remove the container, and has not finished. This is no fault."""
+    """The engine is still removing the container. This is not a fault."""
 
 
 class Refused(EngineError):
-    """The engine understood the request and will not do it: asking again will not help."""
+    """The engine rejects the request; a retry does not help."""
 
 
 def is_out_of_files(error: BaseException | None) -> bool:
-    """Whether an error comes from there being no file descriptor left; then it says no more."""
+    """Whether the error, or one that it comes from, is that no file descriptor is left."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
             return True

@@ -1,7 +1,7 @@
-"""Every name and label that this project gives to an object of the engine.
+"""The names and labels of engine objects.
 
-Names are deterministic, so that a create whose answer was lost is found again and not repeated.
-Neither a name nor a label proves alone that an object is ours: see loop/ownership.py.
+Names are deterministic, so that a create with a lost response is found and not repeated. Neither a
+name nor a label alone proves that an object is ours: see observe/ownership.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LABEL_SPEC: Final = LABEL + "spec"
 LABEL_SPEC_HASH: Final = LABEL + "spec-hash"
 LABEL_RETAIN: Final = LABEL + "retain"
 
-# Every label is set on every object, so that none is inherited from an image.
+# Every object gets every label, so that none is inherited from an image.
 LABELS: Final = (
     LABEL_INSTANCE,
     LABEL_OWNER,
@@ -39,66 +39,66 @@ WEBHOOK_VARIABLE: Final = "OH_WEBHOOKS_0_BASE_URL"
 
 
 def container_name(prefix: str, sandbox: str) -> str:
-    """The container of a sandbox: ``oh-agent-server-alice``."""
+    """Return the name of a sandbox's container, such as ``oh-agent-server-alice``."""
     return f"{prefix}{sandbox}"
 
 
 def successor_name(prefix: str, sandbox: str) -> str:
-    """The replacement of a sandbox's container, until it takes over."""
+    """Return the name of a replacement until it takes over."""
     return _transient(container_name(prefix, sandbox), sandbox, "next")
 
 
 def predecessor_name(prefix: str, sandbox: str) -> str:
-    """The container that a replacement took over from, until the replacement has started."""
+    """Return the name of a replaced container until its replacement has started."""
     return _transient(container_name(prefix, sandbox), sandbox, "prev")
 
 
 def stand_in_name(prefix: str, sandbox: str) -> str:
-    """The container that gives access to a workspace for a moment, and is never started."""
+    """Return the name of a container that only gives access to a workspace; never started."""
     return _transient(container_name(prefix, sandbox), sandbox, "prep")
 
 
 def made_names(container: str, sandbox: str) -> frozenset[str]:
-    """Every name that is given to a container of the sandbox whose own one is ``container``."""
+    """Return every name that a container of the sandbox may get, from its regular name."""
     roles = ("next", "prev", "prep")
     return frozenset({container, *(_transient(container, sandbox, role) for role in roles)})
 
 
 def volume_name(prefix: str, sandbox: str) -> str:
-    """The workspace of a sandbox: ``openhands-workspace-oh-agent-server-alice``."""
+    """Return a workspace volume's name: ``openhands-workspace-oh-agent-server-alice``."""
     return volume_of(container_name(prefix, sandbox))
 
 
 def volume_of(container: str) -> str:
-    """The workspace of the sandbox whose container has that name."""
+    """Return the workspace volume's name for a container's name."""
     return f"openhands-workspace-{container}"
 
 
 def marker_name(instance: str, owner: str) -> str:
-    """The volume by which the daemon of one database is known to the others on an engine."""
+    """Return the name of the volume that tells other daemons on the engine of this database."""
     return f"{marker_prefix(instance)}{owner}"
 
 
 def marker_prefix(instance: str) -> str:
-    """The part that the marker volumes of one instance have in common."""
+    """Return the common prefix of an instance's marker volumes."""
     return f"{MARKER_PREFIX}{instance}-"
 
 
 def garbage_key(container: str) -> str:
-    """The key of a container that bears our instance label but names no sandbox.
+    """Return the key for a container with our instance label and no sandbox label.
 
-    A colon stands in no sandbox's name, so the key never meets a record.
+    A sandbox's name has no colon, so the key never matches a record.
     """
     return f"garbage:{container}"
 
 
 def is_garbage(key: str) -> bool:
-    """Whether the key is one of ``garbage_key``."""
+    """Whether the key comes from ``garbage_key``."""
     return ":" in key
 
 
 def _transient(container: str, sandbox: str, role: str) -> str:
-    # The digest makes the part after the prefix longer than any sandbox's name may be (63), so no
-    # record can ever own a transient name, whatever it is called.
+    # With the digest, the part after the prefix is longer than a sandbox's name may be (63), so no
+    # record can have a transient name.
     digest = hashlib.sha256(sandbox.encode()).hexdigest()
     return f"{container}.{role}.{digest}"

@@ -1,37 +1,36 @@
-"""``plan()``: the decisions one after the other, on a model of the world that follows them."""
+"""Predict the actions for a key, by applying each decision to a model of the engine."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from reconciler.core.action import Action, Verb
 from reconciler.core.container_config import published
 from reconciler.core.decide import decide
-from reconciler.core.model import (
-    Container,
-    Health,
-    ImageState,
-    Observed,
-    Phase,
-    Plan,
-    Verb,
-    Verdict,
-    Volume,
-)
-from reconciler.core.policy import after_own_stop, after_start
-from reconciler.core.replacement import wanted_volume
+from reconciler.core.health import Health, Verdict
+from reconciler.core.observed import Container, Observed, Phase, Volume
+from reconciler.core.restart import after_own_stop, after_start
+from reconciler.core.snapshot import ImageState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from reconciler.core.snapshot import Snapshot
 
-    from reconciler.core.model import Action, Snapshot
-
-# The longest way known is a replacement of a paused sandbox with a stray: a dozen steps.
+# The longest known plan, a replacement of a paused sandbox with a stray, has a dozen steps.
 MAX_STEPS: Final = 32
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The ordered actions for one key, as far as they can be predicted."""
+
+    key: str
+    actions: tuple[Action, ...] = ()
+    waiting_for: str = ""
+
+
 def plan(snapshot: Snapshot) -> Plan:
-    """The actions that take the key to what is desired, if each one does what it should."""
+    """Return the actions that lead to the desired state, if each one succeeds."""
     actions: list[Action] = []
     while len(actions) < MAX_STEPS:
         decision = decide(snapshot)
@@ -39,28 +38,34 @@ def plan(snapshot: Snapshot) -> Plan:
             return Plan(snapshot.key, tuple(actions), decision.waiting_for)
         actions.append(decision.action)
         snapshot = after(snapshot, decision.action)
-    return Plan(snapshot.key, tuple(actions), "more than can be foreseen")
+    return Plan(snapshot.key, tuple(actions), "more steps than a plan can predict")
 
 
 def after(snapshot: Snapshot, action: Action) -> Snapshot:
-    """The world after an action that did what it should."""
-    return _EFFECTS[action.verb](snapshot, action)
+    """Return the snapshot after a successful action."""
+    containers, volumes = snapshot.observed.containers, snapshot.observed.volumes
+    image = snapshot.image
+    match action.verb:
+        case Verb.PULL:
+            image = ImageState.FRESH
+        case Verb.CREATE:
+            image = ImageState.UNKNOWN
+            containers = (*containers, _created(snapshot, action))
+        case Verb.CREATE_VOLUME:
+            volumes = (*volumes, Volume(action.target, snapshot.key))
+        case Verb.REMOVE:
+            containers = tuple(c for c in containers if c.id != action.container_id)
+        case Verb.REMOVE_VOLUME:
+            volumes = tuple(v for v in volumes if v.name != action.target)
+        case _:
+            return _changed(snapshot, action)
+    return replace(snapshot, image=image, observed=Observed(containers, volumes))
 
 
-def _pull(snapshot: Snapshot, _action: Action) -> Snapshot:
-    return replace(snapshot, image=ImageState.FRESH)
-
-
-def _create_volume(snapshot: Snapshot, action: Action) -> Snapshot:
-    made = Volume(action.target, snapshot.key)
-    volumes = (*snapshot.observed.volumes, made)
-    return replace(snapshot, observed=replace(snapshot.observed, volumes=volumes))
-
-
-def _create(snapshot: Snapshot, action: Action) -> Snapshot:
-    desired, volume = snapshot.desired, wanted_volume(snapshot)
+def _created(snapshot: Snapshot, action: Action) -> Container:
+    desired, volume = snapshot.desired, snapshot.wanted_volume
     assert desired is not None
-    made = Container(
+    return Container(
         id=f"new:{action.target}",
         name=action.target,
         sandbox=snapshot.key,
@@ -72,73 +77,32 @@ def _create(snapshot: Snapshot, action: Action) -> Snapshot:
         volumes=frozenset({volume} if volume else ()),
         image=desired.spec.image,
     )
-    containers = (*snapshot.observed.containers, made)
-    return replace(
-        snapshot,
-        image=ImageState.UNKNOWN,
-        observed=replace(snapshot.observed, containers=containers),
-    )
 
 
-def _start(snapshot: Snapshot, action: Action) -> Snapshot:
-    started = _changed(snapshot, action, phase=Phase.RUNNING, started_at=snapshot.now)
-    well = Health(action.container_id, snapshot.now, snapshot.now, Verdict.GOOD, snapshot.now)
-    return replace(started, health=well, memory=after_start(snapshot.memory))
-
-
-def _stop(snapshot: Snapshot, action: Action) -> Snapshot:
-    stopped = _changed(snapshot, action, phase=Phase.EXITED, finished_at=snapshot.now)
-    container = stopped.observed.container(action.container_id)
+def _changed(snapshot: Snapshot, action: Action) -> Snapshot:
+    """Return the snapshot after an action that changes one container."""
+    container, now = snapshot.observed.container(action.container_id), snapshot.now
+    memory, health = snapshot.memory, snapshot.health
     assert container is not None
-    return replace(stopped, memory=after_own_stop(snapshot.memory, container))
-
-
-def _pause(snapshot: Snapshot, action: Action) -> Snapshot:
-    return _changed(snapshot, action, phase=Phase.PAUSED)
-
-
-def _unpause(snapshot: Snapshot, action: Action) -> Snapshot:
-    return _changed(snapshot, action, phase=Phase.RUNNING)
-
-
-def _update(snapshot: Snapshot, action: Action) -> Snapshot:
-    baseline = snapshot.memory.baseline
-    assert baseline is not None
-    return _changed(snapshot, action, limits=baseline.limits)
-
-
-def _rename(snapshot: Snapshot, action: Action) -> Snapshot:
-    return _changed(snapshot, action, name=action.new_name)
-
-
-def _remove(snapshot: Snapshot, action: Action) -> Snapshot:
-    kept = tuple(c for c in snapshot.observed.containers if c.id != action.container_id)
-    return replace(snapshot, observed=replace(snapshot.observed, containers=kept))
-
-
-def _remove_volume(snapshot: Snapshot, action: Action) -> Snapshot:
-    kept = tuple(v for v in snapshot.observed.volumes if v.name != action.target)
-    return replace(snapshot, observed=replace(snapshot.observed, volumes=kept))
-
-
-def _changed(snapshot: Snapshot, action: Action, **changes: object) -> Snapshot:
+    match action.verb:
+        case Verb.START:
+            container = replace(container, phase=Phase.RUNNING, started_at=now)
+            memory = after_start(memory)
+            health = Health(container.id, now, now, Verdict.GOOD, now)
+        case Verb.STOP:
+            container = replace(container, phase=Phase.EXITED, finished_at=now)
+            memory = after_own_stop(memory, container)
+        case Verb.PAUSE:
+            container = replace(container, phase=Phase.PAUSED)
+        case Verb.UNPAUSE:
+            container = replace(container, phase=Phase.RUNNING)
+        case Verb.RENAME:
+            container = replace(container, name=action.new_name)
+        case _:
+            assert memory.baseline is not None
+            container = replace(container, limits=memory.baseline.limits)
     containers = tuple(
-        replace(c, **changes) if c.id == action.container_id else c  # type: ignore[arg-type]
-        for c in snapshot.observed.containers
+        container if c.id == container.id else c for c in snapshot.observed.containers
     )
-    return replace(snapshot, observed=Observed(containers, snapshot.observed.volumes))
-
-
-_EFFECTS: Final[dict[Verb, Callable[[Snapshot, Action], Snapshot]]] = {
-    Verb.PULL: _pull,
-    Verb.CREATE_VOLUME: _create_volume,
-    Verb.CREATE: _create,
-    Verb.START: _start,
-    Verb.STOP: _stop,
-    Verb.PAUSE: _pause,
-    Verb.UNPAUSE: _unpause,
-    Verb.UPDATE: _update,
-    Verb.RENAME: _rename,
-    Verb.REMOVE: _remove,
-    Verb.REMOVE_VOLUME: _remove_volume,
-}
+    observed = Observed(containers, snapshot.observed.volumes)
+    return replace(snapshot, observed=observed, memory=memory, health=health)

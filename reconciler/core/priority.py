@@ -1,10 +1,10 @@
-"""The order in which due keys are reconciled."""
+"""Priorities of the work queue."""
 
 from enum import IntEnum
 
 
 class Priority(IntEnum):
-    """The lowest goes first among the keys that are due."""
+    """Among keys that are due, the lowest priority value is reconciled first."""
 
     USER = 0
     EVENT = 1

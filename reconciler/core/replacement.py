@@ -1,148 +1,142 @@
-"""Which container under a key plays which part, and whether it is what the record asks for."""
+"""Make, name and replace a record's container, one step at a time.
+
+A replacement is created beside the current container, which is then stopped and renamed. The new
+container gets the sandbox's name, is started, and the old one is removed. The names show how far
+this got, so that it resumes from any point.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reconciler.core import naming, policy
-from reconciler.core.container_config import same_spec
-from reconciler.core.spec import DesiredState, OnChange
+from reconciler.core.action import (
+    Action,
+    Blocker,
+    Decision,
+    Source,
+    Verb,
+    step_on,
+    wait_for,
+    wind_down,
+)
+from reconciler.core.drift import drift, replace_cause
+from reconciler.core.failures import failure_key, failure_of, is_backing_off, is_unstartable
+from reconciler.core.snapshot import ImageState
+from reconciler.core.spec import DesiredState, PullPolicy
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Container, Desired, Snapshot, Volume
+    from reconciler.core.observed import Container
+    from reconciler.core.snapshot import Desired, Snapshot
 
 
-@dataclass(frozen=True, slots=True)
-class Roles:
-    """The containers of one record.
-
-    The current one bears the sandbox's name. A successor was made to replace it and never started.
-    A predecessor was replaced, and is kept until its successor has started. A stand-in prepared a
-    workspace and was left over. Strays have a name that is not expected: somebody renamed them.
-    """
-
-    current: Container | None
-    successor: Container | None
-    predecessor: Container | None
-    stand_in: Container | None
-    strays: tuple[Container, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """The names under one key."""
-
-    current: str
-    successor: str
-    predecessor: str
-    stand_in: str
-    volume: str
-
-
-def names_of(snapshot: Snapshot) -> Names:
-    """The names that the key's objects bear."""
-    return Names(
-        current=naming.container_name(snapshot.prefix, snapshot.key),
-        successor=naming.successor_name(snapshot.prefix, snapshot.key),
-        predecessor=naming.predecessor_name(snapshot.prefix, snapshot.key),
-        stand_in=naming.stand_in_name(snapshot.prefix, snapshot.key),
-        volume=naming.volume_name(snapshot.prefix, snapshot.key),
-    )
-
-
-def roles_of(snapshot: Snapshot) -> Roles:
-    """Who is who."""
-    names = names_of(snapshot)
-    by_name = {container.name: container for container in snapshot.observed.containers}
-    expected = {names.current, names.successor, names.predecessor, names.stand_in}
-    return Roles(
-        current=by_name.get(names.current),
-        successor=by_name.get(names.successor),
-        predecessor=by_name.get(names.predecessor),
-        stand_in=by_name.get(names.stand_in),
-        strays=tuple(c for c in snapshot.observed.containers if c.name not in expected),
-    )
-
-
-def wanted_volume(snapshot: Snapshot) -> str | None:
-    """The workspace volume of a record that asks for one: it exists, or is to be made.
-
-    Any volume of the sandbox is a candidate, since its name depends on a prefix that may have
-    changed: the one that the current container mounts, then one that another container mounts,
-    then the one with the name that would be given now, then the last by name.
-    """
-    if snapshot.desired is None or snapshot.desired.spec.workspace is None:
+def fill_name(snapshot: Snapshot, desired: Desired) -> Decision | None:
+    """Give the sandbox's name to the best candidate, or create a container, if none has it."""
+    roles, names = snapshot.roles, snapshot.names
+    if roles.current is not None:
         return None
-    names, current = names_of(snapshot), roles_of(snapshot).current
-    mounted = {name for container in snapshot.observed.containers for name in container.volumes}
-    found = max(
-        snapshot.observed.volumes,
-        key=lambda volume: (
-            current is not None and volume.name in current.volumes,
-            volume.name in mounted,
-            volume.name == names.volume,
-            volume.name,
-        ),
-        default=None,
-    )
-    return found.name if found else names.volume
+    if roles.successor is not None and not drift(snapshot, desired, roles.successor):
+        candidate: Container | None = roles.successor
+    else:
+        candidate = roles.predecessor or max(
+            roles.strays,
+            key=lambda c: (not drift(snapshot, desired, c), c.live, c.created_at),
+            default=None,
+        )
+    if candidate is None:
+        if roles.successor is not None:
+            return step_on(Verb.REMOVE, roles.successor, "it was made for an older spec")
+        return create(snapshot, desired, names.current, "the container does not exist")
+    # The container that has the name may itself wait for the name of this one: make room for it.
+    refused = failure_of(snapshot.memory, failure_key(Verb.RENAME, candidate)) is not None
+    is_free = names.predecessor not in snapshot.taken_names
+    swap = refused and is_free and candidate in roles.strays
+    name = names.predecessor if swap else names.current
+    return step_on(Verb.RENAME, candidate, "the container has the wrong name", new_name=name)
 
 
-def has_volume(snapshot: Snapshot, name: str) -> bool:
-    """Whether the engine has that volume under this key."""
-    return any(volume.name == name for volume in snapshot.observed.volumes)
+def finish_replacement(snapshot: Snapshot, desired: Desired) -> Decision | None:
+    """Keep the new container once it has started, and restore the old one if it cannot start."""
+    current, predecessor = snapshot.roles.current, snapshot.roles.predecessor
+    if current is None or predecessor is None:
+        return None
+    never_started = current.started_at is None and not current.live
+    if never_started and drift(snapshot, desired, current):
+        return step_on(Verb.REMOVE, current, "it was made for an older spec")
+    fails = never_started and is_backing_off(snapshot, Verb.START, current)
+    if fails and not is_unstartable(snapshot.memory, predecessor):
+        return step_on(
+            Verb.REMOVE, current, "it cannot be started; the previous container is restored"
+        )
+    if never_started and desired.state is not DesiredState.STOPPED:
+        for other in (predecessor, snapshot.roles.successor):
+            if other is not None and other.live:
+                return wind_down(other, "stop the old container before starting its replacement")
+        return step_on(Verb.START, current, "it replaces the previous container")
+    return step_on(Verb.REMOVE, predecessor, "it was replaced")
 
 
-def surplus_volumes(snapshot: Snapshot) -> tuple[Volume, ...]:
-    """Volumes under the key that nothing asks for; none where volumes cannot be seen."""
-    wanted = wanted_volume(snapshot)
-    if not snapshot.sees_volumes:
-        return ()
-    return tuple(volume for volume in snapshot.observed.volumes if volume.name != wanted)
+def begin_replacement(snapshot: Snapshot, desired: Desired, current: Container) -> Decision | None:
+    """Create the successor, then stop the current container and rename it."""
+    successor, names, taken = snapshot.roles.successor, snapshot.names, snapshot.taken_names
+    cause = replace_cause(snapshot, desired, current)
+    if successor is None:
+        # Until the replacement can be made, the current container is kept in its desired state.
+        must_wait = creation_blocker(snapshot, desired) or {
+            names.successor,
+            names.predecessor,
+        }.intersection(taken)
+        return None if not cause or must_wait else create(snapshot, desired, names.successor, cause)
+    if not cause:
+        return step_on(Verb.REMOVE, successor, "the replacement is no longer needed")
+    if drift(snapshot, desired, successor):
+        return step_on(Verb.REMOVE, successor, "it was made for an older spec")
+    if names.predecessor in taken:
+        return None
+    if current.live:
+        return wind_down(current, cause)
+    return step_on(Verb.RENAME, current, cause, new_name=names.predecessor)
 
 
-def drift(snapshot: Snapshot, desired: Desired, container: Container) -> str:
-    """Why the container is not what the record asks for; empty where it is."""
-    return spec_drift(desired, container) or _host_drift(snapshot, desired, container)
+def await_replacement(snapshot: Snapshot, desired: Desired, current: Container) -> Decision | None:
+    """Return the wait for a replacement that cannot be made yet."""
+    blocker = creation_blocker(snapshot, desired)
+    return wait_for(blocker) if blocker and replace_cause(snapshot, desired, current) else None
 
 
-def replace_cause(snapshot: Snapshot, desired: Desired, container: Container) -> str:
-    """Why the container is to be replaced now; empty where it is to be kept."""
-    cause = spec_drift(desired, container)
-    if cause and _may_replace(desired, container):
-        return cause
-    # A container that runs has its ports and its volume, whatever the books say.
-    return "" if container.live else _host_drift(snapshot, desired, container)
+def creation_blocker(snapshot: Snapshot, desired: Desired) -> Blocker | None:
+    """Return what prevents making a container, from the pull up to its first start."""
+    if blocker := _preparation_blocker(snapshot, desired):
+        return blocker
+    failed = [
+        Blocker(failure.verb, failure.not_before, failure.cause, Source.FAILURE)
+        for failure in snapshot.memory.failures
+        if failure.verb.makes
+        and failure.spec_hash == desired.spec_hash
+        and failure.not_before > snapshot.now
+    ]
+    open_circuits = filter(None, (snapshot.blocker(verb) for verb in Verb if verb.makes))
+    return max((*failed, *open_circuits), key=lambda b: b.until or 0.0, default=None)
 
 
-def spec_drift(desired: Desired, container: Container) -> str:
-    """Return what changed since the container was made; empty where nothing did."""
-    known = desired.spec_hash is not None
-    changed = known and not same_spec(container.spec_hash, desired.spec_hash or "")
-    return desired.change_since(container.spec_hash) if changed else ""
+def create(snapshot: Snapshot, desired: Desired, name: str, cause: str) -> Decision:
+    """Return the next step to a new container: pull the image, create the volume, create it."""
+    if blocker := _preparation_blocker(snapshot, desired):
+        return wait_for(blocker)
+    always = desired.spec.pull is PullPolicy.ALWAYS and snapshot.image is not ImageState.FRESH
+    missing = desired.spec.pull is PullPolicy.MISSING and snapshot.image is ImageState.ABSENT
+    if always or missing:
+        return Decision(Action(Verb.PULL, desired.spec.image, cause))
+    volume = snapshot.wanted_volume
+    if volume and not snapshot.has_volume(volume):
+        return Decision(Action(Verb.CREATE_VOLUME, volume, "the workspace volume does not exist"))
+    return Decision(Action(Verb.CREATE, name, cause))
 
 
-def _host_drift(snapshot: Snapshot, desired: Desired, container: Container) -> str:
-    """Why the host no longer has what the container was made with, whatever the spec says now."""
-    leased = desired.identity.ports if desired.identity else {}
-    if any(leased.get(inside, host) != host for inside, host in container.ports.items()):
-        return "its host ports changed"
-    mounted = (
-        container.volumes if wanted_volume(snapshot) and snapshot.sees_volumes else frozenset()
-    )
-    if mounted and not any(has_volume(snapshot, volume) for volume in mounted):
-        return "its workspace volume is gone"
-    # One of an older spec that is to be kept is not replaced by another spec's to find out.
-    doubtful = not spec_drift(desired, container) and policy.keeps_failing(
-        snapshot.memory, container
-    )
-    if doubtful or policy.is_unstartable(snapshot.memory, container):
-        return "the engine cannot start it any more"
-    return ""
-
-
-def _may_replace(desired: Desired, container: Container) -> bool:
-    if desired.spec.on_change is OnChange.NEXT_START:
-        return not container.live and desired.state is not DesiredState.STOPPED
-    return desired.spec.on_change is OnChange.RECREATE
+def _preparation_blocker(snapshot: Snapshot, desired: Desired) -> Blocker | None:
+    """Return what prevents even the steps before a create; an open circuit does not."""
+    for blocker in snapshot.blockers:
+        if blocker.verb is Verb.CREATE and blocker.source is not Source.CIRCUIT:
+            return blocker
+    if snapshot.image is not ImageState.PULLING:
+        return None
+    return Blocker(Verb.CREATE, None, f"pulling {desired.spec.image}", Source.IMAGE)

@@ -1,8 +1,8 @@
-"""The YAML that users write, as models: specs, records, the whole file.
+"""Models of the desired file: specs, records, the whole file.
 
-What a spec does not say is the engine's own default, but for ``init``, ``network.extra_hosts`` and
-the rotation of ``log``. All models are frozen and forbid unknown keys. ``merge`` lays a record's
-overrides over its spec.
+A field that a spec omits has the engine's default, except for ``init``, ``network.extra_hosts`` and
+the rotation of ``log``. All models are frozen and forbid unknown keys. ``merge`` applies a record's
+overrides to its spec.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Name = Annotated[str, StringConstraints(strict=True, pattern=NAME_PATTERN)]
 Variable = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
 AbsolutePath = Annotated[str, StringConstraints(strict=True, pattern=r"^/")]
 Owner = Annotated[str, StringConstraints(strict=True, pattern=r"^\d{1,10}(:\d{1,10})?$")]
-# Neither may end its line in a request.
+# Neither may contain a line break, which would end its line in the request.
 HeaderName = Annotated[
     str,
     StringConstraints(strict=True, pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", max_length=100),
@@ -47,7 +47,7 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 
 
 class DesiredState(StrEnum):
-    """What a record asks for. No record means: should not exist."""
+    """The desired state of a record. A sandbox without a record should not exist."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -71,7 +71,7 @@ class PullPolicy(StrEnum):
 
 
 class ProbeKind(StrEnum):
-    """How a sandbox is asked whether it is well."""
+    """The kind of health probe."""
 
     HTTP = "http"
     TCP = "tcp"
@@ -80,7 +80,7 @@ class ProbeKind(StrEnum):
 
 
 class Model(BaseModel):
-    """Frozen, and closed: an unknown key is an error."""
+    """Base of all models: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,7 +94,7 @@ class PortSpec(Model):
 
 
 class WorkspaceSpec(Model):
-    """A named volume of the sandbox's own."""
+    """The sandbox's workspace, a named volume."""
 
     path: AbsolutePath = Field(description="Where the volume is mounted in the container.")
     retain: Retain = Field(
@@ -109,7 +109,7 @@ class WorkspaceSpec(Model):
 
 
 class MountSpec(Model):
-    """A folder or file of the host, seen in the container."""
+    """A folder or file of the host, mounted into the container."""
 
     host_path: AbsolutePath
     container_path: AbsolutePath
@@ -122,7 +122,7 @@ _PROBE_HEADERS: Final = frozenset(
 
 
 class HealthSpec(Model):
-    """How the sandbox's health is asked for."""
+    """The health probe of a sandbox."""
 
     kind: ProbeKind = Field(
         default=ProbeKind.HTTP,
@@ -173,7 +173,7 @@ class UlimitSpec(Model):
 
 
 class ResourcesSpec(Model):
-    """What a sandbox may take of the host. null: no limit of its own."""
+    """The resources of a sandbox. null: no limit."""
 
     cpus: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = None
     memory: Size | None = None
@@ -188,7 +188,7 @@ class ResourcesSpec(Model):
 
 
 class SecuritySpec(Model):
-    """How far a sandbox is kept from the host."""
+    """How a sandbox is isolated from the host."""
 
     cap_drop: tuple[NonEmpty, ...] = ()
     cap_add: tuple[NonEmpty, ...] = ()
@@ -198,14 +198,14 @@ class SecuritySpec(Model):
 
 
 class NetworkSpec(Model):
-    """bridge, host, none, or the name of a network that exists."""
+    """The network: bridge, host, none, or the name of an existing network."""
 
     mode: NonEmpty = "bridge"
     extra_hosts: dict[NonEmpty, NonEmpty] = {"host.docker.internal": "host-gateway"}
 
 
 class RestartSpec(Model):
-    """How a sandbox that died or is unhealthy is started again."""
+    """How a sandbox that exited or is unhealthy is restarted."""
 
     backoff: Duration = Field(default=1.0, json_schema_extra={"default": "1s"})
     max_backoff: Duration = Field(default=60.0, json_schema_extra={"default": "60s"})
@@ -219,10 +219,10 @@ class RestartSpec(Model):
 
 
 class LogSpec(Model):
-    """Where the container's output goes.
+    """The log driver of the container.
 
-    With ``driver`` null it is the engine's own driver; json-file is then rotated by ``max_size``
-    and ``max_files``, and any other keeps the host's options.
+    With ``driver`` null, the engine's default driver is used: json-file is rotated by ``max_size``
+    and ``max_files``; any other driver keeps the host's options.
     """
 
     driver: NonEmpty | None = Field(
@@ -282,7 +282,7 @@ class Template(Model):
 
 
 class SandboxSpec(Template):
-    """A whole template: what one container is made from."""
+    """A complete template, from which a container is created."""
 
     image: NonEmpty = Field(description="By tag, by digest, or by id.")
 
@@ -320,7 +320,7 @@ class SandboxSpec(Template):
 
 
 class RecordSpec(Template):
-    """One sandbox, or ``replicas`` of it: a spec's name, a state, and overrides."""
+    """One sandbox, or ``replicas`` of it: the spec's name, a state, and overrides."""
 
     spec: Name
     state: DesiredState = DesiredState.RUNNING
@@ -328,7 +328,7 @@ class RecordSpec(Template):
 
 
 class ManifestFile(Model):
-    """One desired file. In a folder, each file has this shape and the names are shared."""
+    """One desired file. The files of a folder share their names."""
 
     version: Literal[1]
     specs: dict[Name, SandboxSpec] = {}
@@ -339,7 +339,7 @@ RECORD_ONLY: Final = frozenset({"spec", "state", "replicas"})
 
 
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Later layers over earlier ones: mappings key by key, anything else whole."""
+    """Merge layers, the later ones first: mappings key by key, other values as a whole."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -350,5 +350,5 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def layer_of(template: Template) -> dict[str, Any]:
-    """What a template says itself, without defaults, in a form that validates again."""
+    """Return the fields that a template sets, without defaults, ready to be validated again."""
     return template.model_dump(mode="json", exclude_unset=True, exclude=set(RECORD_ONLY))

@@ -1,26 +1,84 @@
-"""What users see of a record, and why."""
+"""What users see of a sandbox: its status, the reason, and its faults.
+
+The log, the ledger and ``status`` all take the faults from here, so that they agree.
+"""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core import policy
-from reconciler.core.lifecycle import verdict_of
-from reconciler.core.model import AWAITED, CheckState, ImageState, Phase, Status, Verdict
-from reconciler.core.replacement import roles_of
+from reconciler.core.action import Source, Verb
+from reconciler.core.decide import decide
+from reconciler.core.failures import foreign_pause, latest_failure, relevant_failures
+from reconciler.core.health import Verdict, verdict_of
+from reconciler.core.observed import CheckState, Phase
+from reconciler.core.restart import is_accounted, is_own_stop
+from reconciler.core.snapshot import ImageState
 from reconciler.core.spec import DesiredState
-from reconciler.core.steps import foreign_pause, latest_failure
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Container, Desired, Snapshot
+    from reconciler.core.observed import Container
+    from reconciler.core.snapshot import Desired, Snapshot
+
+
+class Status(StrEnum):
+    """The status of a sandbox."""
+
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    STOPPED = "STOPPED"
+    ERROR = "ERROR"
+    MISSING = "MISSING"
+    UNKNOWN = "UNKNOWN"
+
 
 _GOAL: Final = {
     DesiredState.RUNNING: Status.RUNNING,
     DesiredState.PAUSED: Status.PAUSED,
     DesiredState.STOPPED: Status.STOPPED,
 }
-# What a reason begins with where a sandbox cannot be probed; the cause and the fix follow.
-UNKNOWN_HEALTH: Final = "its health is unknown: "
+# Begins the reason of a sandbox that cannot be probed; the cause and the fix follow.
+UNKNOWN_HEALTH: Final = "health unknown: "
+
+# Sources of blockers that need the record, or what belongs to it, to be changed.
+_OF_RECORD: Final = (Source.INSTANCE, Source.ENV_FILE, Source.PORTS)
+# The sources of a fault are these, and the verbs of actions that failed.
+STEPS: Final = frozenset(map(str, Verb))
+# The cause that is logged when a fault begins. A failed action logs its own.
+BEGUN: Final[dict[str, str]] = {
+    Source.RECORD: "its record is invalid; the previous one stays in force",
+    Source.ENV_FILE: "its env_file cannot be used",
+    Source.PORTS: "it has no host port",
+    Source.INSTANCE: "its container and workspace are of another instance",
+    Source.DISK: "a disk is too full to create it",
+    Source.INSPECT: "its containers cannot be inspected",
+}
+# The cause that is logged when it is over. A failed action is over once the sandbox is as desired.
+OVER: Final[dict[str, str]] = {
+    Source.RECORD: "its record is valid",
+    Source.ENV_FILE: "its env_file can be used",
+    Source.PORTS: "it has its host ports",
+    Source.INSTANCE: "its container and workspace are of this instance",
+    Source.DISK: "no disk is too full to create it",
+    Source.INSPECT: "its containers can be inspected",
+}
+
+
+def faults_of(snapshot: Snapshot) -> dict[str, str]:
+    """Return what keeps the sandbox from its desired state now, by source."""
+    faults = {
+        str(blocker.source): blocker.reason
+        for blocker in snapshot.blockers
+        if blocker.source in BEGUN and blocker.is_fault
+    }
+    # A full disk is no fault of a sandbox that needs nothing new.
+    if Source.DISK in faults and decide(snapshot).waiting_for != faults[Source.DISK]:
+        del faults[Source.DISK]
+    if snapshot.desired is not None or snapshot.deleted:
+        faults |= {str(failure.verb): failure.cause for failure in relevant_failures(snapshot)}
+    return faults
 
 
 def is_at_goal(snapshot: Snapshot) -> bool:
@@ -29,77 +87,74 @@ def is_at_goal(snapshot: Snapshot) -> bool:
 
 
 def status_of(snapshot: Snapshot) -> tuple[Status, str]:
-    """The status of the key's sandbox, and a reason that is empty where none is needed.
+    """Return the sandbox's status, and a reason, which is empty if none is needed.
 
-    What is as desired keeps its status whatever is wrong beside it: a broken env file, or an edit
-    that cannot be carried out, is its reason. What cannot be inspected, or is on an engine that
-    cannot be asked, keeps its last known status, and is UNKNOWN where it has none.
+    A sandbox that is as desired keeps its status whatever else is wrong, such as a broken env file
+    or an edit that cannot be carried out: that becomes the reason. While the engine is unreachable,
+    or its answer unreadable, the last known status stays, and is UNKNOWN if there is none.
     """
-    current = roles_of(snapshot).current
-    status, reason = _observed(snapshot, current)
-    if snapshot.blind or snapshot.unseen:
-        why = f"the engine cannot be asked: {snapshot.blind}" if snapshot.blind else snapshot.unseen
+    current = snapshot.roles.current
+    status, reason = _status_of_container(snapshot, current)
+    unreachable = snapshot.reason(Source.ENGINE)
+    if unreachable or snapshot.reason(Source.INSPECT):
+        why = f"the engine is unreachable: {unreachable}" if unreachable else ""
+        why = why or snapshot.reason(Source.INSPECT)
         return (Status.UNKNOWN, why) if current is None else (status, f"last known; {why}")
     failure = latest_failure(snapshot)
     at_goal = snapshot.desired is not None and status is _GOAL[snapshot.desired.state]
     if failure is not None and not at_goal:
         return Status.ERROR, failure.cause
-    if snapshot.held and snapshot.desired is None:
-        return Status.ERROR, snapshot.held
-    said = reason or (failure.cause if failure else _beside(snapshot, current))
-    return status, "; ".join(filter(None, (said, _loss(snapshot))))
-
-
-def _beside(snapshot: Snapshot, current: Container | None) -> str:
-    """What is wrong, though it does not determine the status."""
-    problem = snapshot.desired.problem if snapshot.desired else None
-    return problem or snapshot.held or unheeded_check(snapshot.desired, current)
-
-
-def _loss(snapshot: Snapshot) -> str:
+    invalid = snapshot.reason(Source.RECORD)
+    if invalid and snapshot.desired is None:
+        return Status.ERROR, invalid
+    reason = (
+        reason
+        or (failure.cause if failure else "")
+        or snapshot.reason(*_OF_RECORD)
+        or invalid
+        or unheeded_check(snapshot.desired, current)
+    )
     loss = snapshot.memory.loss
-    return f"its workspace {loss.volume} vanished, and a new one is empty" if loss else ""
+    lost = f"its workspace {loss.volume} was removed; the new one is empty" if loss else ""
+    return status, "; ".join(filter(None, (reason, lost)))
 
 
-def _observed(snapshot: Snapshot, current: Container | None) -> tuple[Status, str]:
+def _status_of_container(snapshot: Snapshot, current: Container | None) -> tuple[Status, str]:
     if current is None:
-        return _absent(snapshot)
+        return _status_without_container(snapshot)
+    state = snapshot.desired.state if snapshot.desired else None
     match current.phase:
         case Phase.PAUSED:
-            return Status.PAUSED, _why_paused(snapshot, current)
+            wanted = state in {None, DesiredState.PAUSED}
+            ours = wanted or foreign_pause(snapshot, current.id) is None
+            return Status.PAUSED, "" if ours else "others paused it"
         case Phase.RUNNING:
-            return _running(snapshot, current)
+            return _status_of_running(snapshot, current)
         case Phase.CREATED | Phase.RESTARTING:
-            return _made(snapshot)
+            stopped = state is DesiredState.STOPPED
+            return (Status.STOPPED, "never started") if stopped else (Status.STARTING, "")
         case Phase.EXITED | Phase.DEAD:
-            return _ended(snapshot, current)
+            return _status_of_exited(snapshot, current)
         case _:
             return Status.MISSING, "the engine is removing it"
 
 
-def _why_paused(snapshot: Snapshot, current: Container) -> str:
-    if snapshot.desired is None or snapshot.desired.state is DesiredState.PAUSED:
-        return ""
-    return "" if foreign_pause(snapshot, current.id) is None else "others paused it"
+def _status_without_container(snapshot: Snapshot) -> tuple[Status, str]:
+    if snapshot.desired is None:
+        return Status.MISSING, ""
+    if blocker := snapshot.blocker(Verb.CREATE):
+        is_error = blocker.is_fault and blocker.source in _OF_RECORD
+        return Status.ERROR if is_error else Status.MISSING, blocker.reason
+    pulling = snapshot.image is ImageState.PULLING
+    return Status.MISSING, f"pulling {snapshot.desired.spec.image}" if pulling else ""
 
 
-def _absent(snapshot: Snapshot) -> tuple[Status, str]:
-    problem = snapshot.desired.problem if snapshot.desired else None
-    if problem is not None:
-        return Status.MISSING if problem in AWAITED else Status.ERROR, problem
-    if snapshot.desired is not None and snapshot.hold:
-        return Status.MISSING, snapshot.hold
-    if snapshot.desired is not None and snapshot.image is ImageState.PULLING:
-        return Status.MISSING, f"pulling {snapshot.desired.spec.image}"
-    return Status.MISSING, ""
-
-
-def _running(snapshot: Snapshot, current: Container) -> tuple[Status, str]:
+def _status_of_running(snapshot: Snapshot, current: Container) -> tuple[Status, str]:
     if snapshot.desired is None or snapshot.desired.spec.health is None:
         return Status.RUNNING, ""
     health = snapshot.health
     unknown = f"{UNKNOWN_HEALTH}{health.unknown}" if health.unknown else ""
-    match verdict_of(snapshot, current):
+    match verdict_of(snapshot.health, current):
         case Verdict.GOOD:
             return Status.RUNNING, unknown
         case Verdict.UNHEALTHY:
@@ -110,36 +165,27 @@ def _running(snapshot: Snapshot, current: Container) -> tuple[Status, str]:
             return Status.STARTING, unknown or "not probed yet"
 
 
+def _status_of_exited(snapshot: Snapshot, current: Container) -> tuple[Status, str]:
+    memory, death, desired = snapshot.memory, snapshot.memory.death, snapshot.desired
+    stopped = desired is not None and desired.state is DesiredState.STOPPED
+    if stopped and current.phase is Phase.EXITED:
+        return Status.STOPPED, ""
+    if is_own_stop(memory, current):
+        return Status.STARTING, ""
+    if death is not None and is_accounted(memory, current):
+        tail = f": {death.log_tail[-1]}" if death.log_tail else ""
+        return Status.ERROR, death.reason + tail
+    return Status.ERROR, f"exit code {current.exit_code}"
+
+
 def unheeded_check(desired: Desired | None, container: Container | None) -> str:
-    """Why the image's own HEALTHCHECK needs attention: it fails, and no probe uses it."""
+    """Return a warning if the image's HEALTHCHECK fails and no probe uses it; else nothing."""
     check = container.check if container and container.phase is Phase.RUNNING else None
     if check is None or check.state is not CheckState.UNHEALTHY:
         return ""
     if desired is None or desired.spec.health is not None:
         return ""
     return (
-        "its image's HEALTHCHECK fails: `health: {kind: docker}` acts on it, `healthcheck: none` "
-        "switches it off"
+        "its image's HEALTHCHECK fails: set `health: {kind: docker}` to act on it, or "
+        "`healthcheck: none` to disable it"
     )
-
-
-def _made(snapshot: Snapshot) -> tuple[Status, str]:
-    if _stopped_is_desired(snapshot):
-        return Status.STOPPED, "never started"
-    return Status.STARTING, ""
-
-
-def _ended(snapshot: Snapshot, current: Container) -> tuple[Status, str]:
-    memory, death = snapshot.memory, snapshot.memory.death
-    if _stopped_is_desired(snapshot) and current.phase is Phase.EXITED:
-        return Status.STOPPED, ""
-    if policy.is_own_stop(memory, current):
-        return Status.STARTING, ""
-    if death is not None and policy.is_accounted(memory, current):
-        tail = f": {death.log_tail[-1]}" if death.log_tail else ""
-        return Status.ERROR, death.reason + tail
-    return Status.ERROR, f"exit code {current.exit_code}"
-
-
-def _stopped_is_desired(snapshot: Snapshot) -> bool:
-    return snapshot.desired is not None and snapshot.desired.state is DesiredState.STOPPED

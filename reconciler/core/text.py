@@ -1,11 +1,11 @@
-"""Text from outside, made safe to show: a sandbox's output must not drive a reader's terminal."""
+"""Make untrusted text safe to print: a sandbox's output must not control a terminal."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# C0 and C1 controls and DEL; what hides text or changes its direction (Unicode TR 36, section 2.9:
-# marks, embeddings, overrides, isolates, tags, annotations); what ends a line for some readers.
+# C0 and C1 controls and DEL; characters that hide text or change its direction (Unicode TR 36,
+# section 2.9: marks, embeddings, overrides, isolates, tags, annotations); other line separators.
 _UNSAFE: Final = (
     *range(0x20),
     *range(0x7F, 0xA0),
@@ -22,7 +22,7 @@ _UNSAFE: Final = (
 _ESCAPES: Final[dict[int, str]] = {
     **{code: chr(code).encode("unicode_escape").decode() for code in _UNSAFE},
     **{code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)},
-    # Bytes that are no UTF-8, as ``surrogateescape`` decodes them.
+    # Bytes that are not UTF-8, as ``surrogateescape`` decodes them.
     **{0xDC00 + byte: f"\\x{byte:02x}" for byte in range(0x80, 0x100)},
 }
 _ESCAPES_IN_LINES: Final = {code: _ESCAPES[code] for code in _ESCAPES if chr(code) not in "\n\t"}
@@ -34,5 +34,5 @@ def inert(text: str) -> str:
 
 
 def inert_lines(text: str) -> str:
-    """As ``inert``, of text that may have several lines: line feeds and tabs stay."""
+    """Like ``inert``, but keep line feeds and tabs."""
     return text if text.isascii() and text.isprintable() else text.translate(_ESCAPES_IN_LINES)

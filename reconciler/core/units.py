@@ -1,4 +1,4 @@
-"""Durations (``500ms 30s 5m 1h 7d``), sizes (``512m 4g``) and dates, as users see them."""
+"""Parse and format durations (``500ms 30s 5m 1h 7d``), sizes (``512m 4g``) and dates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES: Final = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-# An engine's sizes have 64 bits.
+# The engine stores sizes in 64 bits.
 _LARGEST: Final = 2**63 - 1
 _DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)", re.ASCII)
 _SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,3})?)([bkmgt])b?", re.IGNORECASE | re.ASCII)
@@ -24,9 +24,9 @@ _LAST_DATE: Final = float(int((datetime.max.replace(tzinfo=UTC) - _EPOCH).total_
 
 
 def iso(at: float | None) -> str | None:
-    """A date such as ``2030-01-31T12:00:00.000Z`` from seconds since the epoch.
+    """Format seconds since the epoch as ``2030-01-31T12:00:00.000Z``.
 
-    Times before the year 1 or after the year 9999 give the first or the last date.
+    Times outside of the years 1 to 9999 give the first or the last date.
     """
     if at is None:
         return None
@@ -35,12 +35,12 @@ def iso(at: float | None) -> str | None:
 
 
 def parse_duration(value: Any) -> float:
-    """Seconds of ``500ms``, ``30s``, ``5m``, ``1h`` or ``7d``; 0 needs no unit.
+    """Parse ``500ms``, ``30s``, ``5m``, ``1h`` or ``7d`` to seconds; 0 needs no unit.
 
     Raises:
         ValueError: it is not a duration.
     """
-    if _is_zero(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == 0:
         return 0.0
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
@@ -49,7 +49,7 @@ def parse_duration(value: Any) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest exact text that ``parse_duration`` reads back: 90.0 is ``90s``."""
+    """Format seconds as the shortest exact text for ``parse_duration``: 90.0 is ``90s``."""
     for unit in ("d", "h", "m", "s"):
         if seconds and seconds % _SECONDS[unit] == 0:
             return f"{int(seconds / _SECONDS[unit])}{unit}"
@@ -58,7 +58,7 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_size(value: Any) -> int:
-    """Bytes of ``512m`` or ``4g`` (powers of 1024); a whole number is bytes.
+    """Parse ``512m`` or ``4g`` (powers of 1024) to bytes; a whole number is bytes.
 
     Raises:
         ValueError: it is not a size.
@@ -73,7 +73,7 @@ def parse_size(value: Any) -> int:
 
 
 def parse_retain(value: Any) -> float | str:
-    """A duration in seconds, or ``forever``.
+    """Parse a duration to seconds, or return ``forever``.
 
     Raises:
         ValueError: it is neither.
@@ -87,12 +87,8 @@ def parse_retain(value: Any) -> float | str:
 
 
 def format_retain(value: float | str) -> str:
-    """The text that ``parse_retain`` reads back."""
+    """Format a value as text for ``parse_retain``."""
     return value if isinstance(value, str) else format_duration(value)
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == 0
 
 
 Duration = Annotated[

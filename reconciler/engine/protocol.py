@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from reconciler.core.container_config import ContainerConfig
     from reconciler.core.errors import Forbidden
-    from reconciler.core.model import Container, Limits, Phase, Volume
+    from reconciler.core.observed import Container, Phase, ResourceLimits, Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,7 @@ class Engine(Protocol):
     async def unpause(self, container_id: str) -> None:
         """Continue the container's processes."""
 
-    async def update(self, container_id: str, limits: Limits) -> Limits:
+    async def update(self, container_id: str, limits: ResourceLimits) -> ResourceLimits:
         """Change limits and restart policy, without a restart.
 
         If the engine cannot remove a limit, it sets the highest one, which has the same effect.

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from reconciler.core.action import UNREAD
 from reconciler.core.errors import Diagnostic, ManifestError, ReconcilerError
-from reconciler.core.model import UNREAD
 from reconciler.manifest.text_file import TransientReadError, read_text, unreadable
 
 if TYPE_CHECKING:

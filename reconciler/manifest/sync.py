@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.core import naming
 from reconciler.core.errors import ManifestError
-from reconciler.core.policy import mass_delete_guard_engages
+from reconciler.core.mass_delete import mass_delete_guard_engages
 from reconciler.core.priority import Priority
 from reconciler.manifest.env_files import read_env_files
 from reconciler.manifest.loader import (

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from reconciler.core.errors import EngineError, EngineUnavailable
-from reconciler.core.model import Observed
+from reconciler.core.observed import Observed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from reconciler.core.model import Container, Volume
+    from reconciler.core.observed import Container, Volume
     from reconciler.engine.protocol import Engine, Listing
     from reconciler.observe.ownership import Ownership
 

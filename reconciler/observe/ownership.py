@@ -23,7 +23,7 @@ from reconciler.core.errors import Forbidden, NameTaken, NotFound, Refused
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from reconciler.core.model import Claim, Container, Volume
+    from reconciler.core.observed import Claim, Container, Volume
     from reconciler.engine.protocol import Engine
     from reconciler.store.store import Store
 

@@ -21,8 +21,8 @@ from reconciler.core.errors import (
     Refused,
     is_out_of_files,
 )
-from reconciler.core.model import CheckState, Health, Verdict
-from reconciler.core.policy import fold
+from reconciler.core.health import Health, Verdict, fold
+from reconciler.core.observed import CheckState
 from reconciler.core.spec import HealthSpec, ProbeKind
 from reconciler.engine.reachability import LOOPBACK, why_unreachable
 from reconciler.observe.probe_client import (
@@ -39,7 +39,8 @@ from reconciler.telemetry.supervision import supervise
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reconciler.core.model import Check, Container, Desired
+    from reconciler.core.observed import Check, Container
+    from reconciler.core.snapshot import Desired
     from reconciler.engine.protocol import Engine, EngineInfo
     from reconciler.telemetry.recorder import Recorder
 

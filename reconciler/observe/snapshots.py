@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reconciler.core.action import Blocker, Source, Verb
 from reconciler.core.container_config import InstanceConfig, spec_hash
 from reconciler.core.errors import ReconcilerError
-from reconciler.core.model import Desired, Fate, ImageState, Orphans, Snapshot
+from reconciler.core.snapshot import Desired, ImageState, Orphans, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from reconciler.core.model import Observed, Verb
+    from reconciler.core.observed import Observed
     from reconciler.core.spec import SandboxSpec
     from reconciler.manifest.env_files import EnvFiles
     from reconciler.manifest.sync import ManifestSync
@@ -96,8 +97,16 @@ class SnapshotBuilder:
             self._hashed.pop(key, None)
         observed = self._cache.observed(key)
         image = self._puller.state(key, record.spec.image) if record else ImageState.UNKNOWN
-        synced = self._informer.synced.is_set()
         now = self.now
+        circuits = (
+            Blocker(
+                verb,
+                now + seconds,
+                f"circuit open for {verb}: the engine hangs; restart it",
+                Source.CIRCUIT,
+            )
+            for verb, seconds in self._open_circuits().items()
+        )
         return Snapshot(
             key=key,
             prefix=self._instance_config.prefix,
@@ -107,16 +116,12 @@ class SnapshotBuilder:
             memory=self._store.memory(key),
             health=self._prober.health(key),
             image=image,
-            fate=Fate.DELETED if key in self._store.deleted else Fate.UNKNOWN,
+            deleted=key in self._store.deleted,
             orphans=self._orphans(observed),
             gc_grace=self._gc_grace,
             pause_grace=self._pause_grace,
             may_collect=self.may_collect(key),
-            hung={verb: now + seconds for verb, seconds in self._open_circuits().items()},
-            hold=self._disk.hold,
-            held=self._manifest_sync.held_because(key),
-            unseen=self._cache.inspection_error(key),
-            blind="" if synced else self._informer.error,
+            blockers=(*self._blockers(key, record), *circuits),
             sees_volumes=self._cache.sees_volumes,
         )
 
@@ -130,18 +135,13 @@ class SnapshotBuilder:
         return known and not self._manifest_sync.is_held(key) and key not in self._store.held
 
     def _desired(self, record: Record, observed: Observed) -> Desired:
-        name, env_file, digest = record.name, record.spec.env_file, None
-        env_problem, hashed, changes = "", None, {}
-        if env_file is not None:
-            file = self._env_files.get(env_file)
-            if isinstance(file, ReconcilerError):
-                env_problem = str(file)
-            else:
-                digest = file.digest
-        if not env_problem:
+        name, path, hashed, changes = record.name, record.spec.env_file, None, {}
+        env_file = self._env_files.get(path) if path is not None else None
+        if not isinstance(env_file, ReconcilerError):
+            digest = env_file.digest if env_file else None
             hashed = self._hash(record, digest, {c.spec_hash for c in observed.containers})
             changes = {
-                former.spec_hash: f"its env_file {env_file} changed"
+                former.spec_hash: f"its env_file {path} changed"
                 if former.spec == hashed.spec
                 else "the spec changed"
                 for former in self._hashed[name].values()
@@ -154,11 +154,29 @@ class SnapshotBuilder:
             spec=record.spec,
             spec_hash=hashed.spec_hash if hashed else None,
             identity=self._store.identity(name),
-            problem=(
-                self._ownership.problem(name) or env_problem or self._port_problem(name) or None
-            ),
             changes=changes,
         )
+
+    def _blockers(self, key: str, record: Record | None) -> Iterator[Blocker]:
+        """Yield what prevents creating containers, and what is only reported, by importance."""
+        reasons = {
+            Source.ENGINE: "" if self._informer.synced.is_set() else self._informer.error,
+            Source.INSPECT: self._cache.inspection_error(key),
+            Source.RECORD: self._manifest_sync.held_because(key),
+        }
+        if record is not None:
+            path = record.spec.env_file
+            env_file = self._env_files.get(path) if path is not None else None
+            reasons |= {
+                Source.INSTANCE: self._ownership.problem(key),
+                Source.ENV_FILE: str(env_file) if isinstance(env_file, ReconcilerError) else "",
+                Source.PORTS: self._port_problem(key),
+            }
+        reasons[Source.DISK] = self._disk.hold
+        for source, reason in reasons.items():
+            verb = None if source in {Source.ENGINE, Source.RECORD} else Verb.CREATE
+            if reason:
+                yield Blocker(verb, None, reason, source)
 
     def _hash(self, record: Record, digest: str | None, in_use: set[str]) -> _HashInput:
         """Hash the record's spec, unless it is unchanged; forget hashes that no container has."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reconciler.core import policy
-from reconciler.core.model import FailureKey, Fate, Verb
-from reconciler.core.replacement import names_of, roles_of
+from reconciler.core.action import Verb
+from reconciler.core.failures import failure_of
+from reconciler.core.restart import FailureKey
 from reconciler.telemetry import events
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Action, Snapshot
+    from reconciler.core.action import Action
+    from reconciler.core.snapshot import Snapshot
     from reconciler.telemetry.recorder import Recorder
 
 
@@ -39,15 +40,15 @@ def _rollback_cause(snapshot: Snapshot, action: Action) -> str:
     container, desired = snapshot.observed.container(action.container_id), snapshot.desired
     if action.verb is not Verb.START or action.restart or container is None or desired is None:
         return ""
-    failed = policy.failure_of(snapshot.memory, FailureKey(Verb.START, desired.spec_hash or "", ""))
+    failed = failure_of(snapshot.memory, FailureKey(Verb.START, desired.spec_hash or "", ""))
     return failed.cause if failed and container.spec_hash != desired.spec_hash else ""
 
 
 def _is_part_of_replacement(snapshot: Snapshot, action: Action) -> bool:
     """Whether the action is one step of a replacement, which the log reports as a whole."""
-    roles = roles_of(snapshot)
+    roles = snapshot.roles
     parts = {c.id for c in (roles.successor, roles.predecessor) if c is not None}
-    makes_way = action.verb is Verb.RENAME and action.new_name != names_of(snapshot).current
+    makes_way = action.verb is Verb.RENAME and action.new_name != snapshot.names.current
     within = action.verb is Verb.RENAME and action.container_id in parts
     return makes_way or within
 
@@ -92,16 +93,16 @@ def _removal(snapshot: Snapshot, action: Action) -> events.SandboxEvent:
     """Return the event of a removal: of an orphan, of a replaced container, or a plain one."""
     key, cause, target = snapshot.key, action.cause, action.target
     if snapshot.desired is None:
-        if snapshot.fate is Fate.UNKNOWN:
+        if not snapshot.deleted:
             return events.GarbageRemoved(sandbox=key, cause=cause, kind="container", name=target)
         return events.SandboxRemoved(sandbox=key, cause=cause, container=target)
-    roles = roles_of(snapshot)
+    roles = snapshot.roles
     replaced = roles.predecessor is not None and roles.predecessor.id == action.container_id
     if replaced and roles.current is not None:
         return events.SandboxReplaced(
             sandbox=key,
             cause=cause,
-            container=names_of(snapshot).current,
+            container=snapshot.names.current,
             container_id=roles.current.id,
             old_container_id=action.container_id,
         )

@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from reconciler.core.action import Verb
 from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable, Throttled
-from reconciler.core.model import Verb
 from reconciler.telemetry import events
 
 if TYPE_CHECKING:

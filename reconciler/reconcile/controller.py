@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from structlog.contextvars import bound_contextvars
 
-from reconciler.core import policy
+from reconciler.core.action import Source, Verb
 from reconciler.core.decide import decide
 from reconciler.core.errors import (
     EngineError,
@@ -19,15 +19,17 @@ from reconciler.core.errors import (
     Throttled,
     is_out_of_files,
 )
-from reconciler.core.model import Fate, Phase, Verb
-from reconciler.core.replacement import roles_of
+from reconciler.core.observed import Phase
+from reconciler.core.restart import backoff, before_step, first_seen
 from reconciler.core.status import unheeded_check
 from reconciler.observe.probes import target_of
 from reconciler.reconcile.workers import Result
 from reconciler.telemetry import events
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Action, Decision, Observed, Snapshot
+    from reconciler.core.action import Action, Decision
+    from reconciler.core.observed import Observed
+    from reconciler.core.snapshot import Snapshot
     from reconciler.observe.cache import Cache
     from reconciler.observe.informer import Informer
     from reconciler.observe.probes import Prober
@@ -123,7 +125,7 @@ class Controller:
                 self._retries.review(self._snapshots.snapshot(key))
             # A new connection to the engine enqueues every key at once, before the backoff ends.
             failures = max(self._unobserved[key], self._unanswered[key], 1)
-            return Result(policy.backoff(_RETRY, _LONGEST_RETRY, failures, key))
+            return Result(backoff(_RETRY, _LONGEST_RETRY, failures, key))
 
     async def _reconcile(self, key: str) -> Result:
         done: tuple[Action, Observed] | None = None
@@ -202,7 +204,7 @@ class Controller:
 
     def _watch_health(self, snapshot: Snapshot) -> None:
         """Probe the container while it runs, and pass on the result of its image's own check."""
-        key, current, desired = snapshot.key, roles_of(snapshot).current, snapshot.desired
+        key, current, desired = snapshot.key, snapshot.roles.current, snapshot.desired
         if current is None or desired is None or current.phase is not Phase.RUNNING:
             self._prober.watch(key, None)
             self._unheeded.discard(key)
@@ -212,7 +214,7 @@ class Controller:
         elif key not in self._unheeded:
             self._unheeded.add(key)
             self._recorder.tell(events.SandboxCheckUnheeded(sandbox=key, cause=why))
-        seen_at = policy.first_seen(snapshot.memory, current, snapshot.now)
+        seen_at = first_seen(snapshot.memory, current, snapshot.now)
         self._prober.watch(key, target_of(desired, current, self._address, seen_at))
         self._prober.report(key, current.check)
 
@@ -228,9 +230,7 @@ class Controller:
         key, began = snapshot.key, _now()
         if action.verb is Verb.REMOVE:
             self._removed.add(action.container_id)
-        self._store.put_memory(
-            key, policy.before_step(self._store.memory(key), action, snapshot.now)
-        )
+        self._store.put_memory(key, before_step(self._store.memory(key), action, snapshot.now))
         with bound_contextvars(sandbox=key, cause=action.cause):
             try:
                 limits = await self._executor.execute(snapshot, action)
@@ -255,11 +255,7 @@ class Controller:
         One answer alone may be wrong, so a list that is newer than the removal has to agree.
         """
         key = snapshot.key
-        if (
-            snapshot.desired is not None
-            or snapshot.fate is Fate.UNKNOWN
-            or snapshot.observed.containers
-        ):
+        if snapshot.desired is not None or not snapshot.deleted or snapshot.observed.containers:
             self._gone.pop(key, None)
             return None
         after = self._gone.setdefault(key, self._cache.lists)
@@ -285,8 +281,8 @@ class Controller:
         awaited = snapshot.desired.spec.image if snapshot.desired and decision.waiting_for else None
         self._puller.release(key, awaited)
         gone = snapshot.desired is None and not snapshot.observed.containers
-        if gone and not decision.waiting_for and not snapshot.held:
-            if snapshot.fate is Fate.DELETED:
+        if gone and not decision.waiting_for and not snapshot.reason(Source.RECORD):
+            if snapshot.deleted:
                 self._orphans.report_kept(snapshot)
             self._store.forget(key)
             self._outcomes.forget(key)

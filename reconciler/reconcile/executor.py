@@ -10,7 +10,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from reconciler.core import naming
-from reconciler.core.container_config import InstanceConfig, blueprint, is_leased, labels
+from reconciler.core.action import Verb
+from reconciler.core.container_config import InstanceConfig, container_config, is_leased, labels
 from reconciler.core.errors import (
     EngineError,
     EngineUnavailable,
@@ -19,16 +20,17 @@ from reconciler.core.errors import (
     StoreError,
     Unreadable,
 )
-from reconciler.core.model import ImageState, Verb
-from reconciler.core.replacement import names_of, wanted_volume
+from reconciler.core.snapshot import ImageState
 from reconciler.core.units import format_retain
 from reconciler.observe.ownership import volume_taken
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from reconciler.core.action import Action
     from reconciler.core.container_config import ContainerConfig
-    from reconciler.core.model import Action, Container, Limits, Snapshot
+    from reconciler.core.observed import Container, ResourceLimits
+    from reconciler.core.snapshot import Snapshot
     from reconciler.engine.protocol import Engine
     from reconciler.manifest.env_files import EnvFiles
     from reconciler.observe.cache import Cache
@@ -61,7 +63,9 @@ class Executor:
         self._instance_config = instance_config
         self._ownership = ownership
         self._breakers = breakers
-        self._handlers: Mapping[Verb, Callable[[Snapshot, Action], Awaitable[Limits | None]]] = {
+        self._handlers: Mapping[
+            Verb, Callable[[Snapshot, Action], Awaitable[ResourceLimits | None]]
+        ] = {
             Verb.PULL: self._pull,
             Verb.CREATE_VOLUME: self._create_volume,
             Verb.CREATE: self._create,
@@ -75,7 +79,7 @@ class Executor:
             Verb.REMOVE_VOLUME: self._remove_volume,
         }
 
-    async def execute(self, snapshot: Snapshot, action: Action) -> Limits | None:
+    async def execute(self, snapshot: Snapshot, action: Action) -> ResourceLimits | None:
         """Do one action.
 
         Returns:
@@ -134,7 +138,7 @@ class Executor:
             await self._try_durable()
         wanted = snapshot.desired is not None and snapshot.desired.spec.workspace is not None
         if wanted and container.started_at is None and container.volumes:
-            stand_in = self._config(snapshot, names_of(snapshot).stand_in)
+            stand_in = self._config(snapshot, snapshot.names.stand_in)
             await self._store.flush()
             await self._engine.prepare(action.container_id, stand_in)
         await self._engine.start(action.container_id)
@@ -157,7 +161,7 @@ class Executor:
     async def _unpause(self, _snapshot: Snapshot, action: Action) -> None:
         await self._engine.unpause(action.container_id)
 
-    async def _update(self, snapshot: Snapshot, action: Action) -> Limits:
+    async def _update(self, snapshot: Snapshot, action: Action) -> ResourceLimits:
         baseline = snapshot.memory.baseline
         assert baseline is not None
         return await self._engine.update(action.container_id, baseline.limits)
@@ -181,18 +185,19 @@ class Executor:
         env: Mapping[str, str] = {}
         assert desired is not None
         if not is_leased(desired.spec, desired.identity):
-            raise Refused(desired.problem or "no port and session key are leased yet")
+            blocker = snapshot.blocker(Verb.CREATE)
+            raise Refused(blocker.reason if blocker else "no port and session key are leased yet")
         if desired.spec.env_file is not None:
             file = self._env_files.get(desired.spec.env_file)
             if isinstance(file, ReconcilerError):
                 raise file
             env = file.values
-        return blueprint(
+        return container_config(
             desired,
             name,
             self._instance_config,
             env,
-            volume=wanted_volume(snapshot),
+            volume=snapshot.wanted_volume,
             nonce=self._ownership.intend(snapshot.key, name),
         )
 

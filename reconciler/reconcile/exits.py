@@ -5,16 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core import policy
 from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
-from reconciler.core.model import Death, Phase
-from reconciler.core.replacement import roles_of
+from reconciler.core.observed import Phase
+from reconciler.core.restart import (
+    Death,
+    after_death,
+    after_look,
+    after_own_stop,
+    is_accounted,
+    is_end_of_engine,
+    restarts_by_others,
+)
 from reconciler.core.spec import DesiredState
 from reconciler.telemetry import events
 from reconciler.telemetry.redact import redactor
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Container, Snapshot
+    from reconciler.core.observed import Container
+    from reconciler.core.snapshot import Snapshot
     from reconciler.engine.protocol import Engine
     from reconciler.observe.informer import Informer
     from reconciler.store.store import Store
@@ -49,7 +57,7 @@ class ExitTracker:
             EngineUnavailable: the engine is lost, which may be why the container exited. Only if
                 ``insist`` is set: otherwise the exit is recorded without its log.
         """
-        current = roles_of(snapshot).current
+        current = snapshot.roles.current
         if snapshot.desired is None or current is None:
             self._inspected.pop(snapshot.key, None)
             return self._note_own_stop(snapshot)
@@ -64,8 +72,8 @@ class ExitTracker:
     def _note_run(self, snapshot: Snapshot, container: Container) -> bool:
         if not container.live:
             return False
-        memory = policy.after_look(snapshot.memory, container, snapshot.now)
-        others = policy.restarts_by_others(snapshot.memory, container)
+        memory = after_look(snapshot.memory, container, snapshot.now)
+        others = restarts_by_others(snapshot.memory, container)
         memory = replace(memory, restarts=memory.restarts + others) if others else memory
         self._store.put_memory(snapshot.key, memory)
         if others:
@@ -82,7 +90,7 @@ class ExitTracker:
 
     def _note_own_stop(self, snapshot: Snapshot) -> bool:
         """Account for a stop that a daemon issued and was killed before it recorded it."""
-        roles, desired = roles_of(snapshot), snapshot.desired
+        roles, desired = snapshot.roles, snapshot.desired
         stopped: Container | None = None
         if desired is None:
             return False
@@ -92,9 +100,9 @@ class ExitTracker:
             stopped = roles.current
         if stopped is None or stopped.phase is not Phase.EXITED:
             return False
-        if policy.is_accounted(snapshot.memory, stopped):
+        if is_accounted(snapshot.memory, stopped):
             return False
-        self._store.put_memory(snapshot.key, policy.after_own_stop(snapshot.memory, stopped))
+        self._store.put_memory(snapshot.key, after_own_stop(snapshot.memory, stopped))
         return True
 
     async def _note_crash(self, snapshot: Snapshot, container: Container, *, insist: bool) -> bool:
@@ -106,11 +114,11 @@ class ExitTracker:
         if (
             not exited
             or snapshot.desired.state is DesiredState.STOPPED
-            or policy.is_accounted(snapshot.memory, container)
+            or is_accounted(snapshot.memory, container)
         ):
             return False
         watched = self._inspected.get(snapshot.key) == (container.id, self._informer.connections)
-        unseen = policy.is_end_of_engine(container, watched=watched)
+        unseen = is_end_of_engine(container, watched=watched)
         death = Death(
             container_id=container.id,
             seen_at=snapshot.now,
@@ -124,7 +132,7 @@ class ExitTracker:
         restart = snapshot.desired.spec.restart
         # Read after the log: a pull may have failed meanwhile.
         memory = self._store.memory(snapshot.key)
-        memory = policy.after_death(memory, container, death, restart, snapshot.key)
+        memory = after_death(memory, container, death, restart, snapshot.key)
         self._store.put_memory(snapshot.key, memory)
         self._recorder.tell(
             events.SandboxDied(

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reconciler.core.limits import baseline_of
-from reconciler.core.model import Loss, Pause, Phase
-from reconciler.core.replacement import has_volume, roles_of, wanted_volume
+from reconciler.core.drift import baseline_of
+from reconciler.core.observed import Phase
+from reconciler.core.restart import Loss, Pause
 from reconciler.core.spec import DesiredState
 from reconciler.telemetry import events
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Memory, Snapshot
+    from reconciler.core.restart import SandboxMemory
+    from reconciler.core.snapshot import Snapshot
     from reconciler.store.store import Store
     from reconciler.telemetry.recorder import Recorder
 
@@ -35,8 +36,8 @@ class ExternalChanges:
         self._store.put_memory(snapshot.key, memory)
         return memory != former
 
-    def _note_pause(self, snapshot: Snapshot, memory: Memory) -> Memory:
-        current, known = roles_of(snapshot).current, memory.pause
+    def _note_pause(self, snapshot: Snapshot, memory: SandboxMemory) -> SandboxMemory:
+        current, known = snapshot.roles.current, memory.pause
         wanted = snapshot.desired is not None and snapshot.desired.state is DesiredState.PAUSED
         if current is None or current.phase is not Phase.PAUSED:
             # Our pause may still be in progress while it is desired.
@@ -64,8 +65,8 @@ class ExternalChanges:
             )
         return replace(memory, pause=Pause(current.id, ours=wanted, since=snapshot.now))
 
-    def _note_limits(self, snapshot: Snapshot, memory: Memory) -> Memory:
-        current = roles_of(snapshot).current
+    def _note_limits(self, snapshot: Snapshot, memory: SandboxMemory) -> SandboxMemory:
+        current = snapshot.roles.current
         assert snapshot.desired is not None
         if current is None:
             return memory
@@ -87,12 +88,12 @@ class ExternalChanges:
                 )
         return replace(memory, baseline=replace(baseline, reported=drifted))
 
-    def _note_workspace(self, snapshot: Snapshot, memory: Memory) -> Memory:
+    def _note_workspace(self, snapshot: Snapshot, memory: SandboxMemory) -> SandboxMemory:
         assert snapshot.desired is not None
-        wanted, edit = wanted_volume(snapshot), snapshot.desired.spec_hash
+        wanted, edit = snapshot.wanted_volume, snapshot.desired.spec_hash
         if memory.loss is not None and edit not in {None, memory.loss.spec_hash}:
             memory = replace(memory, loss=None)
-        if wanted is None or has_volume(snapshot, wanted):
+        if wanted is None or snapshot.has_volume(wanted):
             same = memory.workspace == (wanted or "")
             return memory if same else replace(memory, workspace=wanted or "")
         if not memory.workspace:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Final
 import base62
 
 from reconciler.core.errors import ReconcilerError, is_out_of_files
-from reconciler.core.model import Identity
+from reconciler.core.snapshot import Identity
 from reconciler.telemetry import events
 from reconciler.telemetry.redact import redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from reconciler.core.model import Observed
+    from reconciler.core.observed import Observed
     from reconciler.core.spec import SandboxSpec
     from reconciler.store.store import Store
     from reconciler.telemetry.recorder import Recorder

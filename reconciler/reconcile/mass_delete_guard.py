@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core import policy
+from reconciler.core.mass_delete import mass_delete_guard_engages
 from reconciler.telemetry import events
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class MassDeleteGuard:
 
     @property
     def _engaged(self) -> bool:
-        return policy.mass_delete_guard_engages(
+        return mass_delete_guard_engages(
             self._total, len(self._store.unconfirmed), count=self._count, percent=self._percent
         )
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reconciler.core.model import Fate
-from reconciler.core.replacement import surplus_volumes, wanted_volume
 from reconciler.core.units import FOREVER, iso, parse_retain
 from reconciler.reconcile.mass_delete_guard import HINT
 from reconciler.telemetry import events
@@ -18,7 +16,8 @@ from reconciler.telemetry import events
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from reconciler.core.model import Snapshot, Volume
+    from reconciler.core.observed import Volume
+    from reconciler.core.snapshot import Snapshot
     from reconciler.store.store import Store
     from reconciler.store.tables import OrphanKind
     from reconciler.telemetry.recorder import Recorder
@@ -70,7 +69,7 @@ class OrphanTracker:
 
     def _release(self, snapshot: Snapshot) -> bool:
         """Drop the orphans that a record wants, or whose deletion was requested."""
-        wanted = wanted_volume(snapshot)
+        wanted = snapshot.wanted_volume
         claimed = wanted is not None and wanted in snapshot.orphans.volumes
         if wanted is not None and claimed:
             self._store.drop_orphan("volume", wanted)
@@ -79,13 +78,13 @@ class OrphanTracker:
                     sandbox=snapshot.key, cause="its record returned in time", volume=wanted
                 )
             )
-        known = snapshot.desired is not None or snapshot.fate is Fate.DELETED
+        known = snapshot.desired is not None or snapshot.deleted
         for container_id in snapshot.orphans.containers if known else ():
             self._store.drop_orphan("container", container_id)
         return claimed or (known and bool(snapshot.orphans.containers))
 
     def _note_containers(self, snapshot: Snapshot) -> bool:
-        if snapshot.desired is not None or snapshot.fate is Fate.DELETED:
+        if snapshot.desired is not None or snapshot.deleted:
             return False
         fresh = [c for c in snapshot.observed.containers if c.id not in snapshot.orphans.containers]
         for container in fresh:
@@ -109,7 +108,7 @@ class OrphanTracker:
         return bool(fresh)
 
     def _note_volumes(self, snapshot: Snapshot) -> bool:
-        fresh = [v for v in surplus_volumes(snapshot) if v.name not in snapshot.orphans.volumes]
+        fresh = [v for v in snapshot.surplus_volumes if v.name not in snapshot.orphans.volumes]
         for volume in fresh:
             retain = self._retain(snapshot, volume)
             self._store.note_orphan(
@@ -119,7 +118,7 @@ class OrphanTracker:
                 since=snapshot.now,
                 retain=retain,
                 # An edit that passed the guard removed the record or its workspace.
-                confirmed=snapshot.desired is not None or snapshot.fate is Fate.DELETED,
+                confirmed=snapshot.desired is not None or snapshot.deleted,
                 lost=volume.owner != self._store.owner,
             )
             self._report_orphan(snapshot, volume, snapshot.now, retain)
@@ -127,14 +126,14 @@ class OrphanTracker:
 
     def report_kept(self, snapshot: Snapshot) -> None:
         """Report the workspaces that remain after a sandbox was deleted."""
-        for volume in surplus_volumes(snapshot):
+        for volume in snapshot.surplus_volumes:
             since = snapshot.orphans.volumes.get(volume.name, snapshot.now)
             self._report_orphan(snapshot, volume, since, self._retain(snapshot, volume))
 
     def _report_orphan(
         self, snapshot: Snapshot, volume: Volume, since: float, retain: float | None
     ) -> None:
-        deleted = snapshot.fate is Fate.DELETED
+        deleted = snapshot.deleted
         self._recorder.tell(
             events.VolumeOrphaned(
                 sandbox=snapshot.key,
@@ -174,7 +173,7 @@ class OrphanTracker:
     def report(self, snapshot: Snapshot) -> list[Garbage]:
         """Return the orphans under the key, and when each will be removed."""
         key, now, orphans = snapshot.key, snapshot.now, snapshot.orphans
-        deleted = snapshot.fate is Fate.DELETED
+        deleted = snapshot.deleted
         found = []
         for container in () if snapshot.desired else snapshot.observed.containers:
             since = orphans.containers.get(container.id, now)
@@ -184,7 +183,7 @@ class OrphanTracker:
             remove_at = since + grace if due else None
             why = _why("its record was removed" if deleted else "no record wants it", held=held)
             found.append(Garbage("container", container.name, key, since, remove_at, why, held))
-        for volume in surplus_volumes(snapshot):
+        for volume in snapshot.surplus_volumes:
             since = orphans.volumes.get(volume.name, now)
             held = volume.name in orphans.held
             retain = self._retain(snapshot, volume)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from structlog.contextvars import bound_contextvars
 
-from reconciler.core import policy
+from reconciler.core.action import Verb
 from reconciler.core.errors import (
     EngineError,
     EngineTimeout,
@@ -17,13 +17,25 @@ from reconciler.core.errors import (
     PortTaken,
     ReconcilerError,
 )
-from reconciler.core.model import Baseline, ImageState, Pause, Phase, Verb
+from reconciler.core.observed import Phase
+from reconciler.core.restart import (
+    Baseline,
+    Pause,
+    after_own_stop,
+    after_restart,
+    after_run,
+    after_start,
+    is_crash_loop_reported,
+)
+from reconciler.core.snapshot import ImageState
 from reconciler.core.spec import PullPolicy
 from reconciler.reconcile.action_events import announce
 from reconciler.telemetry import events
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Action, Container, Limits, Snapshot
+    from reconciler.core.action import Action
+    from reconciler.core.observed import Container, ResourceLimits
+    from reconciler.core.snapshot import Snapshot
     from reconciler.observe.cache import Cache
     from reconciler.reconcile.identity import IdentityLeases
     from reconciler.reconcile.retries import Retries
@@ -59,7 +71,7 @@ class Outcomes:
         self._port_moves.pop(key, None)
 
     async def succeeded(
-        self, snapshot: Snapshot, action: Action, limits: Limits | None, seconds: float
+        self, snapshot: Snapshot, action: Action, limits: ResourceLimits | None, seconds: float
     ) -> None:
         """Record an action that the engine did within ``seconds``; ``limits`` are those it set."""
         key, verb = snapshot.key, action.verb
@@ -70,7 +82,7 @@ class Outcomes:
         memory = self._store.memory(key)
         if verb is Verb.START:
             self._port_moves.pop(key, None)
-            memory = policy.after_start(memory)
+            memory = after_start(memory)
         if verb is Verb.UNPAUSE:
             # Marked as ours until it is seen to run, so that it is not resumed twice.
             pause = Pause(action.container_id, ours=True, since=snapshot.now)
@@ -79,14 +91,14 @@ class Outcomes:
             memory = replace(memory, baseline=Baseline(action.container_id, limits))
         if action.restart:
             if verb is Verb.STOP and snapshot.desired is not None:
-                memory = policy.after_run(memory, snapshot.health, snapshot.desired.spec.restart)
-            memory = policy.after_restart(memory)
+                memory = after_run(memory, snapshot.health, snapshot.desired.spec.restart)
+            memory = after_restart(memory)
         if verb is Verb.STOP and after and after.phase is Phase.EXITED:
-            memory = policy.after_own_stop(memory, after)
+            memory = after_own_stop(memory, after)
         if memory is not self._store.memory(key):
             self._store.put_memory(key, memory)
         announce(self._recorder, snapshot, action, seconds)
-        if action.restart and policy.is_crash_loop_reported(memory.streak):
+        if action.restart and is_crash_loop_reported(memory.streak):
             self._recorder.tell(
                 events.SandboxRestartLoop(sandbox=key, cause=action.cause, in_a_row=memory.streak)
             )

@@ -5,19 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core import faults, policy
+from reconciler.core.action import Verb
 from reconciler.core.errors import Forbidden, Removing, Unstartable
-from reconciler.core.faults import faults_of
-from reconciler.core.model import Failure, FailureKey, Fate, Fault, Verb
-from reconciler.core.replacement import roles_of
+from reconciler.core.failures import (
+    after_failure,
+    after_success,
+    failure_key_of,
+    is_unstartable,
+    still_there,
+)
+from reconciler.core.restart import Failure, FailureKey, Fault
 from reconciler.core.spec import RestartSpec
-from reconciler.core.status import is_at_goal, status_of
-from reconciler.core.steps import failure_key_of, still_there
+from reconciler.core.status import BEGUN, OVER, STEPS, faults_of, is_at_goal, status_of
 from reconciler.telemetry import events
 from reconciler.telemetry.redact import redactor
 
 if TYPE_CHECKING:
-    from reconciler.core.model import Action, Snapshot
+    from reconciler.core.action import Action
+    from reconciler.core.snapshot import Snapshot
     from reconciler.observe.snapshots import SnapshotBuilder
     from reconciler.reconcile.circuit_breaker import CircuitBreakers
     from reconciler.store.store import Store
@@ -59,17 +64,15 @@ class Retries:
         ``event`` reports the repetitions.
         """
         about = failure_key_of(snapshot, action)
-        predecessor = roles_of(snapshot).predecessor
-        restores = predecessor is not None and not policy.is_unstartable(
-            snapshot.memory, predecessor
-        )
+        predecessor = snapshot.roles.predecessor
+        restores = predecessor is not None and not is_unstartable(snapshot.memory, predecessor)
         swap = action.verb is Verb.START and not about.target and restores
-        wrecked = action.container_id if isinstance(error, Unstartable) else ""
-        failure = self._remember(snapshot, about, error, swap=swap, wrecked=wrecked)
+        unstartable = action.container_id if isinstance(error, Unstartable) else ""
+        failure = self._remember(snapshot, about, error, swap=swap, unstartable=unstartable)
         if failure.progress:
             return
         retry_in = round(failure.not_before - failure.at, 1)
-        if snapshot.desired is None and snapshot.fate is Fate.UNKNOWN:
+        if snapshot.desired is None and not snapshot.deleted:
             self._recorder.complain(
                 events.GarbageFailed(
                     sandbox=snapshot.key,
@@ -116,10 +119,10 @@ class Retries:
         for source, error in now.items():
             if source not in before:
                 fault = Fault(source, redactor.clean(error))
-                self._begin(snapshot.key, fault, faults.BEGUN.get(source, "it is not as desired"))
+                self._begin(snapshot.key, fault, BEGUN.get(source, "it is not as desired"))
         done = is_at_goal(snapshot) or snapshot.desired is None
         for source, fault in before.items():
-            if source not in now and (done or source not in faults.STEPS):
+            if source not in now and (done or source not in STEPS):
                 self._end(snapshot, fault)
 
     def _begin(self, key: str, fault: Fault, cause: str) -> None:
@@ -136,11 +139,11 @@ class Retries:
         self._store.put_memory(key, replace(memory, faults=left))
         for event in (events.ActionFailed, events.ActionTimedOut):
             self._recorder.resolve(event, about=f"{key} {fault.source}")
-        if snapshot.desired is None and snapshot.fate is Fate.DELETED:
+        if snapshot.desired is None and snapshot.deleted:
             # The deletion is logged already, and is no recovery.
             return
         report = self._recorder.tell if fault.logged else self._recorder.note
-        cause = faults.OVER.get(fault.source, f"it is {status_of(snapshot)[0]}")
+        cause = OVER.get(fault.source, f"it is {status_of(snapshot)[0]}")
         if snapshot.desired is None:
             cause = "it is no longer declared"
         report(
@@ -159,7 +162,7 @@ class Retries:
         error: Exception,
         *,
         swap: bool = False,
-        wrecked: str = "",
+        unstartable: str = "",
     ) -> Failure:
         # Not the snapshot's time: the action may have taken its whole timeout since.
         now = self._snapshots.now
@@ -171,10 +174,10 @@ class Retries:
             at=now,
             not_before=now,
             target=about.target,
-            wrecked=wrecked,
+            unstartable=unstartable,
             progress=isinstance(error, Removing),
         )
-        memory = policy.after_failure(
+        memory = after_failure(
             self._store.memory(snapshot.key),
             failed,
             snapshot.desired.spec.restart if snapshot.desired else _DEFAULT_RESTART,
@@ -187,4 +190,4 @@ class Retries:
 
     def forget(self, key: str) -> None:
         """Drop the failures of a key that has nothing left to do."""
-        self._store.put_memory(key, policy.after_success(self._store.memory(key)))
+        self._store.put_memory(key, after_success(self._store.memory(key)))

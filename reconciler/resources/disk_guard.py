@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from reconciler.core.action import UNMEASURED
 from reconciler.core.disk_pressure import Usage, judge
 from reconciler.core.errors import EngineError
-from reconciler.core.model import UNMEASURED
 from reconciler.telemetry import events
 from reconciler.threads import BoundedCalls
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from reconciler.core.disk_pressure import Limits
+    from reconciler.core.disk_pressure import PressureLimits
     from reconciler.engine.protocol import Engine
     from reconciler.store.store import Store
     from reconciler.telemetry.recorder import Recorder
@@ -86,7 +86,7 @@ class DiskGuard:
         *,
         store: Store,
         state_dir: Path,
-        limits: Limits,
+        limits: PressureLimits,
         collect: Callable[[Callable[[], Awaitable[bool]]], Awaitable[bool]],
         on_change: Callable[[], None],
         recorder: Recorder,

@@ -8,7 +8,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.errors import EngineError, PullFailed, ReconcilerError
-from reconciler.core.model import ImageState
+from reconciler.core.snapshot import ImageState
 from reconciler.telemetry import events
 from reconciler.telemetry.supervision import log_failure
 

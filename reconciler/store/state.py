@@ -10,7 +10,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core.errors import StoreError
-from reconciler.core.model import Claim, Identity, Memory
+from reconciler.core.observed import Claim
+from reconciler.core.restart import SandboxMemory
+from reconciler.core.snapshot import Identity
 from reconciler.store import tables
 from reconciler.store.table import DirtyTable, Rows
 from reconciler.store.tables import Changes, Orphan, OrphanKind, Record, Tombstone
@@ -30,7 +32,7 @@ _SAVE_EVERY: Final = 10.0
 _SAVE_IDLE_EVERY: Final = 60.0
 _OWNER: Final = "owner"
 _OWNER_BYTES: Final = 8
-_NO_MEMORY: Final = Memory()
+_NO_MEMORY: Final = SandboxMemory()
 _NO_CLAIM: Final = Claim()
 
 
@@ -72,7 +74,7 @@ class State:
         self._records: DirtyTable[Record] = self._tables[tables.RECORDS.name]
         self._tombstones: DirtyTable[Tombstone] = self._tables[tables.TOMBSTONES.name]
         self._identities: DirtyTable[Identity] = self._tables[tables.IDENTITIES.name]
-        self._memories: DirtyTable[Memory] = self._tables[tables.MEMORIES.name]
+        self._memories: DirtyTable[SandboxMemory] = self._tables[tables.MEMORIES.name]
         self._claims: DirtyTable[Claim] = self._tables[tables.CLAIMS.name]
         self._facts: DirtyTable[str] = self._tables[tables.FACTS.name]
         self._images: DirtyTable[PulledImage] = self._tables[tables.IMAGES.name]
@@ -210,11 +212,11 @@ class State:
         frozen = MappingProxyType(dict(identity.ports))
         self._identities.put(name, Identity(identity.session_key, frozen))
 
-    def memory(self, name: str) -> Memory:
+    def memory(self, name: str) -> SandboxMemory:
         """Return the restart memory of a sandbox; an empty one where there is none."""
         return self._memories.values.get(name, _NO_MEMORY)
 
-    def put_memory(self, name: str, memory: Memory) -> None:
+    def put_memory(self, name: str, memory: SandboxMemory) -> None:
         """Set the restart memory of a sandbox. An equal one costs nothing."""
         self._memories.put(name, memory)
 

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 from pydantic import TypeAdapter
 
 from reconciler.core.disk_pressure import PulledImage
-from reconciler.core.model import Claim, Identity, Memory
+from reconciler.core.observed import Claim
+from reconciler.core.restart import SandboxMemory
+from reconciler.core.snapshot import Identity
 from reconciler.core.spec import DesiredState, SandboxSpec, WorkspaceSpec, layer_of
 from reconciler.core.units import FOREVER
 
@@ -149,7 +151,7 @@ def _decode_claim(body: str) -> Claim:
 RECORDS: Final = Kind("record", _decode_record)
 TOMBSTONES: Final = Kind("tombstone", TypeAdapter(Tombstone).validate_json)
 IDENTITIES: Final = Kind("identity", _decode_identity)
-MEMORIES: Final = Kind("memory", TypeAdapter(Memory).validate_json)
+MEMORIES: Final = Kind("memory", TypeAdapter(SandboxMemory).validate_json)
 ORPHAN_CONTAINERS: Final = Kind("orphan_container", TypeAdapter(Orphan).validate_json)
 ORPHAN_VOLUMES: Final = Kind("orphan_volume", TypeAdapter(Orphan).validate_json)
 CLAIMS: Final = Kind("claim", _decode_claim)

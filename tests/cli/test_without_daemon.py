@@ -17,7 +17,10 @@ def test_plan_and_apply_from_nothing(engine_cli: Cli, instance: Instance) -> Non
     cli = engine_cli
     planned = cli("plan")
     assert planned.returncode == 2
-    assert f"alice: create {instance.container('alice')} (it does not exist)" in planned.stdout
+    assert (
+        f"alice: create {instance.container('alice')} (the container does not exist)"
+        in planned.stdout
+    )
     assert not (cli.home / "state").exists()
 
     applied = cli("apply")

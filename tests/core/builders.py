@@ -1,4 +1,4 @@
-"""Views of one sandbox, ``alice``, that differ from the plainest one only in what a test says."""
+"""Snapshots of one sandbox, ``alice``: a plain one with the changes that a test needs."""
 
 from __future__ import annotations
 
@@ -6,23 +6,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 from reconciler.core import naming
+from reconciler.core.action import Blocker, Source, Verb
 from reconciler.core.decide import decide
-from reconciler.core.model import (
-    Container,
-    Desired,
-    End,
-    Failure,
-    Health,
-    Identity,
-    Memory,
-    Observed,
-    Phase,
-    Snapshot,
-    Verb,
-    Verdict,
-    Volume,
-)
+from reconciler.core.health import Health, Verdict
+from reconciler.core.observed import Container, Observed, Phase, Volume
 from reconciler.core.plan import plan
+from reconciler.core.restart import End, Failure, SandboxMemory
+from reconciler.core.snapshot import Desired, Identity, Snapshot
 from reconciler.core.spec import DesiredState, SandboxSpec
 
 PREFIX: Final = "oh-agent-server-"
@@ -54,7 +44,6 @@ def desired(
     *,
     spec_hash: str | None = HASH,
     identity: Identity | None = IDENTITY,
-    problem: str | None = None,
     **fields: Any,
 ) -> Desired:
     return Desired(
@@ -64,8 +53,13 @@ def desired(
         spec=spec(**fields),
         spec_hash=spec_hash,
         identity=identity,
-        problem=problem,
     )
+
+
+def blocked(source: Source, reason: str) -> tuple[Blocker, ...]:
+    """Return the blockers of a snapshot with this reason; none if it is empty."""
+    verb = None if source in {Source.ENGINE, Source.RECORD} else Verb.CREATE
+    return (Blocker(verb, None, reason, source),) if reason else ()
 
 
 def container(
@@ -74,7 +68,7 @@ def container(
     spec_hash: str = HASH,
     **changes: Any,
 ) -> Container:
-    """By default made with the leased port and the workspace, and started unless just created."""
+    """Return a container with the leased port and the workspace; started unless CREATED."""
     started = None if phase is Phase.CREATED else NOW - 100
     finished = NOW - 10 if phase in {Phase.EXITED, Phase.DEAD} else None
     plain = Container(
@@ -119,32 +113,32 @@ def failing(
     due: float = NOW + 30,
     cause: str = "no",
     on: Container | str = "",
-) -> Memory:
-    """What is remembered after each of the verbs failed once, a second ago."""
+) -> SandboxMemory:
+    """Return the memory after each of the verbs failed once, a second ago."""
     target = on if isinstance(on, str) else on.id
     failures = (Failure(verb, spec_hash, cause, 1, NOW - 1, due, target) for verb in verbs)
-    return Memory(failures=tuple(failures))
+    return SandboxMemory(failures=tuple(failures))
 
 
 def health(verdict: Verdict, of: Container, **changes: Any) -> Health:
     return replace(Health(of.id, of.started_at, NOW - 100, verdict, since=NOW), **changes)
 
 
-def ended(of: Container, due: float | None = None, **changes: Any) -> Memory:
-    """The end of the container is accounted for: a death with a due time, or else our own stop."""
-    return Memory(ended=End.of(of), not_before=due, **changes)
+def ended(of: Container, due: float | None = None, **changes: Any) -> SandboxMemory:
+    """Return the memory of the container's end: a death if ``due`` is set, else our own stop."""
+    return SandboxMemory(ended=End.of(of), not_before=due, **changes)
 
 
 def short(text: str) -> str:
-    """Names as a person would say them: ``alice``, ``next``, ``prev``, ``workspace``."""
+    """Shorten the names to ``alice``, ``next``, ``prev``, ``prep``, ``workspace``."""
     names = {VOLUME: "workspace", NEXT: "next", PREV: "prev", PREP: "prep", NAME: KEY}
-    for name, said in names.items():
-        text = text.replace(name, said)
+    for name, short_name in names.items():
+        text = text.replace(name, short_name)
     return text
 
 
 def step(of: Snapshot) -> str:
-    """The decision as ``verb target (cause)``, or what is waited for and how long."""
+    """Return the decision as ``verb target (cause)``, or the wait with its end and reason."""
     decision = decide(of)
     if decision.action is not None:
         return short(str(decision.action))
@@ -153,5 +147,5 @@ def step(of: Snapshot) -> str:
 
 
 def steps(of: Snapshot) -> list[str]:
-    """The whole plan, without causes."""
+    """Return the actions of the plan, without causes."""
     return [short(str(action)).partition(" (")[0] for action in plan(of).actions]

@@ -9,14 +9,14 @@ from reconciler.core import naming
 from reconciler.core.container_config import (
     HASH_VERSION,
     InstanceConfig,
-    blueprint,
+    container_config,
     environment,
     is_leased,
     published,
     same_spec,
     spec_hash,
 )
-from reconciler.core.model import Identity
+from reconciler.core.snapshot import Identity
 from reconciler.core.spec import Model, ResourcesSpec, SandboxSpec
 from tests.core.builders import HASH, IDENTITY, KEY, NAME, VOLUME, desired, spec
 
@@ -90,12 +90,12 @@ def test_hashes_stay_what_they_were(made, instance_config, digest, expected):
         {"stop_timeout": "1s"},
         {"pull": "always"},
         {"workspace": {"path": "/workspace", "retain": "forever"}},
-        {"ports": [{"name": "HTTP", "container_port": 8000, "description": "said"}]},
+        {"ports": [{"name": "HTTP", "container_port": 8000, "description": "text"}]},
         {"init": True, "command": None, "resources": {}, "network": {"mode": "bridge"}},
         {"env": {}},
     ],
 )
-def test_what_changes_no_container_changes_no_hash(fields):
+def test_fields_outside_of_the_container_do_not_change_the_hash(fields):
     assert hashed(spec(**fields)) == hashed(spec())
 
 
@@ -114,11 +114,11 @@ def test_what_changes_no_container_changes_no_hash(fields):
     ],
     ids=str,
 )
-def test_what_is_baked_in_changes_the_hash(fields):
+def test_fields_of_the_container_change_the_hash(fields):
     assert hashed(spec(**fields)) != hashed(spec())
 
 
-def test_the_surroundings_that_are_baked_in_change_the_hash():
+def test_the_instance_config_changes_the_hash():
     plain = hashed(spec())
     assert hashed(spec(), digest="d1") != plain
     assert hashed(spec(), replace(AROUND, webhook_url=None)) != plain
@@ -126,7 +126,7 @@ def test_the_surroundings_that_are_baked_in_change_the_hash():
     assert hashed(spec(), replace(AROUND, instance="other", prefix="other-")) == plain
 
 
-def test_the_order_of_a_mapping_does_not_count():
+def test_the_order_of_a_mapping_does_not_change_the_hash():
     one, other = {"A": "1", "B": "2"}, {"B": "2", "A": "1"}
     assert hashed(spec(env=one)) == hashed(spec(env=other))
 
@@ -140,7 +140,7 @@ class Tracing(Model):
 
 
 class LaterSpec(SandboxSpec):
-    """What a later release may look like: fields with defaults, outside and inside."""
+    """A spec of a later release: new fields with defaults, also in a nested model."""
 
     hostname: str | None = None
     tracing: Tracing = Tracing()
@@ -148,20 +148,20 @@ class LaterSpec(SandboxSpec):
 
 
 @pytest.mark.parametrize("fields", [{"image": "demo:1"}, FULL], ids=["minimal", "full"])
-def test_a_later_release_with_more_fields_hashes_an_old_spec_to_the_same(fields):
+def test_a_new_default_field_does_not_change_the_hash(fields):
     later = LaterSpec.model_validate(fields)
     assert hashed(later) == hashed(SandboxSpec.model_validate(fields))
     assert hashed(later.model_copy(update={"hostname": "x"})) != hashed(later)
 
 
-def test_hashes_agree_within_their_version_only():
+def test_hashes_are_compared_within_their_version_only():
     assert same_spec(HASH, HASH)
     assert not same_spec("1:old", HASH)
     assert same_spec("9:of a later release", HASH)
     assert HASH.partition(":")[0] == HASH_VERSION
 
 
-def test_what_a_sandbox_finds_in_its_environment():
+def test_the_environment_of_a_sandbox():
     wanted = desired(env={"LLM": "small"})
     assert environment(wanted, IDENTITY, AROUND, {"TOKEN": "t"}) == {
         "OH_SESSION_API_KEYS_0": "secret-key",
@@ -172,7 +172,7 @@ def test_what_a_sandbox_finds_in_its_environment():
     }
 
 
-def test_env_lies_over_the_env_file_and_both_over_ports_and_webhook():
+def test_env_overrides_env_file_and_both_override_ports():
     names = ("OH_WEBHOOKS_0_BASE_URL", "HTTP", "BOTH")
     file = dict.fromkeys(names, "file")
     made = environment(desired(env={"BOTH": "env"}), IDENTITY, AROUND, file)
@@ -185,7 +185,7 @@ def test_the_session_key_is_ours_whatever_a_file_says():
     assert made[naming.SESSION_KEY_VARIABLE] == "secret-key"
 
 
-def test_no_webhook_no_variable():
+def test_without_a_webhook_there_is_no_variable():
     instance_config = replace(AROUND, webhook_url=None)
     assert naming.WEBHOOK_VARIABLE not in environment(desired(), IDENTITY, instance_config, {})
 
@@ -194,12 +194,12 @@ def test_no_webhook_no_variable():
     ("mode", "expected"),
     [("bridge", {8000: 30000}), ("agents", {8000: 30000}), ("host", {}), ("none", {})],
 )
-def test_ports_are_published_where_the_network_is_the_sandboxs_own(mode, expected):
+def test_ports_are_published_on_the_sandboxs_own_network(mode, expected):
     assert published(spec(network={"mode": mode}), IDENTITY) == expected
 
 
-def test_a_blueprint_says_who_owns_it_and_what_it_is_made_from():
-    made = blueprint(desired(), NAME, AROUND, {}, volume=VOLUME, nonce="n1")
+def test_labels_name_the_owner_and_the_spec():
+    made = container_config(desired(), NAME, AROUND, {}, volume=VOLUME, nonce="n1")
     assert made.labels == {
         "io.sandbox-reconciler.instance": "default",
         "io.sandbox-reconciler.owner": "me",
@@ -214,8 +214,10 @@ def test_a_blueprint_says_who_owns_it_and_what_it_is_made_from():
     assert made.publish_address == "127.0.0.1"
 
 
-def test_a_blueprint_shows_no_secret():
-    shown = repr(blueprint(desired(), NAME, AROUND, {"TOKEN": "hush"}, volume=None, nonce="n"))
+def test_a_container_config_prints_no_secret():
+    shown = repr(
+        container_config(desired(), NAME, AROUND, {"TOKEN": "hush"}, volume=None, nonce="n")
+    )
     assert "hush" not in shown
     assert "secret-key" not in shown
     assert "secret-key" not in repr(desired())
@@ -226,7 +228,7 @@ def test_a_blueprint_shows_no_secret():
     ("identity", "leased"),
     [(None, False), (Identity("k", {}), False), (Identity("k", {8000: 30000}), True)],
 )
-def test_an_identity_is_whole_once_each_port_is_leased(identity, leased):
+def test_an_identity_is_complete_once_each_port_is_leased(identity, leased):
     assert is_leased(spec(), identity) is leased
 
 
@@ -244,5 +246,6 @@ def test_an_identity_is_whole_once_each_port_is_leased(identity, leased):
 )
 def test_the_host_name_is_the_sandboxs(fields, hostname):
     assert (
-        blueprint(desired(**fields), NAME, AROUND, {}, volume=None, nonce="n").hostname == hostname
+        container_config(desired(**fields), NAME, AROUND, {}, volume=None, nonce="n").hostname
+        == hostname
     )

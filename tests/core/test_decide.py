@@ -1,4 +1,4 @@
-"""The life cycle: from each phase to each state, deletion, garbage, and what is waited for."""
+"""The life cycle: each phase to each desired state, deletion, orphans, waits."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from reconciler.core.action import Source, Verb
 from reconciler.core.decide import decide
-from reconciler.core.model import (
-    Death,
-    Fate,
-    ImageState,
-    Memory,
-    Orphans,
-    Phase,
-    Verb,
-    Verdict,
-)
+from reconciler.core.health import Verdict
+from reconciler.core.observed import Phase
+from reconciler.core.restart import Death, SandboxMemory
+from reconciler.core.snapshot import ImageState, Orphans
 from tests.core.builders import (
     HASH,
     HEALTH,
@@ -27,6 +22,7 @@ from tests.core.builders import (
     PREP,
     PREV,
     VOLUME,
+    blocked,
     container,
     desired,
     ended,
@@ -46,22 +42,22 @@ DAY = 86400.0
         ("running", Phase.CREATED, "start alice (running is desired)"),
         ("running", Phase.RUNNING, "nothing"),
         ("running", Phase.PAUSED, "unpause alice (running is desired)"),
-        ("running", Phase.RESTARTING, "wait until +1: the engine restarts it"),
+        ("running", Phase.RESTARTING, "wait until +1: the engine is restarting it"),
         ("running", Phase.EXITED, "start alice (it ended: exit code 0)"),
-        ("running", Phase.REMOVING, "remove alice (its removal has begun already)"),
-        ("running", Phase.DEAD, "remove alice (the engine says it is dead)"),
+        ("running", Phase.REMOVING, "remove alice (its removal has already begun)"),
+        ("running", Phase.DEAD, "remove alice (the engine reports it as dead)"),
         ("paused", Phase.CREATED, "start alice (paused is desired)"),
         ("paused", Phase.RUNNING, "pause alice (paused is desired)"),
         ("paused", Phase.PAUSED, "nothing"),
-        ("paused", Phase.RESTARTING, "wait until +1: the engine restarts it"),
+        ("paused", Phase.RESTARTING, "wait until +1: the engine is restarting it"),
         ("paused", Phase.EXITED, "start alice (it ended: exit code 0)"),
-        ("paused", Phase.DEAD, "remove alice (the engine says it is dead)"),
+        ("paused", Phase.DEAD, "remove alice (the engine reports it as dead)"),
         ("stopped", Phase.CREATED, "nothing"),
         ("stopped", Phase.RUNNING, "stop alice (stopped is desired)"),
         ("stopped", Phase.PAUSED, "unpause alice (stopped is desired)"),
         ("stopped", Phase.RESTARTING, "stop alice (stopped is desired)"),
         ("stopped", Phase.EXITED, "nothing"),
-        ("stopped", Phase.DEAD, "remove alice (the engine says it is dead)"),
+        ("stopped", Phase.DEAD, "remove alice (the engine reports it as dead)"),
     ],
 )
 def test_each_phase_leads_to_each_desired_state(state, phase, expected):
@@ -71,32 +67,38 @@ def test_each_phase_leads_to_each_desired_state(state, phase, expected):
 @pytest.mark.parametrize(
     ("pull", "image", "expected"),
     [
-        ("missing", ImageState.UNKNOWN, "create alice (it does not exist)"),
-        ("missing", ImageState.FRESH, "create alice (it does not exist)"),
-        ("missing", ImageState.ABSENT, "pull demo:1 (it does not exist)"),
+        ("missing", ImageState.UNKNOWN, "create alice (the container does not exist)"),
+        ("missing", ImageState.FRESH, "create alice (the container does not exist)"),
+        ("missing", ImageState.ABSENT, "pull demo:1 (the container does not exist)"),
         ("missing", ImageState.PULLING, "wait: pulling demo:1"),
-        ("always", ImageState.UNKNOWN, "pull demo:1 (it does not exist)"),
-        ("always", ImageState.ABSENT, "pull demo:1 (it does not exist)"),
-        ("always", ImageState.FRESH, "create alice (it does not exist)"),
-        ("never", ImageState.ABSENT, "create alice (it does not exist)"),
+        ("always", ImageState.UNKNOWN, "pull demo:1 (the container does not exist)"),
+        ("always", ImageState.ABSENT, "pull demo:1 (the container does not exist)"),
+        ("always", ImageState.FRESH, "create alice (the container does not exist)"),
+        ("never", ImageState.ABSENT, "create alice (the container does not exist)"),
     ],
 )
-def test_the_pull_policy_says_what_is_done_before_a_create(pull, image, expected):
+def test_the_pull_policy_decides_whether_to_pull(pull, image, expected):
     assert step(snapshot(desired(pull=pull), image=image)) == expected
 
 
-def test_the_workspace_is_made_before_the_container():
+def test_the_workspace_is_created_before_the_container():
     assert step(snapshot(desired(), volumes=())) == (
-        "create-volume workspace (its workspace does not exist)"
+        "create-volume workspace (the workspace volume does not exist)"
     )
-    assert step(snapshot(desired(workspace=None), volumes=())) == "create alice (it does not exist)"
+    assert (
+        step(snapshot(desired(workspace=None), volumes=()))
+        == "create alice (the container does not exist)"
+    )
 
 
-def test_a_record_with_a_problem_is_not_made():
-    assert step(snapshot(desired(problem="no env file", spec_hash=None))) == "wait: no env file"
+def test_a_blocker_prevents_a_create():
+    assert (
+        step(snapshot(desired(spec_hash=None), blockers=blocked(Source.ENV_FILE, "no env file")))
+        == "wait: no env file"
+    )
 
 
-def test_a_step_that_failed_waits_until_it_is_due():
+def test_a_failed_action_waits_until_it_is_due():
     memory = failing(Verb.CREATE, cause="bad mount")
     assert step(snapshot(desired(), memory=memory)) == "wait until +30: bad mount"
     assert step(snapshot(desired(), memory=failing(Verb.CREATE, due=NOW))).startswith(
@@ -111,17 +113,17 @@ EXITED = container(NAME, Phase.EXITED)
 @pytest.mark.parametrize(
     ("memory", "expected"),
     [
-        (Memory(), "start alice (it ended: exit code 0)"),
+        (SandboxMemory(), "start alice (it ended: exit code 0)"),
         (ended(EXITED), "start alice (running is desired)"),
         (ended(EXITED, NOW), "start alice (it ended: exit code 0)"),
         (
             ended(EXITED, NOW + 4),
-            "wait until +4: its next restart: it ended: exit code 0",
+            "wait until +4: restart backoff: it ended: exit code 0",
         ),
     ],
     ids=["not yet learned of", "our own stop", "due", "backing off"],
 )
-def test_a_sandbox_that_ended_is_started_when_it_is_due(memory, expected):
+def test_an_exited_sandbox_is_started_when_due(memory, expected):
     assert step(snapshot(desired(), EXITED, memory=memory)) == expected
 
 
@@ -132,12 +134,12 @@ OUT_OF_MEMORY = Death(EXITED.id, NOW, 137, oom_killed=True)
     ("memory", "cause"),
     [
         (ended(EXITED, NOW, death=OUT_OF_MEMORY), "exit code 137, out of memory"),
-        (Memory(death=OUT_OF_MEMORY), "exit code 0"),
+        (SandboxMemory(death=OUT_OF_MEMORY), "exit code 0"),
         (ended(container("another"), NOW, death=OUT_OF_MEMORY), "exit code 0"),
     ],
     ids=["this end", "an earlier end", "the end of another"],
 )
-def test_the_cause_of_a_restart_is_the_death_in_that_end(memory, cause):
+def test_the_cause_of_a_restart_is_the_death_in_that_run(memory, cause):
     assert step(snapshot(desired(), EXITED, memory=memory)) == f"start alice (it ended: {cause})"
 
 
@@ -158,14 +160,14 @@ WATCHED = container()
         ("running", Verdict.BAD, "nothing"),
         ("running", Verdict.GOOD, "nothing"),
         ("running", Verdict.UNHEALTHY, "stop alice (unhealthy: timed out)"),
-        ("paused", Verdict.UNKNOWN, "wait: a good probe, then it is paused"),
-        ("paused", Verdict.BAD, "wait: a good probe, then it is paused"),
+        ("paused", Verdict.UNKNOWN, "wait: a good probe before it is paused"),
+        ("paused", Verdict.BAD, "wait: a good probe before it is paused"),
         ("paused", Verdict.GOOD, "pause alice (paused is desired)"),
         ("paused", Verdict.UNHEALTHY, "stop alice (unhealthy: timed out)"),
         ("stopped", Verdict.UNHEALTHY, "stop alice (stopped is desired)"),
     ],
 )
-def test_a_verdict_counts_for_what_runs(state, verdict, expected):
+def test_a_verdict_decides_about_a_running_container(state, verdict, expected):
     seen = health(verdict, WATCHED, reason="timed out")
     assert step(snapshot(desired(state, health=HEALTH), WATCHED, health=seen)) == expected
 
@@ -177,24 +179,29 @@ def test_a_verdict_on_an_earlier_run_does_not_count():
 
 def test_an_unhealthy_sandbox_is_restarted_with_backoff():
     seen = health(Verdict.UNHEALTHY, WATCHED, reason="timed out")
-    waits = step(snapshot(desired(health=HEALTH), WATCHED, health=seen, memory=Memory(streak=2)))
+    waits = step(
+        snapshot(desired(health=HEALTH), WATCHED, health=seen, memory=SandboxMemory(streak=2))
+    )
     assert waits.startswith("wait until +1.")
-    assert waits.endswith("its next restart: unhealthy: timed out")
+    assert waits.endswith("restart backoff: unhealthy: timed out")
 
 
 def test_a_renamed_container_gets_its_name_back():
     renamed = container("renamed")
     assert (
-        step(snapshot(desired(), renamed)) == "rename renamed -> alice (it is not under its name)"
+        step(snapshot(desired(), renamed))
+        == "rename renamed -> alice (the container has the wrong name)"
     )
 
 
-def test_one_whose_name_is_taken_gives_up_the_name_that_it_bears():
-    heir = container("the-name-of-another")
-    memory = failing(Verb.RENAME, cause="the name is taken", on=heir)
-    assert step(snapshot(desired(), heir, memory=memory)) == "wait until +30: the name is taken"
-    due = snapshot(desired(), heir, memory=failing(Verb.RENAME, due=NOW, on=heir))
-    assert step(due) == "rename the-name-of-another -> prev (it is not under its name)"
+def test_containers_with_swapped_names_are_renamed():
+    candidate = container("the-name-of-another")
+    memory = failing(Verb.RENAME, cause="the name is taken", on=candidate)
+    assert (
+        step(snapshot(desired(), candidate, memory=memory)) == "wait until +30: the name is taken"
+    )
+    due = snapshot(desired(), candidate, memory=failing(Verb.RENAME, due=NOW, on=candidate))
+    assert step(due) == "rename the-name-of-another -> prev (the container has the wrong name)"
     assert step(snapshot(desired(), container(PREV))).startswith("rename prev -> alice")
 
 
@@ -208,53 +215,51 @@ def test_one_whose_name_is_taken_gives_up_the_name_that_it_bears():
     ],
     ids=["the spec", "life", "youth", "the spec before life"],
 )
-def test_of_several_the_nearest_to_the_record_is_kept(better, worse):
+def test_the_best_candidate_is_kept(better, worse):
     for strays in ([better, worse], [worse, better]):
         assert step(snapshot(desired(), *strays)).startswith("rename b -> alice")
 
 
-def test_a_stray_goes_once_another_bears_the_name():
+def test_a_stray_is_removed_once_another_has_the_name():
     strays = snapshot(desired(), container("renamed"), container())
-    assert step(strays) == "remove renamed (alice has taken its place)"
+    assert step(strays) == "remove renamed (alice already exists)"
 
 
 @pytest.mark.parametrize(
     ("phase", "expected"),
     [
-        (Phase.RUNNING, "stop alice (its record was taken out)"),
-        *((p, "remove alice (its record was taken out)") for p in Phase if p is not Phase.RUNNING),
+        (Phase.RUNNING, "stop alice (its record was deleted)"),
+        *((p, "remove alice (its record was deleted)") for p in Phase if p is not Phase.RUNNING),
     ],
 )
-def test_a_deleted_sandbox_goes_from_each_phase(phase, expected):
-    gone = snapshot(None, container(NAME, phase), fate=Fate.DELETED, may_collect=False)
+def test_a_deleted_sandbox_is_removed_in_each_phase(phase, expected):
+    gone = snapshot(None, container(NAME, phase), deleted=True, may_collect=False)
     assert step(gone) == expected
 
 
-def test_a_deleted_sandbox_that_will_not_stop_is_removed():
+def test_a_deleted_sandbox_that_does_not_stop_is_removed():
     memory = failing(Verb.STOP, on=container())
-    gone = snapshot(None, container(), fate=Fate.DELETED, memory=memory)
-    assert step(gone) == "remove alice (its record was taken out)"
+    gone = snapshot(None, container(), deleted=True, memory=memory)
+    assert step(gone) == "remove alice (its record was deleted)"
 
 
 @pytest.mark.parametrize("phase", Phase)
-def test_what_belongs_to_no_record_goes_after_the_grace_from_each_phase(phase):
+def test_an_orphan_is_removed_after_the_grace_in_each_phase(phase):
     found = container(NAME, phase)
 
     def since(seconds: float) -> Orphans:
         return Orphans(containers={found.id: NOW - seconds})
 
-    grace = "the grace of what belongs to no record"
+    grace = "gc_grace has not expired"
     assert step(snapshot(None, found)) == "nothing"
     assert step(snapshot(None, found, orphans=since(100))) == f"wait until +200: {grace}"
-    assert (
-        step(snapshot(None, found, orphans=since(300))) == "remove alice (it belongs to no record)"
-    )
+    assert step(snapshot(None, found, orphans=since(300))) == "remove alice (no record wants it)"
     assert step(snapshot(None, found, orphans=since(300), may_collect=False)) == "nothing"
     held = replace(since(300), held=frozenset({found.id}))
     assert step(snapshot(None, found, orphans=held)) == "nothing"
 
 
-def test_the_earliest_grace_counts_and_a_younger_find_waits():
+def test_each_orphan_has_its_own_grace():
     old, young = container("old"), container("young")
     books = Orphans(containers={old.id: NOW - 200, young.id: NOW - 50})
     assert step(snapshot(None, young, old, orphans=books)).startswith("wait until +100")
@@ -268,21 +273,21 @@ def kept(since: float, retain: float | None) -> Orphans:
     ("orphans", "expected"),
     [
         (Orphans(), "nothing"),
-        (kept(NOW, 0.0), "remove-volume workspace (it was kept as long as was asked)"),
+        (kept(NOW, 0.0), "remove-volume workspace (its retention has expired)"),
         (kept(NOW - 50, 60.0), "wait until +10: "),
-        (kept(NOW - 60, 60.0), "remove-volume workspace (it was kept as long as was asked)"),
+        (kept(NOW - 60, 60.0), "remove-volume workspace (its retention has expired)"),
         (kept(NOW - 900 * DAY, None), "nothing"),
     ],
     ids=["not yet noted", "0", "not over", "over", "forever"],
 )
-def test_a_volume_is_kept_as_long_as_was_asked(orphans, expected):
+def test_a_volume_is_kept_for_its_retention(orphans, expected):
     for wanted in (None, desired(workspace=None)):
         made = container(volumes=frozenset()) if wanted else ()
-        crowd = (made,) if wanted else ()
-        assert step(snapshot(wanted, *crowd, orphans=orphans)) == expected
+        several = (made,) if wanted else ()
+        assert step(snapshot(wanted, *several, orphans=orphans)) == expected
 
 
-def test_no_volume_is_collected_that_is_wanted_in_use_or_uncertain():
+def test_a_wanted_used_or_uncertain_volume_is_kept():
     over = kept(NOW - DAY, 0.0)
     assert step(snapshot(desired(), container(), orphans=over)) == "nothing"
     in_use = snapshot(desired(workspace=None), container(), orphans=over)
@@ -296,13 +301,15 @@ def test_an_adopted_volume_is_never_removed():
 
 
 @pytest.mark.parametrize("wanted", [desired(), desired("stopped")])
-def test_a_leftover_stand_in_goes_first_and_never_becomes_the_sandbox(wanted):
+def test_a_leftover_stand_in_is_removed_first(wanted):
     left = container(PREP, Phase.CREATED, spec_hash="")
-    removal = "remove prep (it was left over from a preparation)"
+    removal = "remove prep (left over from preparing the workspace)"
     assert step(snapshot(wanted, left)) == removal
     assert step(snapshot(wanted, left, container())) == removal
     stuck = failing(Verb.REMOVE, spec_hash="", on=left)
-    assert step(snapshot(wanted, left, memory=stuck)) == "create alice (it does not exist)"
+    assert (
+        step(snapshot(wanted, left, memory=stuck)) == "create alice (the container does not exist)"
+    )
 
 
 def test_a_volume_that_cannot_be_removed_waits():
@@ -312,19 +319,19 @@ def test_a_volume_that_cannot_be_removed_waits():
     assert step(replace(stuck, now=NOW + 30)).startswith("remove-volume workspace")
 
 
-def test_volumes_wait_until_the_containers_of_a_deleted_sandbox_are_gone():
+def test_volumes_are_removed_after_their_containers():
     over = kept(NOW - DAY, 0.0)
-    gone = snapshot(None, container(NAME, Phase.EXITED), orphans=over, fate=Fate.DELETED)
-    assert step(gone) == "remove alice (its record was taken out)"
+    gone = snapshot(None, container(NAME, Phase.EXITED), orphans=over, deleted=True)
+    assert step(gone) == "remove alice (its record was deleted)"
 
 
-def test_a_volume_beside_the_wanted_one_is_surplus():
+def test_a_second_volume_is_removed():
     other = volume("from-another-prefix")
     orphans = Orphans(volumes={other.name: NOW - 1}, retain={other.name: 0.0})
     both = snapshot(desired(), container(), volumes=(volume(), other), orphans=orphans)
     assert step(both).startswith("remove-volume from-another-prefix")
 
 
-def test_roles_go_by_name_alone():
-    crowd = [container(n, Phase.EXITED, HASH) for n in (PREV, NEXT, "x")]
-    assert step(snapshot(desired(), *crowd)).startswith("rename next -> alice")
+def test_a_ready_successor_gets_the_name_first():
+    several = [container(n, Phase.EXITED, HASH) for n in (PREV, NEXT, "x")]
+    assert step(snapshot(desired(), *several)).startswith("rename next -> alice")

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reconciler.core.action import Source
 from reconciler.core.disk_pressure import (
-    Limits,
+    PressureLimits,
     PulledImage,
     Usage,
     images_to_collect,
@@ -13,17 +14,18 @@ from reconciler.core.disk_pressure import (
     renewed,
     size,
 )
-from reconciler.core.model import ImageState, Phase, Status
-from reconciler.core.status import status_of
-from tests.core.builders import OLD, container, desired, snapshot, step, steps
+from reconciler.core.observed import Phase
+from reconciler.core.snapshot import ImageState
+from reconciler.core.status import Status, status_of
+from tests.core.builders import OLD, blocked, container, desired, snapshot, step, steps
 
 GIB = 1 << 30
 FULL = "state disk /s has 0.9 GiB of 20 GiB free"
-LIMITS = Limits(free=GIB, percent=1.0, resume_free=GIB * 3 // 2, resume_percent=1.5)
+LIMITS = PressureLimits(free=GIB, percent=1.0, resume_free=GIB * 3 // 2, resume_percent=1.5)
 
 
 def usage(free: float, total: float) -> Usage:
-    """Of a disk, in GiB."""
+    """Return the usage of a disk; sizes are in GiB."""
     return Usage("state disk", "/s", int(free * GIB), int(total * GIB))
 
 
@@ -34,7 +36,7 @@ def usage(free: float, total: float) -> Usage:
         (1.0, 20, False, False),
         (0.99, 20, False, True),
         (0, 20, False, True),
-        # Between the two limits it stays what it was.
+        # Between the two limits, the former state stays.
         (1.2, 20, False, False),
         (1.2, 20, True, True),
         (1.49, 20, True, True),
@@ -44,30 +46,30 @@ def usage(free: float, total: float) -> Usage:
         (21, 2000, False, False),
         (29, 2000, True, True),
         (30.1, 2000, True, False),
-        # On a small disk, half of it is the most that is asked for.
+        # On a small disk, the limit is at most half of it.
         (0.06, 0.1, False, False),
         (0.04, 0.1, False, True),
         (0.049, 0.1, True, True),
         (0.051, 0.1, True, False),
-        # Some filesystems do not say how large they are.
+        # Some filesystems do not report their size.
         (0, 0, True, False),
     ],
 )
-def test_when_a_disk_is_under_pressure(
+def test_pressure_begins_and_ends_at_its_limits(
     free: float, total: float, *, was_under: bool, is_under: bool
 ) -> None:
     under = {"state disk"} if was_under else set()
     assert bool(judge(under, [usage(free, total)], LIMITS)) is is_under
 
 
-def test_a_limit_of_nothing_is_none() -> None:
-    assert judge(["state disk"], [usage(0, 20)], Limits(0, 0.0, 0, 0.0)) == {}
+def test_a_limit_of_zero_disables_pressure() -> None:
+    assert judge(["state disk"], [usage(0, 20)], PressureLimits(0, 0.0, 0, 0.0)) == {}
 
 
-def test_the_reason_says_which_disk_and_what_is_enough() -> None:
+def test_the_reason_names_the_disk_and_the_space_needed() -> None:
     disks = [usage(0.5, 20), Usage("engine disk", "/e", 100 * GIB, 200 * GIB)]
     assert judge((), disks, LIMITS) == {
-        "state disk": "state disk /s has 512.0 MiB of 20.0 GiB free: no new sandbox is made until "
+        "state disk": "state disk /s has 512.0 MiB of 20.0 GiB free: no sandbox is created until "
         "it has 1.5 GiB"
     }
 
@@ -75,13 +77,13 @@ def test_the_reason_says_which_disk_and_what_is_enough() -> None:
 @pytest.mark.parametrize(
     ("number", "text"), [(0, "0.0 MiB"), (1 << 29, "512.0 MiB"), (3 << 29, "1.5 GiB")]
 )
-def test_sizes_for_a_person(number: int, text: str) -> None:
+def test_sizes_are_formatted(number: int, text: str) -> None:
     assert size(number) == text
 
 
 sizes = st.integers(0, 1 << 45)
 limits = st.builds(
-    lambda free, more, percent, more_percent: Limits(
+    lambda free, more, percent, more_percent: PressureLimits(
         free, percent, free + more, min(percent + more_percent, 100.0)
     ),
     sizes,
@@ -92,13 +94,13 @@ limits = st.builds(
 
 
 @given(sizes, sizes, limits)
-def test_pressure_ends_later_than_it_begins(free: int, total: int, limits: Limits) -> None:
+def test_pressure_ends_later_than_it_begins(free: int, total: int, limits: PressureLimits) -> None:
     one = [Usage("disk", "/", min(free, total), total)]
     assert judge((), one, limits).keys() <= judge(["disk"], one, limits).keys()
 
 
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=50))
-def test_a_change_of_mind_takes_the_whole_gap(frees: list[float]) -> None:
+def test_pressure_does_not_flap_between_the_limits(frees: list[float]) -> None:
     under: set[str] = set()
     for free in frees:
         now = set(judge(under, [usage(free, 100)], LIMITS))
@@ -130,7 +132,7 @@ def pulled(**used_days_ago: float) -> dict[str, PulledImage]:
         ({"b": 2, "a": 2}, set(), ["a", "b"]),
     ],
 )
-def test_which_images_go_and_in_which_order(
+def test_the_least_recently_used_image_is_collected_first(
     known: dict[str, float], kept: set[str], go: list[str]
 ) -> None:
     assert images_to_collect(pulled(**known), kept=kept, now=NOW, min_age=DAY) == go
@@ -140,7 +142,7 @@ names = st.sampled_from("abcdef")
 
 
 @given(st.dictionaries(names, st.floats(-10, 10)), st.sets(names), st.floats(0, 10 * DAY))
-def test_nothing_kept_young_or_unknown_goes(
+def test_no_kept_recent_or_unknown_image_is_collected(
     known: dict[str, float], kept: set[str], min_age: float
 ) -> None:
     images = pulled(**known)
@@ -156,41 +158,50 @@ def test_nothing_kept_young_or_unknown_goes(
     ("days_ago", "in_use", "is_renewed"),
     [(1, True, True), (1, False, False), (0.001, True, False)],
 )
-def test_when_a_use_is_noted(days_ago: float, *, in_use: bool, is_renewed: bool) -> None:
+def test_an_outdated_use_is_renewed(days_ago: float, *, in_use: bool, is_renewed: bool) -> None:
     known = pulled(a=days_ago)
     fresh = renewed(known, {"a"} if in_use else {"x"}, NOW)
     expected = {"a": PulledImage("a:1", NOW - 99 * DAY, NOW)} if is_renewed else {}
     assert fresh == expected
 
 
-# --- what is held ---
+# --- blocked actions ---
 
 
-def test_nothing_is_made_while_there_is_pressure() -> None:
-    missing = snapshot(desired(), hold=FULL)
+def test_disk_pressure_blocks_a_create() -> None:
+    missing = snapshot(desired(), blockers=blocked(Source.DISK, FULL))
     assert step(missing) == f"wait: {FULL}"
     assert status_of(missing) == (Status.MISSING, FULL)
 
 
-def test_neither_a_volume_nor_an_image_is_fetched() -> None:
-    assert step(snapshot(desired(), volumes=(), hold=FULL)) == f"wait: {FULL}"
-    assert step(snapshot(desired(), image=ImageState.ABSENT, hold=FULL)) == f"wait: {FULL}"
-    pulling = snapshot(desired(), image=ImageState.PULLING, hold=FULL)
+def test_disk_pressure_blocks_volumes_and_pulls() -> None:
+    assert (
+        step(snapshot(desired(), volumes=(), blockers=blocked(Source.DISK, FULL)))
+        == f"wait: {FULL}"
+    )
+    assert (
+        step(snapshot(desired(), image=ImageState.ABSENT, blockers=blocked(Source.DISK, FULL)))
+        == f"wait: {FULL}"
+    )
+    pulling = snapshot(desired(), image=ImageState.PULLING, blockers=blocked(Source.DISK, FULL))
     assert step(pulling) == f"wait: {FULL}"
     assert status_of(pulling) == (Status.MISSING, FULL)
 
 
-def test_a_problem_of_the_record_itself_comes_first() -> None:
-    both = snapshot(desired(problem="no env file"), hold=FULL)
+def test_an_env_file_error_is_reported_before_disk_pressure() -> None:
+    blockers = (*blocked(Source.ENV_FILE, "no env file"), *blocked(Source.DISK, FULL))
+    both = snapshot(desired(), blockers=blockers)
     assert step(both) == "wait: no env file"
     assert status_of(both) == (Status.ERROR, "no env file")
 
 
 @pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.PAUSED, Phase.EXITED, Phase.CREATED])
 @pytest.mark.parametrize("state", ["running", "paused", "stopped"])
-def test_what_exists_goes_on_as_ever(state: str, phase: Phase) -> None:
+def test_disk_pressure_does_not_affect_existing_containers(state: str, phase: Phase) -> None:
     there = container(phase=phase)
-    held, free = (snapshot(desired(state), there, hold=hold) for hold in (FULL, ""))
+    held, free = (
+        snapshot(desired(state), there, blockers=blocked(Source.DISK, hold)) for hold in (FULL, "")
+    )
     assert step(held) == step(free)
     assert steps(held) == steps(free)
     assert status_of(held) == status_of(free)
@@ -207,13 +218,20 @@ def test_what_exists_goes_on_as_ever(state: str, phase: Phase) -> None:
         ("stopped", Phase.RUNNING, "stop alice (stopped is desired)"),
     ],
 )
-def test_what_is_to_be_replaced_goes_on_as_it_is(state: str, phase: Phase, done: str) -> None:
-    held = snapshot(desired(state), container(phase=phase, spec_hash=OLD), hold=FULL)
+def test_disk_pressure_blocks_a_replacement(state: str, phase: Phase, done: str) -> None:
+    held = snapshot(
+        desired(state), container(phase=phase, spec_hash=OLD), blockers=blocked(Source.DISK, FULL)
+    )
     assert step(held) == done
     assert not {"create next", "remove alice", "rename alice -> prev"} & set(steps(held))
 
 
-def test_what_is_to_go_goes() -> None:
-    gone, freely = (snapshot(None, container(), hold=hold) for hold in (FULL, ""))
+def test_disk_pressure_does_not_block_a_deletion() -> None:
+    gone, freely = (
+        snapshot(None, container(), blockers=blocked(Source.DISK, hold)) for hold in (FULL, "")
+    )
     assert steps(gone) == steps(freely)
-    assert status_of(snapshot(None, volumes=(), hold=FULL)) == (Status.MISSING, "")
+    assert status_of(snapshot(None, volumes=(), blockers=blocked(Source.DISK, FULL))) == (
+        Status.MISSING,
+        "",
+    )

@@ -14,12 +14,12 @@ from reconciler.core.errors import (
 )
 
 
-def test_a_diagnostic_says_where():
+def test_a_diagnostic_prints_its_position():
     complaint = Diagnostic("desired.yaml", 3, 7, "unknown key")
     assert str(complaint) == "desired.yaml:3:7: unknown key"
 
 
-def test_a_bad_manifest_says_all_that_is_wrong():
+def test_a_manifest_error_prints_every_diagnostic():
     complaints = (Diagnostic("a", 1, 1, "x"), Diagnostic("b", 2, 2, "y"))
     error = ManifestError(complaints)
     assert str(error) == "a:1:1: x\nb:2:2: y"
@@ -27,13 +27,13 @@ def test_a_bad_manifest_says_all_that_is_wrong():
     assert isinstance(error, ReconcilerError)
 
 
-def test_a_taken_port_is_named_where_it_is_known():
+def test_a_taken_port_has_its_number_if_known():
     assert PortTaken("held", 30000).port == 30000
     assert PortTaken("held").port is None
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
-def test_that_no_file_can_be_opened_is_seen_through_what_it_caused(number):
+def test_a_lack_of_files_is_found_behind_other_errors(number):
     cause = OSError(number, "too many")
     wrapped = ValueError("cannot connect")
     wrapped.__cause__ = cause
@@ -44,7 +44,7 @@ def test_that_no_file_can_be_opened_is_seen_through_what_it_caused(number):
 
 
 @pytest.mark.parametrize("error", [None, ValueError("no"), OSError(errno.ENOENT, "no such file")])
-def test_other_errors_are_other_errors(error):
+def test_other_errors_are_no_lack_of_files(error):
     assert not is_out_of_files(error)
 
 

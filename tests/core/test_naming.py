@@ -1,4 +1,4 @@
-"""Names are found again after a crash, and no record can own another's."""
+"""Names are deterministic, and no record can have the name of another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_names_of_a_sandbox():
     assert naming.predecessor_name(PREFIX, "alice") == f"oh-agent-server-alice.prev.{digest}"
 
 
-def test_a_transient_name_asked_for_as_a_sandbox_is_no_name():
+def test_a_transient_name_is_no_valid_sandbox_name():
     for transient in (naming.successor_name("", "a"), naming.predecessor_name("", "a")):
         assert re.fullmatch(naming.NAME_PATTERN, transient) is None
 
@@ -49,7 +49,7 @@ def test_no_record_owns_the_key_of_garbage(one, found):
 
 @steady
 @given(names)
-def test_every_name_that_is_given_is_recognised(one):
+def test_every_generated_name_is_recognised(one):
     base = naming.container_name(PREFIX, one)
     assert naming.made_names(base, one) == {
         base,

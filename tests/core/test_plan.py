@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from reconciler.core.model import Fate, ImageState, Orphans, Phase, Plan
-from reconciler.core.plan import MAX_STEPS, plan
+from reconciler.core.observed import Phase
+from reconciler.core.plan import MAX_STEPS, Plan, plan
+from reconciler.core.snapshot import ImageState, Orphans
 from tests.core.builders import (
     HEALTH,
     KEY,
@@ -21,17 +22,17 @@ from tests.core.builders import (
 )
 
 NEW = [
-    "create-volume workspace (its workspace does not exist)",
-    "create alice (it does not exist)",
+    "create-volume workspace (the workspace volume does not exist)",
+    "create alice (the container does not exist)",
 ]
 SWAP = [
     "rename alice -> prev (the spec changed)",
-    "rename next -> alice (it is not under its name)",
+    "rename next -> alice (the container has the wrong name)",
 ]
 MAKE = "create next (the spec changed)"
 STOP = "stop alice (the spec changed)"
 UNPAUSE = "unpause alice (the spec changed)"
-START = "start alice (it replaces the one before it)"
+START = "start alice (it replaces the previous container)"
 DROP = "remove prev (it was replaced)"
 PAUSE = "pause alice (paused is desired)"
 
@@ -45,7 +46,11 @@ PAUSE = "pause alice (paused is desired)"
         ),
         (
             snapshot(desired(pull="always"), volumes=()),
-            ["pull demo:1 (it does not exist)", *NEW, "start alice (running is desired)"],
+            [
+                "pull demo:1 (the container does not exist)",
+                *NEW,
+                "start alice (running is desired)",
+            ],
         ),
         (
             snapshot(desired("paused", health=HEALTH), volumes=()),
@@ -69,13 +74,13 @@ PAUSE = "pause alice (paused is desired)"
             snapshot(
                 None,
                 container(),
-                fate=Fate.DELETED,
+                deleted=True,
                 orphans=Orphans(volumes={VOLUME: NOW}, retain={VOLUME: 0.0}),
             ),
             [
-                "stop alice (its record was taken out)",
-                "remove alice (its record was taken out)",
-                "remove-volume workspace (it was kept as long as was asked)",
+                "stop alice (its record was deleted)",
+                "remove alice (its record was deleted)",
+                "remove-volume workspace (its retention has expired)",
             ],
         ),
         (snapshot(desired(), container()), []),
@@ -93,20 +98,20 @@ PAUSE = "pause alice (paused is desired)"
         "in sync",
     ],
 )
-def test_the_main_scenarios(seen, expected):
+def test_plans_of_the_main_scenarios(seen, expected):
     assert [short(str(action)) for action in plan(seen).actions] == expected
 
 
-def test_a_plan_ends_where_something_is_waited_for():
+def test_a_plan_ends_at_the_first_wait():
     pulling = plan(snapshot(desired(), image=ImageState.PULLING))
     assert pulling == Plan(KEY, (), "pulling demo:1")
     exited = container(NAME, Phase.EXITED)
     backoff = snapshot(desired(), exited, memory=ended(exited, NOW + 9))
-    assert plan(backoff).waiting_for == "its next restart: it ended: exit code 0"
+    assert plan(backoff).waiting_for == "restart backoff: it ended: exit code 0"
 
 
-def test_a_plan_has_an_end_in_any_crowd():
-    crowd = [container(f"renamed-{number}") for number in range(MAX_STEPS + 1)]
-    endless = plan(snapshot(desired(), *crowd))
+def test_a_plan_has_a_maximum_length():
+    several = [container(f"renamed-{number}") for number in range(MAX_STEPS + 1)]
+    endless = plan(snapshot(desired(), *several))
     assert len(endless.actions) == MAX_STEPS
-    assert endless.waiting_for == "more than can be foreseen"
+    assert endless.waiting_for == "more steps than a plan can predict"

@@ -1,4 +1,4 @@
-"""Whatever is desired and whatever is there, the steps lead to it, and touch nothing else."""
+"""From every state of the engine, the actions converge to every desired state."""
 
 from __future__ import annotations
 
@@ -8,23 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reconciler.core.action import Decision, Source, Verb
 from reconciler.core.decide import decide
-from reconciler.core.model import (
-    Decision,
-    End,
-    Failure,
-    Fate,
-    Health,
-    Identity,
-    ImageState,
-    Memory,
-    Phase,
-    Snapshot,
-    Verb,
-    Verdict,
-)
+from reconciler.core.drift import replace_cause
+from reconciler.core.health import Health, Verdict
+from reconciler.core.observed import Phase
 from reconciler.core.plan import MAX_STEPS, after, plan
-from reconciler.core.replacement import replace_cause, roles_of
+from reconciler.core.restart import End, Failure, SandboxMemory
+from reconciler.core.snapshot import Identity, ImageState, Snapshot
 from reconciler.core.spec import DesiredState, OnChange
 from tests.core.builders import (
     HASH,
@@ -37,6 +28,7 @@ from tests.core.builders import (
     PORTS,
     PREV,
     VOLUME,
+    blocked,
     container,
     desired,
     snapshot,
@@ -83,8 +75,8 @@ def containers(draw, name):
 
 
 @st.composite
-def crowds(draw):
-    """Any of current, successor, predecessor, and up to two that were renamed."""
+def container_sets(draw):
+    """Any of current, successor and predecessor, and up to two strays."""
     names = draw(st.sets(st.sampled_from([NAME, NEXT, PREV, "renamed", "renamed-too"])))
     return [draw(containers(name)) for name in sorted(names)]
 
@@ -101,7 +93,7 @@ failures = st.builds(
     st.sampled_from([container(name).id for name in (NAME, NEXT, PREV, "renamed")] + [VOLUME]),
 )
 memories = st.builds(
-    Memory,
+    SandboxMemory,
     restarts=st.integers(0, 3),
     streak=st.integers(0, 40),
     not_before=st.sampled_from([None, NOW - 1, NOW + 50]),
@@ -111,20 +103,20 @@ memories = st.builds(
 
 @st.composite
 def snapshots(draw, wanted):
-    crowd = draw(crowds())
-    of = draw(st.sampled_from(crowd)) if crowd else None
+    several = draw(container_sets())
+    of = draw(st.sampled_from(several)) if several else None
     verdict = draw(st.sampled_from(Verdict))
     seen_at = draw(st.sampled_from([NOW - 5000, NOW - 10, NOW]))
     health = Health(of.id, of.started_at, seen_at, verdict, NOW) if of else Health()
     ended = draw(st.none() | st.just(End.of(of))) if of else None
     return snapshot(
         draw(wanted),
-        *crowd,
+        *several,
         volumes=draw(st.sampled_from([(), (volume(),), (volume(), volume(OTHER_VOLUME))])),
         memory=replace(draw(memories), ended=ended),
         health=health,
         image=draw(st.sampled_from(ImageState)),
-        fate=draw(st.sampled_from(Fate)),
+        deleted=draw(st.booleans()),
         may_collect=draw(st.booleans()),
     )
 
@@ -133,7 +125,7 @@ any_record = st.one_of(st.none(), records)
 
 
 def assert_as_desired(world: World) -> None:
-    """It is what the record asks for, nothing else is left, and nothing is to be done."""
+    """Assert that the sandbox is as desired, and that nothing is left to do or to remove."""
     seen = world.look()
     assert plan(seen).actions == ()
     assert decide(seen).action is None
@@ -155,26 +147,26 @@ def assert_as_desired(world: World) -> None:
 
 
 def may_go(seen: Snapshot) -> bool:
-    return seen.may_collect or seen.fate is Fate.DELETED
+    return seen.may_collect or seen.deleted
 
 
 @steady
 @given(snapshots(any_record))
-def test_one_decision_after_the_other_converges(seen):
+def test_single_decisions_converge(seen):
     world = World(seen)
     world.converge(LIMIT)
     assert_as_desired(world)
 
 
 def real_id(world: World, action) -> str:
-    """The plan's containers that are still to be made bear no real id yet: go by the name."""
+    """Replace the id of a container that the plan creates: look it up by name."""
     by_name = {c.name: c.id for c in world.snapshot.observed.containers}
     return by_name[action.target] if action.container_id.startswith("new:") else action.container_id
 
 
 @steady
 @given(snapshots(any_record), st.lists(st.integers(0, 8), max_size=6))
-def test_whole_plans_converge_wherever_they_are_cut_off(seen, cuts):
+def test_interrupted_plans_converge(seen, cuts):
     world = World(seen)
     for cut in [*cuts, *[MAX_STEPS] * LIMIT]:
         actions = plan(world.look()).actions
@@ -194,7 +186,7 @@ def test_whole_plans_converge_wherever_they_are_cut_off(seen, cuts):
 
 @steady
 @given(snapshots(any_record))
-def test_a_plan_is_what_the_decisions_are(seen):
+def test_a_plan_equals_the_decisions(seen):
     foreseen, model = [], seen
     while len(foreseen) < MAX_STEPS and (action := decide(model).action):
         check(action, model)
@@ -212,7 +204,7 @@ DRIFTS = st.tuples(st.integers(0, 4), st.sampled_from(["run", "pause", "end", "r
 
 @st.composite
 def disturbances(draw):
-    """What happens at each of the first steps: an accident, an edit, someone's own hand."""
+    """What happens at each of the first steps: a failure, an edit, a change by others."""
     return draw(
         st.lists(
             st.tuples(
@@ -226,7 +218,7 @@ def disturbances(draw):
 
 
 def meddle(world: World, drift: tuple[int, str]) -> None:
-    """Somebody does something to a container with the engine's own tools."""
+    """Change a container as a user of the engine may."""
     seen, (index, what) = world.snapshot.observed.containers, drift
     if index >= len(seen):
         return
@@ -256,7 +248,7 @@ def edit(world: World, change: tuple[str, str, str]) -> None:
 
 @steady
 @given(snapshots(any_record), disturbances())
-def test_it_converges_after_any_accidents_edits_and_meddling(seen, events):
+def test_any_failures_edits_and_outside_changes_converge(seen, events):
     world = World(seen)
     for accident, change, drift in events:
         if change:
@@ -272,7 +264,7 @@ def test_it_converges_after_any_accidents_edits_and_meddling(seen, events):
             check(decision.action, looked)
             world.fail(decision.action, looked)
         else:
-            world.perform(decision.action, looked, heard=accident != "killed")
+            world.perform(decision.action, looked, recorded=accident != "killed")
             if accident == "answer lost":
                 world.fail(decision.action, looked)
     world.converge(LIMIT)
@@ -286,7 +278,7 @@ def test_it_converges_after_any_accidents_edits_and_meddling(seen, events):
     st.integers(0, 5),
     st.integers(0, 5),
 )
-def test_the_old_one_runs_whenever_the_new_one_is_waited_for(state, health, no_create, no_start):
+def test_the_old_container_runs_while_the_new_one_waits(state, health, no_create, no_start):
     world = World(snapshot(desired(state, health=health), container(spec_hash=OLD)))
     refusals = {Verb.CREATE: no_create, Verb.START: no_start}
     for _ in range(LIMIT * 2):
@@ -294,7 +286,7 @@ def test_the_old_one_runs_whenever_the_new_one_is_waited_for(state, health, no_c
         decision = decide(seen)
         action = decision.action
         if action is None:
-            current = roles_of(seen).current
+            current = seen.roles.current
             assert current is not None
             assert current.phase in LIVE
             assert [c.name for c in seen.observed.containers] == [NAME]
@@ -317,16 +309,16 @@ def started_hash(seen: Snapshot, action) -> str:
 
 @steady
 @given(snapshots(st.none()))
-def test_nothing_is_collected_while_it_is_not_certain_that_it_is_garbage(seen):
-    world = World(replace(seen, may_collect=False, fate=Fate.UNKNOWN))
+def test_nothing_uncertain_is_collected(seen):
+    world = World(replace(seen, may_collect=False, deleted=False))
     world.converge(LIMIT)
     assert world.done == []
 
 
 @steady
 @given(snapshots(st.none()), st.sampled_from([None, 0.0, 60.0, 86400.0]))
-def test_what_belongs_to_no_record_is_kept_its_time_and_then_goes(seen, retain):
-    world = World(replace(seen, may_collect=True, fate=Fate.UNKNOWN), retain=retain)
+def test_an_orphan_is_removed_after_its_time(seen, retain):
+    world = World(replace(seen, may_collect=True, deleted=False), retain=retain)
     begun, removed = seen.now, {}
     for _ in range(LIMIT):
         decision = decide(world.look())
@@ -344,18 +336,18 @@ def test_what_belongs_to_no_record_is_kept_its_time_and_then_goes(seen, retain):
 
 @steady
 @given(snapshots(records))
-def test_a_record_that_cannot_be_known_makes_and_replaces_nothing(seen):
-    blind = replace(seen.desired, spec_hash=None, identity=None, problem="no env file")
-    world = World(replace(seen, desired=blind))
+def test_a_record_without_a_hash_creates_and_replaces_nothing(seen):
+    blind = replace(seen.desired, spec_hash=None, identity=None)
+    world = World(replace(seen, desired=blind, blockers=blocked(Source.ENV_FILE, "no env file")))
     world.converge(LIMIT)
     assert {a.verb for a in world.done} & {Verb.CREATE, Verb.PULL} == set()
-    current = roles_of(world.snapshot).current
+    current = world.snapshot.roles.current
     if current is not None:
         assert current.phase in TARGET.get(blind.state, AT_REST)
 
 
 @pytest.mark.parametrize("phase", Phase)
-def test_a_deleted_sandbox_goes_from_every_phase(phase):
-    world = World(snapshot(None, container(NAME, phase), fate=Fate.DELETED))
+def test_a_deleted_sandbox_converges_in_every_phase(phase):
+    world = World(snapshot(None, container(NAME, phase), deleted=True))
     world.converge(LIMIT)
     assert world.snapshot.observed.containers == ()

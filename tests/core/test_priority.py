@@ -1,6 +1,6 @@
 from reconciler.core.priority import Priority
 
 
-def test_users_go_first_and_resyncs_last():
+def test_users_are_first_and_resyncs_last():
     order = [Priority.USER, Priority.EVENT, Priority.TIMER, Priority.RESYNC]
     assert sorted(Priority) == order

@@ -1,4 +1,4 @@
-"""A replacement from each point that it can have got to: the containers' names are its memory."""
+"""A replacement resumes from each point, which the containers' names show."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from reconciler.core.model import Identity, ImageState, Phase, Verb, Volume
+from reconciler.core.action import Source, Verb
+from reconciler.core.observed import Phase, Volume
 from reconciler.core.plan import plan
+from reconciler.core.snapshot import Identity, ImageState
 from tests.core.builders import (
     HASH,
     NAME,
@@ -15,6 +17,7 @@ from tests.core.builders import (
     NOW,
     OLD,
     PREV,
+    blocked,
     container,
     desired,
     failing,
@@ -27,7 +30,7 @@ RUNNING, PAUSED, EXITED, CREATED = Phase.RUNNING, Phase.PAUSED, Phase.EXITED, Ph
 NEWER = "1:newer"
 
 
-def test_the_new_one_is_made_before_the_old_one_is_touched():
+def test_the_successor_is_created_before_the_current_one_stops():
     assert step(snapshot(desired(), container(spec_hash=OLD))) == "create next (the spec changed)"
 
 
@@ -48,11 +51,11 @@ def test_the_new_one_is_made_before_the_old_one_is_touched():
         ),
         (
             (container(PREV, EXITED, OLD), container(NEXT, CREATED)),
-            "rename next -> alice (it is not under its name)",
+            "rename next -> alice (the container has the wrong name)",
         ),
         (
             (container(PREV, EXITED, OLD), container(NAME, CREATED)),
-            "start alice (it replaces the one before it)",
+            "start alice (it replaces the previous container)",
         ),
         (
             (container(PREV, EXITED, OLD), container()),
@@ -65,7 +68,7 @@ def test_the_new_one_is_made_before_the_old_one_is_touched():
     ],
     ids=["made", "made, old paused", "old stopped", "old aside", "in place", "started", "ended"],
 )
-def test_it_is_taken_up_from_each_point(containers, expected):
+def test_a_replacement_resumes_from_each_point(containers, expected):
     assert step(snapshot(desired(), *containers)) == expected
 
 
@@ -74,17 +77,17 @@ def test_a_stopped_sandbox_is_replaced_without_a_start():
     assert step(swapped) == "remove prev (it was replaced)"
 
 
-def test_a_new_one_that_cannot_be_started_makes_way_for_the_old_one():
+def test_a_successor_that_cannot_start_is_rolled_back():
     old, new = container(PREV, EXITED, OLD), container(NAME, CREATED)
     memory = failing(Verb.START)
-    cause = "it cannot be started: the one before it comes back"
+    cause = "it cannot be started; the previous container is restored"
     assert step(snapshot(desired(), old, new, memory=memory)) == f"remove alice ({cause})"
     undone = snapshot(desired(), old, memory=memory)
     assert steps(undone) == ["rename prev -> alice", "start alice"]
     assert plan(undone).waiting_for == "no"
 
 
-def test_a_swap_that_failed_is_tried_again_when_it_is_due():
+def test_a_failed_replacement_is_retried_when_due():
     memory = failing(Verb.START, due=NOW)
     swapped = snapshot(
         desired(),
@@ -92,17 +95,20 @@ def test_a_swap_that_failed_is_tried_again_when_it_is_due():
         container(NAME, CREATED),
         memory=memory,
     )
-    assert step(swapped) == "start alice (it replaces the one before it)"
+    assert step(swapped) == "start alice (it replaces the previous container)"
     rolled_back = snapshot(desired(), container(spec_hash=OLD), memory=memory)
     assert len(steps(rolled_back)) == 6
 
 
 @pytest.mark.parametrize(("prev", "successor"), [(RUNNING, EXITED), (EXITED, RUNNING)])
-def test_two_are_never_live_at_once(prev, successor):
+def test_two_containers_are_never_live_at_once(prev, successor):
     others = [container(PREV, prev, OLD), container(NEXT, successor)]
     started_by_hand = snapshot(desired(), container(NAME, CREATED), *others)
     live = "prev" if prev is RUNNING else "next"
-    assert step(started_by_hand) == f"stop {live} (one runs at a time, and it is not the one)"
+    assert (
+        step(started_by_hand)
+        == f"stop {live} (stop the old container before starting its replacement)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,21 +116,21 @@ def test_two_are_never_live_at_once(prev, successor):
     [
         (
             (container(spec_hash=OLD), container(NEXT, CREATED)),
-            "remove next (it was made for an older edit)",
+            "remove next (it was made for an older spec)",
         ),
         (
             (container(PREV, EXITED, OLD), container(NEXT, CREATED)),
-            "rename prev -> alice (it is not under its name)",
+            "rename prev -> alice (the container has the wrong name)",
         ),
         (
             (container(PREV, EXITED, OLD), container(NAME, CREATED)),
-            "remove alice (it was made for an older edit)",
+            "remove alice (it was made for an older spec)",
         ),
         (
             (container(PREV, EXITED, OLD), container()),
             "remove prev (it was replaced)",
         ),
-        ((container(NEXT, CREATED),), "remove next (it was made for an older edit)"),
+        ((container(NEXT, CREATED),), "remove next (it was made for an older spec)"),
     ],
     ids=["made", "old aside", "in place", "started", "alone"],
 )
@@ -132,12 +138,12 @@ def test_the_newest_edit_wins_at_each_point(containers, expected):
     assert step(snapshot(desired(spec_hash=NEWER), *containers)) == expected
 
 
-def test_an_edit_taken_back_leaves_the_old_one_running():
+def test_a_reverted_edit_removes_the_successor():
     made = snapshot(desired(spec_hash=OLD), container(spec_hash=OLD), container(NEXT, CREATED))
-    assert step(made) == "remove next (no replacement is needed)"
+    assert step(made) == "remove next (the replacement is no longer needed)"
 
 
-def test_what_cannot_be_made_leaves_the_old_one_as_desired():
+def test_a_failed_create_keeps_the_old_container_as_desired():
     memory = failing(Verb.CREATE, cause="bad mount")
     blocked = snapshot(desired(), container(NAME, PAUSED, OLD), memory=memory)
     assert step(blocked) == "unpause alice (running is desired)"
@@ -146,17 +152,22 @@ def test_what_cannot_be_made_leaves_the_old_one_as_desired():
     )
 
 
-def test_a_pull_leaves_the_old_one_as_desired():
+def test_a_pull_keeps_the_old_container_as_desired():
     pulling = snapshot(desired("paused"), container(spec_hash=OLD), image=ImageState.PULLING)
     assert step(pulling) == "pause alice (paused is desired)"
     rest = replace(pulling, desired=desired())
     assert step(rest) == "wait: pulling demo:1"
 
 
-def test_a_record_with_a_problem_leaves_the_old_one_as_desired():
-    wanted = desired("paused", identity=None, problem="no host port is free")
-    assert step(snapshot(wanted, container(spec_hash=OLD))) == "pause alice (paused is desired)"
-    assert step(snapshot(wanted, container(NAME, PAUSED, OLD))) == "wait: no host port is free"
+def test_a_blocked_record_keeps_the_old_container_as_desired():
+    wanted, why = desired("paused", identity=None), blocked(Source.PORTS, "no host port is free")
+    assert (
+        step(snapshot(wanted, container(spec_hash=OLD), blockers=why))
+        == "pause alice (paused is desired)"
+    )
+    assert step(snapshot(wanted, container(NAME, PAUSED, OLD), blockers=why)) == (
+        "wait: no host port is free"
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,7 +186,7 @@ def test_a_record_with_a_problem_leaves_the_old_one_as_desired():
         ("ignore", "stopped", EXITED, "nothing"),
     ],
 )
-def test_on_change_says_when_a_changed_spec_counts(on_change, state, phase, expected):
+def test_on_change_decides_when_a_changed_spec_replaces(on_change, state, phase, expected):
     wanted = desired(state, on_change=on_change)
     assert step(snapshot(wanted, container(NAME, phase, OLD))) == expected
 
@@ -183,14 +194,14 @@ def test_on_change_says_when_a_changed_spec_counts(on_change, state, phase, expe
 MOVED = Identity("secret-key", {8000: 30001})
 
 
-def test_other_host_ports_count_once_nothing_runs_on_the_old_ones():
+def test_changed_host_ports_replace_only_a_stopped_container():
     moved = desired(identity=MOVED)
     assert step(snapshot(moved, container())) == "nothing"
     assert step(snapshot(moved, container(NAME, CREATED))) == "create next (its host ports changed)"
 
 
 @pytest.mark.parametrize("on_change", ["ignore", "next-start"])
-def test_ports_that_somebody_else_took_are_left_whatever_on_change_says(on_change):
+def test_changed_host_ports_replace_whatever_on_change_says(on_change):
     moved = desired(identity=MOVED, on_change=on_change)
     assert step(snapshot(moved, container(NAME, CREATED, OLD))).startswith("create next")
 
@@ -203,19 +214,19 @@ def test_an_ignored_edit_of_ports_or_workspace_replaces_nothing():
     assert step(snapshot(wanted, made, volumes=())).startswith("start alice")
 
 
-def test_a_lost_workspace_is_made_again_before_the_start():
+def test_a_lost_workspace_is_recreated_before_the_start():
     lost = snapshot(desired(), container(NAME, EXITED), volumes=())
-    assert step(lost) == "create-volume workspace (its workspace does not exist)"
+    assert step(lost) == "create-volume workspace (the workspace volume does not exist)"
     assert step(snapshot(desired(), container(), volumes=())) == "nothing"
 
 
-def test_a_successor_on_ports_that_moved_is_made_again():
+def test_a_successor_with_outdated_ports_is_removed():
     moved = desired(identity=MOVED)
     made = snapshot(moved, container(NAME, EXITED, OLD), container(NEXT, CREATED))
-    assert step(made) == "remove next (it was made for an older edit)"
+    assert step(made) == "remove next (it was made for an older spec)"
 
 
-def test_a_hash_of_another_version_is_left_as_it_is():
+def test_a_hash_of_another_version_is_no_drift():
     assert step(snapshot(desired(spec_hash=HASH), container(spec_hash="0:x"))) == "nothing"
 
 

@@ -31,7 +31,7 @@ def complaint(model, value) -> str:
     return error.value.errors()[0]["msg"].removeprefix("Value error, ")
 
 
-def test_a_spec_that_says_nothing_means_the_engines_defaults():
+def test_an_empty_spec_has_the_engines_defaults():
     plain = SandboxSpec.model_validate({"image": "demo"})
     assert plain.command is None
     assert plain.workspace is None
@@ -104,11 +104,11 @@ def test_a_workspace_is_kept_a_week_by_default():
         ),
     ],
 )
-def test_what_is_wrong_with_a_spec(fields, message):
+def test_an_invalid_spec_is_rejected_with_a_reason(fields, message):
     assert message in complaint(SandboxSpec, {"image": "demo", "ports": [HTTP], **fields})
 
 
-def test_a_probe_finds_its_target():
+def test_a_probe_with_a_target_is_valid():
     assert spec(health={"port": "HTTP"}).health == HealthSpec(port="HTTP")
     assert spec(health={}).health == HealthSpec()
     assert spec(health={"headers": {"X-A": "b c"}}).health == HealthSpec(headers={"X-A": "b c"})
@@ -129,19 +129,19 @@ def test_limits_in_every_form():
 
 
 @pytest.mark.parametrize("name", ["alice", "A.b_c-1", "x" * 63])
-def test_names_of_records(name):
+def test_a_valid_record_name_is_accepted(name):
     manifest = {"version": 1, "sandboxes": {name: {"spec": "demo"}}}
     record = ManifestFile.model_validate(manifest).sandboxes[name]
     assert record == RecordSpec(spec="demo", state=DesiredState.RUNNING)
 
 
 @pytest.mark.parametrize("name", ["", ".a", "-a", "a/b", "a b", "x" * 64, "a\n", "ä"])
-def test_what_is_no_name(name):
+def test_an_invalid_name_is_rejected(name):
     manifest = {"version": 1, "sandboxes": {name: {"spec": "demo"}}}
     assert "String should match pattern" in complaint(ManifestFile, manifest)
 
 
-def test_a_version_that_is_not_known_is_refused():
+def test_an_unknown_version_is_rejected():
     assert complaint(ManifestFile, {"version": 2}) == "Input should be 1"
 
 
@@ -168,17 +168,17 @@ def test_specs_cannot_be_changed():
         (({"a": {"b": {"c": 1, "d": 1}}}, {"a": {"b": {"c": 2}}}), {"a": {"b": {"c": 2, "d": 1}}}),
     ],
 )
-def test_later_layers_lie_over_earlier_ones(layers, merged):
+def test_later_layers_override_earlier_ones(layers, merged):
     assert merge(*layers) == merged
 
 
-def test_merging_leaves_the_layers_as_they_were():
+def test_merging_does_not_change_the_layers():
     below = {"env": {"A": "1"}}
     merge(below, {"env": {"A": "2"}})
     assert below == {"env": {"A": "1"}}
 
 
-def test_a_layer_says_what_its_template_said_and_no_more():
+def test_a_layer_has_only_the_fields_that_were_set():
     record = RecordSpec.model_validate(
         {
             "spec": "demo",

@@ -1,28 +1,21 @@
-"""Each row of the table of states that users see."""
+"""The status and the reason in each state."""
 
 from __future__ import annotations
 
 import pytest
 
-from reconciler.core.model import (
-    UNREAD,
-    Check,
-    CheckState,
-    Death,
-    Identity,
-    ImageState,
-    Memory,
-    Phase,
-    Status,
-    Verb,
-    Verdict,
-)
-from reconciler.core.status import is_at_goal, status_of
+from reconciler.core.action import UNREAD, Source, Verb
+from reconciler.core.health import Verdict
+from reconciler.core.observed import Check, CheckState, Phase
+from reconciler.core.restart import Death, SandboxMemory
+from reconciler.core.snapshot import Identity, ImageState
+from reconciler.core.status import Status, is_at_goal, status_of
 from tests.core.builders import (
     HEALTH,
     NAME,
     NOW,
     PORTS,
+    blocked,
     container,
     desired,
     ended,
@@ -33,7 +26,7 @@ from tests.core.builders import (
 
 ENDED = container(NAME, Phase.EXITED, exit_code=3)
 DEATH = Death(ENDED.id, NOW - 10, 137, oom_killed=True)
-LAST_WORDS = Death(ENDED.id, NOW - 10, 1, oom_killed=False, log_tail=("first", "last"))
+WITH_LOG = Death(ENDED.id, NOW - 10, 1, oom_killed=False, log_tail=("first", "last"))
 
 
 @pytest.mark.parametrize(
@@ -74,13 +67,13 @@ def test_a_status_for_each_verdict(verdict, expected):
 @pytest.mark.parametrize(
     ("verdict", "expected"),
     [
-        (Verdict.GOOD, (Status.RUNNING, "its health is unknown: no route")),
-        (Verdict.BAD, (Status.STARTING, "its health is unknown: no route")),
-        (Verdict.UNKNOWN, (Status.STARTING, "its health is unknown: no route")),
+        (Verdict.GOOD, (Status.RUNNING, "health unknown: no route")),
+        (Verdict.BAD, (Status.STARTING, "health unknown: no route")),
+        (Verdict.UNKNOWN, (Status.STARTING, "health unknown: no route")),
         (Verdict.UNHEALTHY, (Status.ERROR, "unhealthy: refused")),
     ],
 )
-def test_a_status_says_why_health_is_unknown(verdict, expected):
+def test_the_reason_says_why_health_is_unknown(verdict, expected):
     runs = container()
     seen = health(verdict, runs, reason="refused", unknown="no route")
     assert status_of(snapshot(desired(health=HEALTH), runs, health=seen)) == expected
@@ -91,13 +84,13 @@ def test_a_status_says_why_health_is_unknown(verdict, expected):
     [
         (ended(ENDED), (Status.STARTING, "")),
         (ended(ENDED, NOW, death=DEATH), (Status.ERROR, "exit code 137, out of memory")),
-        (ended(ENDED, NOW, death=LAST_WORDS), (Status.ERROR, "exit code 1: last")),
-        (Memory(death=DEATH), (Status.ERROR, "exit code 3")),
+        (ended(ENDED, NOW, death=WITH_LOG), (Status.ERROR, "exit code 1: last")),
+        (SandboxMemory(death=DEATH), (Status.ERROR, "exit code 3")),
         (ended(container("of another"), NOW, death=DEATH), (Status.ERROR, "exit code 3")),
     ],
-    ids=["we stopped it", "out of memory", "last words", "an earlier end", "another's end"],
+    ids=["we stopped it", "out of memory", "last log line", "an earlier end", "another's end"],
 )
-def test_why_a_sandbox_ended(memory, expected):
+def test_the_reason_of_an_exited_sandbox(memory, expected):
     assert status_of(snapshot(desired(), ENDED, memory=memory)) == expected
 
 
@@ -106,26 +99,35 @@ def test_why_a_sandbox_ended(memory, expected):
     [
         (snapshot(None), (Status.MISSING, "")),
         (snapshot(desired()), (Status.MISSING, "")),
-        (snapshot(desired(problem="no env file")), (Status.ERROR, "no env file")),
-        (snapshot(desired(problem=UNREAD)), (Status.MISSING, UNREAD)),
+        (
+            snapshot(desired(), blockers=blocked(Source.ENV_FILE, "no env file")),
+            (Status.ERROR, "no env file"),
+        ),
+        (snapshot(desired(), blockers=blocked(Source.ENV_FILE, UNREAD)), (Status.MISSING, UNREAD)),
         (snapshot(desired(), image=ImageState.PULLING), (Status.MISSING, "pulling demo:1")),
         (snapshot(desired(), memory=failing(Verb.CREATE)), (Status.ERROR, "no")),
     ],
     ids=["unknown", "new", "a problem", "a moment", "pulling", "creating failed"],
 )
-def test_what_is_not_there(seen, expected):
+def test_the_status_without_a_container(seen, expected):
     assert status_of(seen) == expected
 
 
-BROKEN = desired(problem="no env file", spec_hash=None)
+BROKEN = desired(spec_hash=None)
 WANTS_STOP = desired("stopped")
 
 
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        (snapshot(BROKEN, container()), (Status.RUNNING, "no env file")),
-        (snapshot(desired(), container(), held="f:1:1: bad"), (Status.RUNNING, "f:1:1: bad")),
+        (
+            snapshot(BROKEN, container(), blockers=blocked(Source.ENV_FILE, "no env file")),
+            (Status.RUNNING, "no env file"),
+        ),
+        (
+            snapshot(desired(), container(), blockers=blocked(Source.RECORD, "f:1:1: bad")),
+            (Status.RUNNING, "f:1:1: bad"),
+        ),
         (snapshot(desired(), container(), memory=failing(Verb.CREATE)), (Status.RUNNING, "no")),
         (snapshot(WANTS_STOP, container(), memory=failing(Verb.STOP)), (Status.ERROR, "no")),
         (snapshot(None, container()), (Status.RUNNING, "")),
@@ -136,7 +138,7 @@ WANTS_STOP = desired("stopped")
     ],
     ids=["env file", "held record", "a failed edit", "cannot stop", "deleted", "an older edit"],
 )
-def test_what_runs_well_is_no_error(seen, expected):
+def test_a_sandbox_as_desired_is_no_error(seen, expected):
     assert status_of(seen) == expected
 
 
@@ -144,25 +146,34 @@ def test_what_runs_well_is_no_error(seen, expected):
     ("seen", "expected"),
     [
         (
-            snapshot(desired(), blind="refused"),
-            (Status.UNKNOWN, "the engine cannot be asked: refused"),
+            snapshot(desired(), blockers=blocked(Source.ENGINE, "refused")),
+            (Status.UNKNOWN, "the engine is unreachable: refused"),
         ),
         (
-            snapshot(desired(), container(), blind="refused"),
-            (Status.RUNNING, "last known; the engine cannot be asked: refused"),
+            snapshot(desired(), container(), blockers=blocked(Source.ENGINE, "refused")),
+            (Status.RUNNING, "last known; the engine is unreachable: refused"),
         ),
-        (snapshot(desired(), unseen="makes no sense"), (Status.UNKNOWN, "makes no sense")),
-        (snapshot(desired(), ENDED, unseen="x"), (Status.ERROR, "last known; x")),
-        (snapshot(None, held="f:1:1: bad"), (Status.ERROR, "f:1:1: bad")),
+        (
+            snapshot(desired(), blockers=blocked(Source.INSPECT, "makes no sense")),
+            (Status.UNKNOWN, "makes no sense"),
+        ),
+        (
+            snapshot(desired(), ENDED, blockers=blocked(Source.INSPECT, "x")),
+            (Status.ERROR, "last known; x"),
+        ),
+        (
+            snapshot(None, blockers=blocked(Source.RECORD, "f:1:1: bad")),
+            (Status.ERROR, "f:1:1: bad"),
+        ),
     ],
 )
-def test_nothing_is_claimed_of_what_is_not_known(seen, expected):
+def test_an_unreachable_engine_makes_the_status_last_known(seen, expected):
     assert status_of(seen) == expected
 
 
-def test_a_death_before_the_last_start_is_no_reason():
+def test_a_death_before_the_last_start_is_not_the_reason():
     old = Death(ENDED.id, NOW - 90, 137, oom_killed=True, log_tail=("stale",))
-    assert status_of(snapshot(desired(), ENDED, memory=Memory(death=old))) == (
+    assert status_of(snapshot(desired(), ENDED, memory=SandboxMemory(death=old))) == (
         Status.ERROR,
         "exit code 3",
     )
@@ -193,11 +204,11 @@ def test_a_goal_is_the_desired_status(seen, at_goal):
         ),
     ],
 )
-def test_how_it_ended_for_a_person(death, expected):
+def test_the_reason_of_a_death(death, expected):
     assert death.reason == expected
 
 
-def test_no_secret_shows():
+def test_no_secret_is_in_a_repr():
     assert "hush" not in repr(Identity("hush", PORTS)) + repr(container(session_key="hush"))
 
 
@@ -211,7 +222,7 @@ def test_no_secret_shows():
         (CheckState.UNHEALTHY, {"health": HEALTH}, ""),
     ],
 )
-def test_a_check_of_the_image_that_no_probe_uses_is_reported(check, fields, reason):
+def test_a_failing_healthcheck_without_a_probe_is_reported(check, fields, reason):
     runs = container(check=check and Check(check))
     seen = health(Verdict.GOOD, runs)
     status, why = status_of(snapshot(desired(**fields), runs, health=seen))
@@ -220,5 +231,5 @@ def test_a_check_of_the_image_that_no_probe_uses_is_reported(check, fields, reas
     assert reason in why
 
 
-def test_a_check_of_what_no_record_wants_is_not_reported():
+def test_a_failing_healthcheck_of_an_orphan_is_not_reported():
     assert status_of(snapshot(None, container(check=Check(CheckState.UNHEALTHY))))[1] == ""

@@ -1,4 +1,4 @@
-"""Nothing that a sandbox says can drive a terminal or change how a line reads."""
+"""Untrusted text cannot control a terminal or change how a line reads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_lines_keep_their_breaks_and_tabs():
 
 
 @given(ANY_TEXT)
-def test_no_control_and_no_override_is_left(text):
+def test_no_control_or_override_is_left(text):
     for shown in (inert(text), inert_lines(text).replace("\n", "").replace("\t", "")):
         assert not {unicodedata.category(c) for c in shown} & {"Cc", "Cs", "Zl", "Zp"}
         assert not {unicodedata.bidirectional(c) for c in shown} & {
@@ -50,5 +50,5 @@ def test_no_control_and_no_override_is_left(text):
 
 
 @given(ANY_TEXT)
-def test_what_is_inert_stays_as_it_is(text):
+def test_inert_text_is_unchanged(text):
     assert inert(inert(text)) == inert(text)

@@ -1,4 +1,4 @@
-"""Durations and sizes, as users write them and as they are written back."""
+"""Durations and sizes are parsed and formatted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ steady = settings(derandomize=True, deadline=None, database=None)
         (0.0, 0.0),
     ],
 )
-def test_a_duration_in_seconds(text, seconds):
+def test_a_duration_parses_to_seconds(text, seconds):
     assert parse_duration(text) == seconds
 
 
@@ -41,7 +41,7 @@ def test_a_duration_in_seconds(text, seconds):
     "text",
     ["", "5", "5 s", "s", "-1s", "1w", "1S", "1e3s", "5s\n", "1.2345s", "٣s", 5, 1.5, False, None],
 )
-def test_what_is_no_duration(text):
+def test_an_invalid_duration_is_rejected(text):
     with pytest.raises(ValueError, match="must be a duration such as 500ms, 30s, 5m, 1h or 7d"):
         parse_duration(text)
 
@@ -60,13 +60,13 @@ def test_what_is_no_duration(text):
         (604800.0, "7d"),
     ],
 )
-def test_a_duration_as_the_shortest_exact_text(seconds, text):
+def test_a_duration_formats_as_the_shortest_exact_text(seconds, text):
     assert format_duration(seconds) == text
 
 
 @steady
 @given(st.integers(0, 10**12 - 1), st.sampled_from(["ms", "s", "m", "h", "d"]))
-def test_what_is_written_reads_back(number, unit):
+def test_a_formatted_duration_parses_back(number, unit):
     seconds = parse_duration(f"{number}{unit}")
     assert parse_duration(format_duration(seconds)) == seconds
 
@@ -86,7 +86,7 @@ def test_what_is_written_reads_back(number, unit):
         (2**63 - 1, 2**63 - 1),
     ],
 )
-def test_a_size_in_bytes(text, size):
+def test_a_size_parses_to_bytes(text, size):
     assert parse_size(text) == size
 
 
@@ -94,7 +94,7 @@ def test_a_size_in_bytes(text, size):
     "text",
     ["", "4", "4 g", "g", "-1m", "4p", "4gib", "9999999999t", -1, 2**63, 1.5, True, None],
 )
-def test_what_is_no_size(text):
+def test_an_invalid_size_is_rejected(text):
     with pytest.raises(ValueError, match="must be a size such as 512m or 4g"):
         parse_size(text)
 
@@ -103,13 +103,13 @@ def test_what_is_no_size(text):
     ("text", "kept"),
     [("forever", FOREVER), ("7d", 604800.0), (0, 0.0)],
 )
-def test_how_long_a_volume_is_kept(text, kept):
+def test_a_retention_parses(text, kept):
     assert parse_retain(text) == kept
     assert parse_retain(format_retain(kept)) == kept
 
 
 @pytest.mark.parametrize("text", ["Forever", "never", 7, None, True])
-def test_what_is_no_time_to_keep_a_volume(text):
+def test_an_invalid_retention_is_rejected(text):
     with pytest.raises(ValueError, match="must be a duration such as 7d, 0 or forever"):
         parse_retain(text)
 
@@ -124,5 +124,5 @@ def test_what_is_no_time_to_keep_a_volume(text):
         (1e18, "9999-12-31T23:59:59.000Z"),
     ],
 )
-def test_a_date_is_written_whatever_the_time(at, expected):
+def test_any_time_formats_as_a_date(at, expected):
     assert iso(at) == expected

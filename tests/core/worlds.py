@@ -1,4 +1,4 @@
-"""A model of one key's world: an engine that refuses nonsense, and a controller's bookkeeping.
+"""A model of the engine and the controller for one key. The engine refuses invalid calls.
 
 It shares no code with ``plan.after``, so that the two are held against each other.
 """
@@ -9,28 +9,23 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Final
 
-from reconciler.core import policy
+from reconciler.core.action import Action, Decision, Verb
 from reconciler.core.decide import decide
-from reconciler.core.model import (
-    Action,
-    Container,
+from reconciler.core.failures import after_failure, after_success, failure_key_of, still_there
+from reconciler.core.health import Health, Verdict
+from reconciler.core.observed import Container, Observed, Phase, Volume
+from reconciler.core.restart import (
     Death,
-    Decision,
     Failure,
-    Fate,
-    Health,
-    ImageState,
-    Observed,
-    Orphans,
-    Phase,
-    Snapshot,
-    Verb,
-    Verdict,
-    Volume,
+    after_death,
+    after_look,
+    after_own_stop,
+    after_restart,
+    after_start,
+    is_accounted,
 )
-from reconciler.core.replacement import roles_of, surplus_volumes, wanted_volume
+from reconciler.core.snapshot import ImageState, Orphans, Snapshot
 from reconciler.core.spec import DesiredState, RestartSpec
-from reconciler.core.steps import failure_key_of, still_there
 from tests.core.builders import NAME, NEXT, PREV, VOLUME
 
 LIVE: Final = {Phase.RUNNING, Phase.PAUSED, Phase.RESTARTING}
@@ -38,50 +33,50 @@ RETAIN: Final = 3600.0
 
 
 class Refused(Exception):
-    """The model's engine will not do that."""
+    """The modelled engine refuses the call."""
 
 
 @dataclass
 class World:
-    """``snapshot`` is all there is; what is done to it goes through ``perform``."""
+    """``snapshot`` is the whole state; ``perform`` changes it."""
 
     snapshot: Snapshot
     retain: float | None = RETAIN
     done: list[Action] = field(default_factory=list)
     ids: count = field(default_factory=lambda: count(1))
 
-    # --- what the controller does around a decision -------------------------------------------
+    # --- the controller -------------------------------------------
 
     def look(self) -> Snapshot:
-        """Time passes, exits are learned of, orphans are noted."""
+        """Advance the clock, account for exits and note orphans."""
         self.snapshot = replace(self.snapshot, now=self.snapshot.now + 0.01)
         self._learn_of_death()
         self._note_orphans()
         return self.snapshot
 
     def _learn_of_death(self) -> None:
-        snapshot, current = self.snapshot, roles_of(self.snapshot).current
+        snapshot, current = self.snapshot, self.snapshot.roles.current
         if current is None or snapshot.desired is None:
             return
         if current.live:
-            memory = policy.after_look(snapshot.memory, current, snapshot.now)
+            memory = after_look(snapshot.memory, current, snapshot.now)
             self.snapshot = replace(snapshot, memory=memory)
             return
         ended = current.phase in {Phase.EXITED, Phase.DEAD}
         wanted = snapshot.desired.state is not DesiredState.STOPPED
-        if ended and wanted and not policy.is_accounted(snapshot.memory, current):
+        if ended and wanted and not is_accounted(snapshot.memory, current):
             death = Death(current.id, snapshot.now, 1, oom_killed=False)
             restart = snapshot.desired.spec.restart
-            memory = policy.after_death(snapshot.memory, current, death, restart, snapshot.key)
+            memory = after_death(snapshot.memory, current, death, restart, snapshot.key)
             self.snapshot = replace(snapshot, memory=memory)
 
     def _note_orphans(self) -> None:
         snapshot, known = self.snapshot, self.snapshot.orphans
         if not snapshot.may_collect:
             return
-        foundlings = snapshot.desired is None and snapshot.fate is Fate.UNKNOWN
-        stray = [c.id for c in snapshot.observed.containers] if foundlings else []
-        surplus = [v.name for v in surplus_volumes(snapshot)]
+        are_orphans = snapshot.desired is None and not snapshot.deleted
+        stray = [c.id for c in snapshot.observed.containers] if are_orphans else []
+        surplus = [v.name for v in snapshot.surplus_volumes]
         orphans = Orphans(
             containers={i: known.containers.get(i, snapshot.now) for i in stray},
             volumes={n: known.volumes.get(n, snapshot.now) for n in surplus},
@@ -91,25 +86,23 @@ class World:
 
     def settle(self, decision: Decision) -> None:
         if not decision.waiting_for:
-            self.snapshot = replace(
-                self.snapshot, memory=policy.after_success(self.snapshot.memory)
-            )
+            self.snapshot = replace(self.snapshot, memory=after_success(self.snapshot.memory))
 
     def fail(self, action: Action, seen: Snapshot) -> None:
-        """The step was refused, or its answer was lost."""
-        swap = action.verb is Verb.START and roles_of(seen).predecessor is not None
+        """Remember an action that was refused, or whose response was lost."""
+        swap = action.verb is Verb.START and seen.roles.predecessor is not None
         desired, now = seen.desired, self.snapshot.now
         restart = desired.spec.restart if desired else RestartSpec()
         about = failure_key_of(seen, action)
         failed = Failure(about.verb, about.spec_hash, "no", 1, now, now, about.target)
-        memory = policy.after_failure(
+        memory = after_failure(
             self.snapshot.memory, failed, restart, seen.key, swap=swap, relevant=still_there(seen)
         )
         self.snapshot = replace(self.snapshot, memory=memory)
 
     def wait(self, decision: Decision) -> bool:
-        """What time brings: pulls end, probes answer, the next due time comes. False: nothing."""
-        snapshot, current = self.snapshot, roles_of(self.snapshot).current
+        """End a pull, get a probe result, or advance to the due time; False if there is nothing."""
+        snapshot, current = self.snapshot, self.snapshot.roles.current
         if snapshot.image is ImageState.PULLING:
             self.snapshot = replace(snapshot, image=ImageState.FRESH)
             return True
@@ -119,8 +112,8 @@ class World:
                 return True
         if current is not None and self._answers_soon(current):
             run = (current.id, current.started_at, snapshot.now)
-            well = Health(*run, Verdict.GOOD, snapshot.now, good=1)
-            self.snapshot = replace(snapshot, health=well)
+            good = Health(*run, Verdict.GOOD, snapshot.now, good=1)
+            self.snapshot = replace(snapshot, health=good)
             return True
         if decision.wait_until is None:
             return False
@@ -136,7 +129,7 @@ class World:
         return not same_run or health.verdict in {Verdict.UNKNOWN, Verdict.BAD}
 
     def converge(self, limit: int) -> None:
-        """One decision at a time, until nothing is to be done nor waited for."""
+        """Perform one decision at a time until there is nothing to do or to wait for."""
         for _ in range(limit):
             seen = self.look()
             decision = decide(seen)
@@ -148,10 +141,10 @@ class World:
                 return
         raise AssertionError(f"no end: {list(map(str, self.done[-12:]))}")
 
-    # --- what the engine does -----------------------------------------------------------------
+    # --- the engine -----------------------------------------------------------------
 
-    def perform(self, action: Action, seen: Snapshot, *, heard: bool = True) -> None:
-        """Do it; ``heard`` False: nobody lived to write down that it was done."""
+    def perform(self, action: Action, seen: Snapshot, *, recorded: bool = True) -> None:
+        """Perform an action; ``recorded`` False: the daemon dies before it can note it."""
         check(action, seen)
         self.done.append(action)
         try:
@@ -159,15 +152,15 @@ class World:
         except Refused:
             self.fail(action, seen)
             return
-        if not heard:
+        if not recorded:
             return
         memory = self.snapshot.memory
         if action.verb is Verb.START:
-            memory = policy.after_start(memory)
+            memory = after_start(memory)
         if action.restart:
-            memory = policy.after_restart(memory)
+            memory = after_restart(memory)
         if action.verb is Verb.STOP:
-            memory = policy.after_own_stop(memory, self._get(action))
+            memory = after_own_stop(memory, self._get(action))
         self.snapshot = replace(self.snapshot, memory=memory)
 
     def _get(self, action: Action) -> Container:
@@ -202,7 +195,7 @@ class World:
         )
 
     def _create(self, action: Action) -> None:
-        snapshot, volume = self.snapshot, wanted_volume(self.snapshot)
+        snapshot, volume = self.snapshot, self.snapshot.wanted_volume
         desired = snapshot.desired
         assert desired is not None
         assert desired.identity is not None
@@ -253,7 +246,7 @@ class World:
 
 
 def check(action: Action, seen: Snapshot) -> None:
-    """What must hold of every step, whatever the world."""
+    """Assert what must hold for every action in every state."""
     mine = {c.id: c for c in seen.observed.containers}
     volumes = {v.name for v in seen.observed.volumes}
     in_use = {name for c in mine.values() for name in c.volumes}
@@ -265,14 +258,16 @@ def check(action: Action, seen: Snapshot) -> None:
         case Verb.CREATE:
             assert action.target in {NAME, NEXT}
         case Verb.CREATE_VOLUME:
-            assert action.target == VOLUME == wanted_volume(seen)
+            assert action.target == VOLUME == seen.wanted_volume
             assert VOLUME not in volumes
         case Verb.REMOVE_VOLUME:
-            assert action.target in volumes - in_use - {wanted_volume(seen)}
+            assert action.target in volumes - in_use - {seen.wanted_volume}
             assert seen.may_collect
         case _:
             assert mine[action.container_id].name == action.target
     if action.verb is Verb.RENAME:
-        assert action.new_name in {NAME, PREV}
+        # A dead container that cannot be removed may have to take the third name.
+        dead = mine[action.container_id].phase in {Phase.DEAD, Phase.REMOVING}
+        assert action.new_name in ({NAME, PREV, NEXT} if dead else {NAME, PREV})
     if action.verb is Verb.START:
         assert [c.name for c in mine.values() if c.phase in LIVE] == []

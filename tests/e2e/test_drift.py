@@ -65,7 +65,7 @@ def test_a_pruned_workspace_is_an_error(world: World) -> None:
     world.converge("alice")
     world.declare(alice=box())
     world.wait_status(alice="RUNNING")
-    assert "vanished" in world.row("alice")["reason"]
+    assert "was removed" in world.row("alice")["reason"]
     world.declare(alice=box(env={"SEEN": "yes"}))
     world.wait(lambda: world.row("alice")["reason"] == "")
 

@@ -215,7 +215,7 @@ def check(fleet: Fleet, first: dict[str, Seen], *, survived: bool) -> None:
         if name in fleet.dying and it.kept[0] != first[name].kept[0]:
             # The engine's end left remains in the way of its start (ADR 9).
             made = world.daemon.events("sandbox.created", sandbox=name)
-            assert made[-1]["cause"] == "the engine cannot start it any more"
+            assert made[-1]["cause"] == "the engine can no longer start it"
             assert it.kept[1:] == first[name].kept[1:]
             print(f"{name} was made anew")
         else:

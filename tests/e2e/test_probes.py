@@ -27,7 +27,7 @@ CALM = {"backoff": "5m", "max_backoff": "5m"}
 def unknown(world: World, sandbox: str) -> str:
     """The cause in the status of a sandbox whose health is unknown; empty where it is known."""
     row = world.rows().get(sandbox, {"reason": ""})
-    before, _, cause = row["reason"].partition("its health is unknown: ")
+    before, _, cause = row["reason"].partition("health unknown: ")
     return cause if not before else ""
 
 

@@ -20,7 +20,7 @@ from reconciler.core.errors import (
     Refused,
     Unstartable,
 )
-from reconciler.core.model import Check, CheckState, Container, Limits, Phase
+from reconciler.core.observed import Check, CheckState, Container, Phase, ResourceLimits
 from reconciler.engine.protocol import EngineEvent, EventKind
 from tests.engine.worlds import CHANGED, World, blueprint
 from tests.fakes.host import labels
@@ -334,7 +334,9 @@ async def test_changed_limits_are_observed_and_reset(world: World) -> None:
     resources = {"memory": 64 << 20, "cpus": 1.0, "pids": 64}
     container = await run(world, "alice", resources=resources)
     made = await look(world, container)
-    assert made.limits == Limits(nano_cpus=10**9, memory=64 << 20, memory_swap=128 << 20, pids=64)
+    assert made.limits == ResourceLimits(
+        nano_cpus=10**9, memory=64 << 20, memory_swap=128 << 20, pids=64
+    )
     async with world.engine.events() as events:
         world.change_limits(f"{world.prefix}alice")
         async with asyncio.timeout(60):
@@ -342,7 +344,7 @@ async def test_changed_limits_are_observed_and_reset(world: World) -> None:
                 if event.what == "update" and event.id == container:
                     break
     changed = await look(world, container)
-    assert changed.limits == Limits(**CHANGED)
+    assert changed.limits == ResourceLimits(**CHANGED)
     await world.engine.update(container, made.limits)
     seen = await look(world, container)
     assert seen.started_at == made.started_at
@@ -358,7 +360,7 @@ async def test_an_added_limit_is_removed(world: World) -> None:
         pytest.skip("Podman's update differs from Docker's: docs/engines.md")
     container = await run(world, "alice")
     made = await look(world, container)
-    assert made.limits == Limits()
+    assert made.limits == ResourceLimits()
     world.change_limits(f"{world.prefix}alice")
     await world.engine.update(container, made.limits)
     seen = (await look(world, container)).limits

@@ -16,7 +16,7 @@ from reconciler.core.errors import (
     Refused,
     Unstartable,
 )
-from reconciler.core.model import Check, CheckState, Phase
+from reconciler.core.observed import Check, CheckState, Phase
 from reconciler.core.spec import SandboxSpec
 from reconciler.engine.docker import chown, decode, errors
 from reconciler.engine.docker.create import create_body

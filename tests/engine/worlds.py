@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from reconciler.core import naming
 from reconciler.core.container_config import ContainerConfig
-from reconciler.core.model import CheckState, Phase
+from reconciler.core.observed import CheckState, Phase
 from reconciler.core.spec import SandboxSpec
 from reconciler.engine.docker.engine import DockerEngine
 from reconciler.engine.protocol import Engine

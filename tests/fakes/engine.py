@@ -19,7 +19,7 @@ from reconciler.core.errors import (
     PullFailed,
     Unreadable,
 )
-from reconciler.core.model import Container, Limits, Phase, Volume
+from reconciler.core.observed import Container, Phase, ResourceLimits, Volume
 from reconciler.engine.protocol import (
     BrokenRow,
     EngineEvent,
@@ -248,7 +248,7 @@ class FakeEngine:
         async with self._doing("pause", container_id):
             self.host.pause(self.host.box(container_id))
 
-    async def update(self, container_id: str, limits: Limits) -> Limits:
+    async def update(self, container_id: str, limits: ResourceLimits) -> ResourceLimits:
         async with self._doing("update", container_id):
             self.host.update(self.host.box(container_id), limits)
         return limits

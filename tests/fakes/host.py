@@ -21,7 +21,7 @@ from reconciler.core.errors import (
     Refused,
     Unstartable,
 )
-from reconciler.core.model import Check, CheckState, Container, Limits, Phase, Volume
+from reconciler.core.observed import Check, CheckState, Container, Phase, ResourceLimits, Volume
 from reconciler.engine.protocol import EventKind
 from tests.fakes.shell import run
 
@@ -106,7 +106,7 @@ class FakeHost:
         box = self.box(name)
         self.update(box, replace(box.seen.limits, **limits))
 
-    def update(self, box: Box, limits: Limits) -> None:
+    def update(self, box: Box, limits: ResourceLimits) -> None:
         box.seen = replace(box.seen, limits=limits)
         self.emit(box, "update")
 
@@ -459,12 +459,12 @@ class FakeHost:
         return self.networks[mode]
 
 
-def _limits_of(config: ContainerConfig) -> Limits:
+def _limits_of(config: ContainerConfig) -> ResourceLimits:
     """Fill in the limits as the engine does: memory plus swap is twice the memory."""
     resources = config.spec.resources
     memory = resources.memory or 0
     cpus, pids = round((resources.cpus or 0) * 1e9), resources.pids or 0
-    return Limits(nano_cpus=cpus, memory=memory, memory_swap=2 * memory, pids=pids)
+    return ResourceLimits(nano_cpus=cpus, memory=memory, memory_swap=2 * memory, pids=pids)
 
 
 def id_of(image: str) -> str:

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from reconciler.core.disk_pressure import Limits
+from reconciler.core.disk_pressure import PressureLimits
 from reconciler.core.errors import SettingsError
 from reconciler.core.spec import DesiredState, ProbeKind
 from reconciler.manifest.json_schema import json_schema, json_schema_text
@@ -145,7 +145,7 @@ def test_each_setting_has_a_comment():
     ],
 )
 def test_disk_limits(set_, limits):
-    assert load_settings(**set_).disk_limits == Limits(*limits)
+    assert load_settings(**set_).disk_limits == PressureLimits(*limits)
 
 
 @pytest.mark.parametrize(

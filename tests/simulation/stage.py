@@ -12,7 +12,7 @@ from structlog.contextvars import get_contextvars
 from reconciler.control.queries import Queries
 from reconciler.control.requests import Requests
 from reconciler.core import naming
-from reconciler.core.model import Container, Phase
+from reconciler.core.observed import Container, Phase
 from reconciler.manifest.sync import SyncResult
 from reconciler.progress import Progress
 from reconciler.resources.disk_guard import Space

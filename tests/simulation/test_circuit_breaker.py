@@ -6,8 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from reconciler.core.action import Verb
 from reconciler.core.errors import EngineTimeout, Removing
-from reconciler.core.model import Phase, Verb
+from reconciler.core.observed import Phase
 from reconciler.telemetry import events
 from tests.simulation.stage import PLAIN, PREFIX, Stage
 
@@ -72,7 +73,7 @@ async def test_open_circuit_is_the_reason_of_waiting_sandboxes(stage: Stage):
     await stage.edit(crowd("paused", 6) | {"late": "paused"})
     await stage.after(10)
     assert stage.row("late")["status"] == "RUNNING"
-    assert "hangs at every pause" in stage.row("late")["next"]
+    assert "circuit open for pause" in stage.row("late")["next"]
 
 
 async def test_other_verbs_continue_with_one_open_circuit(stage: Stage):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import reconciler
 from reconciler.core.errors import EngineError
-from reconciler.core.model import Phase
+from reconciler.core.observed import Phase
 from reconciler.telemetry import events
 from tests.fakes.host import Box
 from tests.simulation.stage import DAY, PREFIX, Stage
@@ -346,7 +346,7 @@ async def test_unknown_exit_is_reported_as_unknown(stage: Stage):
     await reboot(stage, 255)
     await stage.after(2)
     (died,) = stage.notes.logged(events.SandboxDied)
-    assert died["cause"] == "its end was not seen: the engine or the host went down"
+    assert died["cause"] == "its exit was not observed: the engine or the host went down"
 
 
 async def test_engine_crash_is_no_crash_of_its_sandboxes(stage: Stage):

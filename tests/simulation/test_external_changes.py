@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from reconciler.core import naming
+from reconciler.core.action import Verb
 from reconciler.core.errors import Refused
-from reconciler.core.model import Verb
 from reconciler.telemetry import events
 from tests.simulation.stage import PLAIN, PREFIX, Stage
 
@@ -163,13 +163,13 @@ async def test_pruned_workspace_is_an_error_until_an_edit(stage: Stage):
     assert events.VolumeLost.level == "error"
     row = stage.row("alice")
     assert row["status"] == "STOPPED"
-    assert f"workspace {VOLUME} vanished" in row["reason"]
+    assert f"workspace {VOLUME} was removed" in row["reason"]
     await stage.converge({"alice": "running"})
     await stage.restart()
     await stage.quiet()
     row = stage.row("alice")
     assert row["status"] == "RUNNING"
-    assert f"workspace {VOLUME} vanished" in row["reason"]
+    assert f"workspace {VOLUME} was removed" in row["reason"]
     assert VOLUME in stage.host.volumes
     await stage.converge({"alice": {"spec": "red"}}, red=RED)
     assert stage.row("alice")["reason"] == ""

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from reconciler.core import naming
+from reconciler.core.drift import limits_drift
 from reconciler.core.errors import (
     Busy,
     EngineError,
@@ -28,8 +29,7 @@ from reconciler.core.errors import (
     Refused,
     Unreadable,
 )
-from reconciler.core.limits import limits_drift
-from reconciler.core.model import Container
+from reconciler.core.observed import Container
 from reconciler.telemetry import events
 from tests.fakes.engine import FakeEngine
 from tests.fakes.host import IMAGE, Box

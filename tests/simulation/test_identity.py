@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.errors import ReconcilerError
-from reconciler.core.model import Container, Identity, Observed, Phase
+from reconciler.core.observed import Container, Observed, Phase
+from reconciler.core.snapshot import Identity
 from reconciler.core.spec import SandboxSpec
 from reconciler.reconcile.identity import IdentityLeases, can_bind
 from reconciler.store.store import Store

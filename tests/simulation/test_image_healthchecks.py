@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from reconciler.core.model import CheckState
+from reconciler.core.observed import CheckState
 from reconciler.telemetry import events
 from tests.fakes.host import IMAGE
 from tests.simulation.stage import PREFIX, Stage

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from reconciler.core.errors import EngineUnavailable, PullFailed, SettingsError
-from reconciler.core.model import ImageState
+from reconciler.core.snapshot import ImageState
 from reconciler.engine.protocol import PullProgress
 from reconciler.resources.image_pulls import ImagePuller
 from reconciler.telemetry import events

@@ -6,7 +6,7 @@ import pytest
 
 from reconciler.core import naming
 from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
-from reconciler.core.model import Container, Phase, Volume
+from reconciler.core.observed import Container, Phase, Volume
 from reconciler.core.priority import Priority
 from reconciler.engine.protocol import EventKind, Listing
 from reconciler.observe.cache import Cache

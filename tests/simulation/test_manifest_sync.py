@@ -254,7 +254,7 @@ async def test_a_changed_env_file_is_the_cause(stage: Stage):
     cause = f"its env_file {env_file} changed"
     assert causes(stage, events.RecordChanged, "alice") == [cause]
     made = [e.cause for e in await stage.store.events("alice") if e.event == "sandbox.created"]
-    assert made == ["it does not exist", cause]
+    assert made == ["the container does not exist", cause]
     await stage.converge({"alice": {"env_file": str(env_file), "env": {"B": "1"}}})
     made = [e.cause for e in await stage.store.events("alice") if e.event == "sandbox.created"]
     assert made[-1] == "the spec changed"

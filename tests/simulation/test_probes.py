@@ -20,7 +20,7 @@ from reconciler.core.errors import (
     NotFound,
     Refused,
 )
-from reconciler.core.model import Health, Verdict
+from reconciler.core.health import Health, Verdict
 from reconciler.core.spec import HealthSpec
 from reconciler.engine.protocol import EngineInfo
 from reconciler.engine.reachability import why_unreachable

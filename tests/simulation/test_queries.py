@@ -38,7 +38,7 @@ async def test_nothing_is_missing_before_the_first_list(stage: Stage):
     await stage.after(30)
     row = stage.row("alice")
     assert row["status"] == "UNKNOWN"
-    assert row["reason"].startswith("the engine cannot be asked: ")
+    assert row["reason"].startswith("the engine is unreachable: ")
     stage.host.down = False
     await stage.after(30)
     assert stage.statuses() == {"alice": "RUNNING"}
@@ -51,7 +51,7 @@ async def test_a_lost_engine_leaves_the_last_known_status(stage: Stage):
     await stage.after(3)
     await stage.edit({"alice": "running", "bob": "running"})
     assert stage.statuses() == {"alice": "RUNNING", "bob": "UNKNOWN"}
-    assert "the engine cannot be asked" in stage.row("alice")["reason"]
+    assert "the engine is unreachable" in stage.row("alice")["reason"]
 
 
 async def test_plan_names_the_wait_of_a_failing_sandbox(stage: Stage):
@@ -62,7 +62,7 @@ async def test_plan_names_the_wait_of_a_failing_sandbox(stage: Stage):
     assert not plan["in_sync"]
     (change,) = plan["changes"]
     assert change["actions"] == []
-    assert change["waiting_for"].startswith("its next restart: ")
+    assert change["waiting_for"].startswith("restart backoff: ")
 
 
 async def test_a_plan_of_an_invalid_file_is_not_in_sync(stage: Stage):

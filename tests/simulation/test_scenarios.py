@@ -6,7 +6,7 @@ import pytest
 
 from reconciler.core import naming
 from reconciler.core.errors import EngineError, EngineTimeout, Refused, StoreError
-from reconciler.core.model import Phase
+from reconciler.core.observed import Phase
 from reconciler.telemetry import events
 from tests.fakes.host import labels
 from tests.simulation.stage import PREFIX, Stage

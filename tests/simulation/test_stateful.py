@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from reconciler.core import naming
 from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
-from reconciler.core.model import Container
+from reconciler.core.observed import Container
 from reconciler.store.store import Store
 from tests.fakes.engine import FakeEngine
 from tests.fakes.host import Box, FakeHost, labels

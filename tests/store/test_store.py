@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from reconciler.core.action import Verb
 from reconciler.core.disk_pressure import PulledImage
 from reconciler.core.errors import StoreError
-from reconciler.core.model import Claim, Death, Failure, Identity, Memory, Verb
+from reconciler.core.observed import Claim
+from reconciler.core.restart import Death, Failure, SandboxMemory
+from reconciler.core.snapshot import Identity
 from reconciler.store import ledger, sqlite
 from reconciler.store.sqlite import Database
 from reconciler.store.store import Changes, LedgerEntry, Orphan, Store, Tombstone
@@ -21,7 +24,7 @@ from tests.store.conftest_store import NOW, Listener, fill, opened, record, smal
 
 ROOT = Path(__file__).parents[2]
 WEEK = 604800.0
-MEMORY = Memory(
+MEMORY = SandboxMemory(
     restarts=7,
     streak=2,
     not_before=123.5,
@@ -103,7 +106,7 @@ async def test_a_new_store_is_empty(tmp_path: Path) -> None:
     async with await opened(tmp_path) as store:
         assert not store.desired_known
         assert store.identity("alice") is None
-        assert store.memory("alice") == Memory()
+        assert store.memory("alice") == SandboxMemory()
         assert store.fact("brake") is None
         assert await store.events() == []
         assert not any(everything(store)["orphans"].values())
@@ -234,7 +237,7 @@ def test_forgetting_keeps_the_key_until_the_volume_is_gone(store: Store) -> None
     store.forget("alice")
     assert store.deleted == {}
     assert store.leased == {}
-    assert store.memory("alice") == Memory()
+    assert store.memory("alice") == SandboxMemory()
     assert store.identity("alice") == Identity("a")
     store.drop_key("alice")
     assert store.identity("alice") is None
@@ -462,7 +465,7 @@ async def test_an_unreadable_memory_shows_no_secret(tmp_path: Path) -> None:
     ) as store:
         assert list(store.unreadable) == ["memory alice"]
         assert "s3cret" not in str(store.unreadable)
-        assert store.memory("alice") == Memory()
+        assert store.memory("alice") == SandboxMemory()
         store.put_memory("alice", MEMORY)
         assert store.unreadable == {}
 
@@ -471,7 +474,7 @@ async def test_unknown_fields_of_a_memory_are_ignored(tmp_path: Path) -> None:
     async with await broken(
         tmp_path, "UPDATE state SET body = '{\"restarts\": 3, \"newer\": {}}' WHERE kind = 'memory'"
     ) as store:
-        assert store.memory("alice") == Memory(restarts=3)
+        assert store.memory("alice") == SandboxMemory(restarts=3)
 
 
 # readers
@@ -697,7 +700,7 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from tests.store.conftest_store import opened, record
-from reconciler.core.model import Identity
+from reconciler.core.snapshot import Identity
 
 async def main():
     async with await opened(Path(sys.argv[1])) as store:

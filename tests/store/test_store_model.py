@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from reconciler.core.disk_pressure import PulledImage
-from reconciler.core.model import Death, End, Identity, Memory, Run
+from reconciler.core.restart import Death, End, Run, SandboxMemory
+from reconciler.core.snapshot import Identity
 from reconciler.store.store import Orphan, Record, Store
 from tests.store.conftest_store import opened, record
 
@@ -31,7 +32,7 @@ deaths = st.builds(
     log_tail=st.lists(st.text(max_size=5), max_size=3).map(tuple),
 )
 memories = st.builds(
-    Memory,
+    SandboxMemory,
     restarts=st.integers(0, 2**40),
     streak=st.integers(0, 9),
     run=st.none() | st.builds(Run, st.text(max_size=3), st.none() | times, times),
@@ -47,7 +48,7 @@ class Model:
     records: dict[str, Record] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
     identities: dict[str, Identity] = field(default_factory=dict)
-    memories: dict[str, Memory] = field(default_factory=dict)
+    memories: dict[str, SandboxMemory] = field(default_factory=dict)
     orphans: dict[str, Orphan] = field(default_factory=dict)
     images: dict[str, PulledImage] = field(default_factory=dict)
     ledger: list[int] = field(default_factory=list)
@@ -116,7 +117,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.identities[name] = Identity(key, wanted)
 
     @rule(name=names, memory=memories)
-    def put_memory(self, name: str, memory: Memory) -> None:
+    def put_memory(self, name: str, memory: SandboxMemory) -> None:
         self.store.put_memory(name, memory)
         self.model.memories[name] = memory
 

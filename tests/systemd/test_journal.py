@@ -39,7 +39,7 @@ def test_a_sandbox_has_its_history_in_the_journal(world: World, service: Service
     assert {entry["_SYSTEMD_UNIT"] for entry in history} == {UNIT}
     assert {entry["SYSLOG_IDENTIFIER"] for entry in history} == {"reconciler"}
     made = history[2]
-    assert made["CAUSE"] == "it does not exist"
+    assert made["CAUSE"] == "the container does not exist"
     assert made["CONTAINER"] == world.name("erin")
     assert made["RECONCILE_ID"] == history[3]["RECONCILE_ID"]
     assert made["MESSAGE"].startswith("sandbox.created sandbox=erin ")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reconciler.core.container_config import ContainerConfig
-    from reconciler.core.model import Limits
+    from reconciler.core.observed import ResourceLimits
     from reconciler.core.spec import LogSpec
 
 JSON_FILE: Final = "json-file"
@@ -130,7 +130,9 @@ def volume_labels(labels: Mapping[str, str]) -> dict[str, str]:
     return {**labels, **{key: spec[key] for key in labels.keys() & spec.keys()}}
 
 
-def update_body(wanted: Limits, current: Limits, *, cores: int, host_memory: int) -> dict[str, Any]:
+def update_body(
+    wanted: ResourceLimits, current: ResourceLimits, *, cores: int, host_memory: int
+) -> dict[str, Any]:
     """Return what differs; memory always with swap, because Docker checks them together."""
     body: dict[str, Any] = {}
     changed = set(current.changed_to(wanted))
@@ -154,8 +156,8 @@ def update_body(wanted: Limits, current: Limits, *, cores: int, host_memory: int
     return body
 
 
-def limits_after(body: Mapping[str, Any], wanted: Limits) -> dict[str, Any]:
-    """Return the fields of ``Limits`` that an inspection should show after the update."""
+def limits_after(body: Mapping[str, Any], wanted: ResourceLimits) -> dict[str, Any]:
+    """Return the fields of ``ResourceLimits`` that an inspection should show after the update."""
     expected: dict[str, int | str] = {}
     for key, name in _LIMIT_NAMES.items():
         if key in body:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from reconciler.core import naming
 from reconciler.core.errors import Unreadable
-from reconciler.core.model import Check, CheckState, Container, Limits, Phase, Volume
+from reconciler.core.observed import Check, CheckState, Container, Phase, ResourceLimits, Volume
 from reconciler.engine.docker.errors import cut, decode_errors
 from reconciler.engine.docker.stream import parse_json
 from reconciler.engine.protocol import (
@@ -213,10 +213,10 @@ def _check(state: Mapping[str, Any]) -> Check | None:
     return Check(CheckState(status), text(results[-1]["End"]) if results else "")
 
 
-def _limits(host: Mapping[str, Any]) -> Limits:
+def _limits(host: Mapping[str, Any]) -> ResourceLimits:
     policy = host.get("RestartPolicy") or {}
     name, tries = str(policy.get("Name") or "no")[:64], _count(policy.get("MaximumRetryCount"))
-    return Limits(
+    return ResourceLimits(
         restart_policy=f"{name}:{tries}" if tries else name,
         nano_cpus=_limit(host.get("NanoCpus")),
         cpu_quota=_limit(host.get("CpuQuota")),

@@ -21,7 +21,7 @@ from reconciler.core.errors import (
     Refused,
     Removing,
 )
-from reconciler.core.model import Phase
+from reconciler.core.observed import Phase
 from reconciler.engine.docker import decode, errors, requests
 from reconciler.engine.docker.client import Client
 from reconciler.engine.docker.create import JSON_FILE, create_body, limits_after, update_body
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from reconciler.core.container_config import ContainerConfig
-    from reconciler.core.model import Container, Limits, Volume
+    from reconciler.core.observed import Container, ResourceLimits, Volume
     from reconciler.engine.docker.errors import Translator
     from reconciler.engine.protocol import EngineEvent, EngineInfo, Image, PullProgress
 
@@ -309,7 +309,7 @@ class DockerEngine:
         with suppress(errors.AlreadyDone):
             await self._do(container_id, "unpause", errors.on_unpause)
 
-    async def update(self, container_id: str, limits: Limits) -> Limits:
+    async def update(self, container_id: str, limits: ResourceLimits) -> ResourceLimits:
         """Change limits and restart policy, without a restart.
 
         Returns:

@@ -1,19 +1,12 @@
-"""Who is who under a key, and what makes a container another than the record asks for."""
+"""Roles, names and volumes in a snapshot; drift of a container."""
 
 from __future__ import annotations
 
 import pytest
 
-from reconciler.core.model import Identity, Phase
-from reconciler.core.replacement import (
-    Names,
-    drift,
-    names_of,
-    replace_cause,
-    roles_of,
-    surplus_volumes,
-    wanted_volume,
-)
+from reconciler.core.drift import drift, replace_cause
+from reconciler.core.observed import Phase
+from reconciler.core.snapshot import Identity, Names
 from tests.core.builders import (
     NAME,
     NEXT,
@@ -31,15 +24,19 @@ MOVED = Identity("secret-key", {8000: 30001})
 SPEC, PORTS, GONE = "the spec changed", "its host ports changed", "its workspace volume is gone"
 
 
-def test_a_container_plays_the_part_that_its_name_says():
-    crowd = [container(name) for name in ("renamed", PREV, NAME, NEXT)]
-    roles = roles_of(snapshot(None, *crowd))
-    assert (roles.current, roles.successor, roles.predecessor) == (crowd[2], crowd[3], crowd[1])
-    assert roles.strays == (crowd[0],)
+def test_a_role_follows_from_the_name():
+    several = [container(name) for name in ("renamed", PREV, NAME, NEXT)]
+    roles = snapshot(None, *several).roles
+    assert (roles.current, roles.successor, roles.predecessor) == (
+        several[2],
+        several[3],
+        several[1],
+    )
+    assert roles.strays == (several[0],)
 
 
 def test_the_names_of_one_key_are_distinct():
-    names = names_of(snapshot(None))
+    names = snapshot(None).names
     assert names == Names(
         current=NAME, successor=NEXT, predecessor=PREV, stand_in=PREP, volume=VOLUME
     )
@@ -65,7 +62,7 @@ def test_a_workspace_is_found_whatever_its_name(
     current = container(volumes=frozenset({mounted_by_current} - {""}))
     other = container(PREV, Phase.EXITED, volumes=frozenset({mounted_by_other} - {""}))
     there = tuple(volume(name) for name in volumes)
-    assert wanted_volume(snapshot(desired(), current, other, volumes=there)) == expected
+    assert snapshot(desired(), current, other, volumes=there).wanted_volume == expected
 
 
 @pytest.mark.parametrize(
@@ -73,11 +70,11 @@ def test_a_workspace_is_found_whatever_its_name(
     [(desired(), VOLUME), (desired(workspace=None), None), (None, None)],
     ids=["with a workspace", "without", "no record"],
 )
-def test_a_volume_that_nothing_asks_for_is_surplus(wanted, expected):
+def test_an_unwanted_volume_is_surplus(wanted, expected):
     other = volume("of-another-prefix")
     seen = snapshot(wanted, volumes=(volume(), other))
-    assert wanted_volume(seen) == expected
-    assert surplus_volumes(seen) == ((other,) if expected else (volume(), other))
+    assert seen.wanted_volume == expected
+    assert seen.surplus_volumes == ((other,) if expected else (volume(), other))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +93,7 @@ def test_a_volume_that_nothing_asks_for_is_surplus(wanted, expected):
         (desired(workspace=None), container(), (), ""),
     ],
 )
-def test_what_makes_a_container_another_than_desired(wanted, made, volumes, expected):
+def test_drift_of_spec_ports_and_workspace(wanted, made, volumes, expected):
     assert drift(snapshot(wanted, made, volumes=volumes), wanted, made) == expected
 
 
@@ -107,7 +104,7 @@ def test_what_makes_a_container_another_than_desired(wanted, made, volumes, expe
         *((phase, PORTS) for phase in (Phase.CREATED, Phase.EXITED)),
     ],
 )
-def test_what_the_host_lost_counts_once_the_container_no_longer_lives(phase, expected):
+def test_host_drift_does_not_replace_a_live_container(phase, expected):
     wanted, made = desired(identity=MOVED), container(NAME, phase)
     assert replace_cause(snapshot(wanted, made), wanted, made) == expected
 
@@ -115,8 +112,8 @@ def test_what_the_host_lost_counts_once_the_container_no_longer_lives(phase, exp
 def test_a_volume_that_cannot_be_seen_is_neither_surplus_nor_gone() -> None:
     other = volume("other")
     both = (volume(), other)
-    assert surplus_volumes(snapshot(desired(), volumes=both)) == (other,)
-    assert surplus_volumes(snapshot(desired(), volumes=both, sees_volumes=False)) == ()
+    assert snapshot(desired(), volumes=both).surplus_volumes == (other,)
+    assert snapshot(desired(), volumes=both, sees_volumes=False).surplus_volumes == ()
     ended = container(phase=Phase.EXITED)
     for sees, cause in ((True, GONE), (False, "")):
         blind = snapshot(desired(), ended, volumes=(), sees_volumes=sees)
