@@ -59,7 +59,7 @@ fresh:
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m scripts.words --count
+	$(BIN)/python -m scripts.words
 
 types: venv
 	$(BIN)/mypy

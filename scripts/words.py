@@ -1,7 +1,6 @@
 """Find words to avoid in prose, comments, docstrings, strings and test names.
 
-python3 -m scripts.words            print each as FILE:LINE:COL: message; exit 1 if there is any
-python3 -m scripts.words --count    print how many are left below each folder; exit 0
+python3 -m scripts.words    print each as FILE:LINE:COL: message; exit 1 if there is any
 """
 
 # ruff: noqa: S603, S607 - git is found by PATH
@@ -13,7 +12,6 @@ import re
 import subprocess
 import sys
 import tokenize
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -134,14 +132,8 @@ def findings() -> list[Finding]:
 
 
 def main() -> int:
-    """Print the findings, or their number for each folder."""
+    """Print the findings."""
     found = findings()
-    if sys.argv[1:] == ["--count"]:
-        left = Counter("/".join(Path(finding.path).parts[:2]) for finding in found)
-        for place, number in sorted(left.items()):
-            print(f"{number:5}  {place}")  # noqa: T201
-        print(f"{len(found):5}  words to avoid are left")  # noqa: T201
-        return 0
     for finding in found:
         print(finding)  # noqa: T201
     return 1 if found else 0

@@ -4,7 +4,7 @@ from scripts.shape import measure, packages
 
 # Packages that still have more; the set only shrinks.
 PENDING = {
-    *("cli", "core", "manifest", "observe", "reconcile", "store", "telemetry"),
+    *("core", "manifest", "observe", "reconcile", "store", "telemetry"),
     *("(modules)", "reconciler"),
 }
 

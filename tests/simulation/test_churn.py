@@ -47,7 +47,7 @@ STATES = ("running", "running", "paused", "stopped")
 MEDDLING = ("kill", "docker_pause", "docker_unpause", "docker_stop", "docker_start", "remove")
 VERBS = ("list", "inspect", "create", "start", "stop", "pause", "unpause", "rename", "remove")
 ERRORS = (EngineTimeout, EngineUnavailable, EngineError)
-# These are remembered up to a bound, whatever became of what they are about: complaints, and whose
+# These are remembered up to a bound, even if their objects are gone: repeated warnings, and whose
 # ledger grew since it was last pruned, which is done every 256 entries. The queue's heap has room
 # for four void items a key.
 BOUNDED = {
@@ -265,7 +265,7 @@ async def a_day(folder: Path) -> tuple[list[str], int]:
             await stage.after(30)
             churn.forget()
             after = held(stage)
-        print(dict(churn.happened), f"complaints: {len(stage.notes._complaints)}", sep="\n")
+        print(dict(churn.happened), f"warnings: {len(stage.notes._complaints)}", sep="\n")
         print({kind: (before[kind].total(), after[kind].total()) for kind in after})
         assert stage.phases().keys() == FIRST.keys()
         assert stage.statuses() == {name: it["state"].upper() for name, it in FIRST.items()}

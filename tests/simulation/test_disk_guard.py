@@ -273,7 +273,7 @@ async def test_removable_images_are_listed_with_their_time(stage: Stage):
     assert datetime.fromisoformat(rows[0]["remove_at"]) - datetime.fromisoformat(
         rows[0]["since"]
     ) == timedelta(days=1)
-    # To collect is to look at sandboxes: no image goes by it.
+    # `gc` only handles sandboxes and removes no image.
     assert not [row for row in await stage.requests.collect() if row["kind"] == "image"]
     stage.manager.informer.complete = False
     assert not [row for row in stage.queries.garbage() if row["kind"] == "image"]
