@@ -57,7 +57,7 @@ def removal(scenario: "Scenario") -> Iterator[Over]:
 
 @contextmanager
 def garbage(scenario: "Scenario") -> Iterator[Over]:
-    # A name of its own: what the daemon removed is not looked for again for a while.
+    # A new name: the daemon does not search again for a while for what it removed.
     world, name = scenario.world, f"orphan-{secrets.token_hex(4)}"
     marks = labels(world.instance.name, name, retain="1s")
     volume = world.instance.volume(name)

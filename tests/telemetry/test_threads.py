@@ -119,7 +119,7 @@ async def test_no_more_threads_hang_than_allowed(mount: Mount):
     for _ in range(2):
         found = await calls.each(names, mount.read)
         assert all(isinstance(it, TimeoutError) for it in found.values())
-    # One thread that does many calls can come to hang at one more.
+    # One thread that does many calls can hang in one more.
     assert len(calls.hung) == len(mount.asked) <= MAX_HUNG + 2
 
 
