@@ -1,4 +1,4 @@
-"""A sandbox's ledger, replayed: from what was there, entry by entry, to what is there now."""
+"""Replay a sandbox's ledger entry by entry, and compare the result with the engine."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ class Entry:
 
 
 class LedgerCheck:
-    """What the ledger has told of one sandbox so far, held against the engine.
+    """The ledger entries of one sandbox so far, compared with the engine.
 
     An entry that was durable is never lost or altered. What a kill -9 loses are the last entries
     before it, none between: so the entries up to a kill replay from what was there before, and
@@ -52,14 +52,14 @@ class LedgerCheck:
         self._first = 0
 
     def begin(self) -> None:
-        """From here on entries are counted."""
+        """Start counting entries here."""
         self.rest()
         self._first = len(self.entries)
 
     def rest(self) -> None:
-        """All is quiet: wait until the ledger has told how it came to be so.
+        """Wait until the ledger explains the present state.
 
-        An edit that changes no container may be written after everything else is as it says.
+        An edit that changes no container may be written after everything else is done.
         """
         self.world.wait(lambda: is_written(self.world) and self.tells_all())
         self._turn_to(self.durable())
@@ -68,7 +68,7 @@ class LedgerCheck:
         return self.read(self.durable()) == self.there()
 
     def break_off(self) -> None:
-        """The daemon was killed: the ledger has told a part of how it came to be so."""
+        """After a kill: the ledger explains a part of the present state."""
         entries = self.durable()
         self.read(entries)
         self._turn_to(entries)
@@ -83,7 +83,7 @@ class LedgerCheck:
         return replay(self.things, entries[known:])
 
     def count(self, event: str) -> int:
-        """How often it was told since `begin`."""
+        """Count its entries since `begin`."""
         return sum(entry.event == event for entry in self.entries[self._first :])
 
     def durable(self) -> list[Entry]:
@@ -91,7 +91,7 @@ class LedgerCheck:
         folder = self.world.daemon.state_dir
         if self.world.daemon.running:
             return _select(folder / _FILE, self.sandbox, "ro")
-        # Whoever opens it would bring its log of changes in, which is for the next daemon to do.
+        # Opening the file itself would replay its log of writes, which the next daemon must do.
         with tempfile.TemporaryDirectory() as aside:
             for file in folder.glob(f"{_FILE}*"):
                 shutil.copy(file, aside)
@@ -129,7 +129,7 @@ def is_written(world: World) -> bool:
 
 
 def replay(things: Things, entries: Iterable[Entry]) -> Things:
-    """Do what the entries tell of; fail where one of them cannot follow the one before it."""
+    """Apply the entries in order; fail if one cannot follow the one before it."""
     now = dict(things)
     for entry in entries:
         _follow(now, entry)
@@ -145,7 +145,7 @@ def _follow(now: Things, entry: Entry) -> None:
     match entry.event:
         case "sandbox.created" | "volume.created":
             made = name or data["volume"]
-            assert now.get(made, LEAVING) == LEAVING, f"{entry} is told twice"
+            assert now.get(made, LEAVING) == LEAVING, f"{entry} is logged twice"
             now[made] = "created" if name else VOLUME
         case "sandbox.renamed":
             assert data["new"] not in now, f"{entry}: there are {now}"

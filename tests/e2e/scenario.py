@@ -1,4 +1,4 @@
-"""Edits and pieces of bad luck, done over and over by a daemon that is killed on the way.
+"""Edits and faults, repeated with a daemon that is killed at each possible point.
 
 Each leg is done once undisturbed, then once for each point at which the daemon can be killed; the
 next daemon has to end where the undisturbed one did, with nothing lost, nothing left over, and
@@ -92,7 +92,7 @@ def taken_port(scenario: "Scenario") -> Iterator[Over]:
 class Leg:
     """From one record to the next; `trouble` comes first, and says when it is over.
 
-    A chained one goes on from where it was, for its next record is always another.
+    A chained one continues from its state, because its next record is always different.
     """
 
     before: Record | None
@@ -199,8 +199,7 @@ class Scenario:
             return death.came() and self.proxy.idle
 
         def survived() -> bool:
-            # To ask whether all is done also confirms what waits for a person. Whoever is done may
-            # still have to write.
+            # `done` also confirms what waits for a person. The daemon may still have to write.
             return done() and not death.certain and is_written(self.world)
 
         self.world.daemon.wait_until(lambda: came() or survived())

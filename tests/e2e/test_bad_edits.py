@@ -1,4 +1,4 @@
-"""Edits that are wrong, or more than was meant: nobody loses a sandbox by them."""
+"""Wrong edits, and edits that delete more than intended, delete nothing."""
 
 import re
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from tests.e2e.world import World, box, document
 
 @pytest.fixture
 def six(world: World) -> World:
-    """Six sandboxes, made and not started: enough for the brake."""
+    """Six sandboxes, created and not started: enough for the mass-delete guard."""
     records = {f"s{number}": box("stopped") for number in range(6)}
     world.start(**records)
     return world

@@ -1,4 +1,4 @@
-"""What is taken out goes, from every state, whatever it needs is gone, and whatever hangs."""
+"""A removed record is deleted from every state, with missing dependencies and hanging steps."""
 
 import shutil
 from pathlib import Path

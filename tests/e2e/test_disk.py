@@ -1,4 +1,4 @@
-"""A disk that fills up, as the system measures it, and images that go on the real engine."""
+"""Disk pressure and image collection on a real file system and a real engine."""
 
 import asyncio
 import secrets
@@ -24,7 +24,7 @@ SMALL = {"RECONCILER_DISK_MIN_FREE": "16m", "RECONCILER_DISK_RESUME_FREE": "24m"
 
 @contextmanager
 def small_disk(folder: Path, size: str = "64m") -> Iterator[Path]:
-    """A filesystem of its own, gone at the end whatever happens in between."""
+    """A small file system, removed at the end in every case."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
     try:
@@ -79,7 +79,7 @@ def test_a_full_state_disk_blocks_only_new_sandboxes(
     assert examined.returncode == 1
     assert "FAIL state disk" in examined.stdout
     assert "no sandbox is created below 16.0 MiB" in examined.stdout
-    # Between the two limits, also a new process goes on waiting.
+    # Between the two limits, a new process waits too.
     daemon.kill9()
     fill(daemon.state_dir, 20)
     mark = daemon.mark()

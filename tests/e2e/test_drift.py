@@ -1,4 +1,4 @@
-"""What happens to containers and volumes behind our back, and how it is put right."""
+"""Changes that others make to containers and volumes, and how the daemon undoes them."""
 
 import time
 from typing import Any, Literal

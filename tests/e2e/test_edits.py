@@ -1,4 +1,4 @@
-"""Edits of the desired file, and what follows from each."""
+"""Edits of the desired file, and their effects."""
 
 import shutil
 from collections.abc import Callable

@@ -102,7 +102,7 @@ class Fleet:
         return "\n".join([name, *(json.dumps(it) for it in facts)])
 
     def look(self, name: str) -> Seen:
-        """Look at one; while it is made anew, wait until something bears its name."""
+        """Inspect a sandbox; while it is recreated, wait until a container has its name."""
 
         def seen() -> Seen | None:
             try:
@@ -217,7 +217,7 @@ def check(fleet: Fleet, first: dict[str, Seen], *, survived: bool) -> None:
             made = world.daemon.events("sandbox.created", sandbox=name)
             assert made[-1]["cause"] == "the engine can no longer start it"
             assert it.kept[1:] == first[name].kept[1:]
-            print(f"{name} was made anew")
+            print(f"{name} was recreated")
         else:
             assert it.kept == first[name].kept, name
     for name, record in fleet.steady.items():

@@ -1,4 +1,4 @@
-"""What cannot be done: the cause is told, what runs goes on, and nobody else waits for it."""
+"""Failing steps: the cause is reported, running sandboxes continue, and no other sandbox waits."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Random faults of the engine and its socket under random edits: afterwards all is as declared.
+"""Random faults of the engine and its socket under random edits: the host converges afterwards.
 
 RECONCILER_TORTURE_ROUNDS says how many rounds there are, and RECONCILER_TORTURE_SEED which is the
 first; a failed round names its seed, and with it the same edits meet the same faults again.

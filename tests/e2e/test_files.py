@@ -1,4 +1,4 @@
-"""Files that hang, die, or may not be read hold back what needs them, and nothing else."""
+"""Files that hang, die, or cannot be read block only the records that need them."""
 
 import json
 import os

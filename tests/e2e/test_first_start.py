@@ -1,4 +1,4 @@
-"""The first start: one file in, and everything that it says is there."""
+"""The first start: everything that the desired file declares exists."""
 
 import json
 from collections.abc import Iterator

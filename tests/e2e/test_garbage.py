@@ -1,4 +1,4 @@
-"""What belongs to no record goes, and nothing else does."""
+"""Orphans are collected after their grace, and nothing else is."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Twelve hostile sandboxes beside twelve honest ones: nobody honest notices."""
+"""Twelve hostile sandboxes beside twelve honest ones: the honest ones are not affected."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What a sandbox prints reaches no terminal as a control, and no secret in it leaves."""
+"""Sandbox output never drives a terminal, and secrets in it are masked."""
 
 import os
 import pty

@@ -1,4 +1,4 @@
-"""Whose a container or a volume is, on a real engine: snapshots, other daemons, lost databases."""
+"""Ownership on a real engine: snapshots, other daemons, lost databases."""
 
 from collections.abc import Iterator
 from pathlib import Path

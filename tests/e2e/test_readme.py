@@ -1,4 +1,4 @@
-"""What the README shows is what one gets."""
+"""Every example in the README works."""
 
 import re
 from pathlib import Path

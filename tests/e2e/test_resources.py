@@ -1,4 +1,4 @@
-"""What runs out: the state directory's disk, file descriptors, and room for what a sandbox says."""
+"""Exhausted resources: the state disk, file descriptors, and the size of sandbox output."""
 
 import re
 import socket
@@ -24,7 +24,7 @@ GOALS = {"running": {"running"}, "paused": {"paused"}, "stopped": {"created", "e
 
 @pytest.fixture
 def disk(world: World) -> Iterator[Path]:
-    """The state directory, on a small file system of its own."""
+    """The state directory, on a small file system."""
     world.daemon.state_dir.parent.mkdir(exist_ok=True)
     # A disk of this size is always too full to make anything on it.
     world.daemon.env |= {

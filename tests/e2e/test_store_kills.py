@@ -153,7 +153,7 @@ def is_converged(world: World) -> bool:
 
 
 def identities(world: World) -> dict[str, tuple[str, list[int]]]:
-    """The session key and the ports of each sandbox, as a user is told them."""
+    """The session key and the ports of each sandbox, as `status` shows them."""
     rows = json.loads(world.daemon.cli("status", "--json", "--show-secrets").stdout)["sandboxes"]
     return {
         row["name"]: (row["session_api_key"], [url["port"] for url in row["exposed_urls"]])

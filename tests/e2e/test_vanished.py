@@ -1,4 +1,4 @@
-"""What a sandbox depends on is taken away on a real engine, and comes back."""
+"""Dependencies of a sandbox vanish on a real engine, and return."""
 
 import os
 import secrets

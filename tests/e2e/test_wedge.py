@@ -1,4 +1,4 @@
-"""An engine that answers lists and hangs at changes, played by the proxy on its socket."""
+"""A wedged engine (lists work, changes hang), simulated by the proxy on its socket."""
 
 import os
 import socket
@@ -63,14 +63,14 @@ def test_a_wedged_engine(proxied: World, proxy: FaultProxy, manager: ServiceMana
     message = daemon.wait_event("engine.wedged", since=since)["error"]
     assert "hang: stop" in message
 
-    # What the engine still does goes on.
+    # Work that does not hang continues.
     proxied.declare(
         **{name: box("stopped") for name in NAMES}, alice=box("paused"), late=box("stopped")
     )
     proxied.wait(lambda: proxied.statuses().get("alice") == "PAUSED")
     proxied.wait(lambda: proxied.statuses().get("late") == "STOPPED")
 
-    # It is told wherever a user looks.
+    # Every place where a user looks shows it.
     assert daemon.status()["engine"]["wedged"] == message
     assert message in daemon.cli("status").stdout
     doctor = daemon.cli("doctor")

@@ -1,4 +1,4 @@
-"""One daemon on the real engine: what a user declares and asks, and what the engine says."""
+"""One daemon on the real engine: its desired file, its answers, and the engine's state."""
 
 import json
 import urllib.request
@@ -204,7 +204,7 @@ def get(url: str) -> str:
 
 @contextmanager
 def world_of(instance: Instance, home: Path, **env: str) -> Iterator[World]:
-    """A world of its own beside the fixture's, ended and removed afterwards."""
+    """A second world beside the fixture's, stopped and removed afterwards."""
     with Daemon(instance, home, env=env) as daemon:
         yield World(daemon)
 

@@ -25,7 +25,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         # The daemon's user on the machine reaches the socket in it.
         engine.directory.chmod(0o711)
         ensure_image(engine.host, DEMO_IMAGE)
-        # Every test has ports of its own; nothing else differs from what is shipped.
+        # Every test has its ports; nothing else differs from the shipped settings.
         with (home / "project/config/reconciler.yaml").open("a") as settings:
             settings.write(f"port_range: {ports[0]}-{ports[-1]}\n")
         service = Service(own, engine, ports)

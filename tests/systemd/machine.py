@@ -86,7 +86,7 @@ class Machine:
         return [entry for entry in entries if entry["__CURSOR"] != since]
 
     def settle_journal(self) -> None:
-        """Return when whatever was said so far stands in the journal."""
+        """Return when everything logged so far is in the journal."""
         self.sh("journalctl --sync")
 
     def cursor(self) -> str:

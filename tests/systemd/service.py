@@ -49,7 +49,7 @@ class Service:
         return self.machine.sh('runuser -u "$1" -- bash -ec "$2"', user, script)
 
     def reset(self) -> None:
-        """Bring everything back to what was installed, whatever a test did, and wait for it."""
+        """Restore the installed state after a test, and wait for it."""
         self.engine.live_restore = False
         self.engine.start()
         self.machine.boot()
@@ -110,7 +110,7 @@ class Service:
         return wait_until(predicate, timeout, self.tail)
 
     def tail(self) -> str:
-        """Return what a person would look at first."""
+        """Return the output that a person would read first."""
         return self.machine.run(f"systemctl status --no-pager --full --lines=40 {UNIT}")[1]
 
 

@@ -1,4 +1,4 @@
-"""What a person finds in the journal with the commands of the README."""
+"""The journal queries of the README find what they promise."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ TROUBLES = f"""
   homeless: {{spec: worker, image: "reconciler-nowhere:1"}}
   crashing:
     spec: worker
-    command: [sh, -c, "echo these are my last words; exit 3"]
+    command: [sh, -c, "echo the disk is gone; exit 3"]
     restart: {{backoff: 100ms, max_backoff: 500ms}}
   leaky:
     spec: worker
@@ -57,7 +57,7 @@ def test_priorities_select_problems(world: World, service: Service) -> None:
     assert error["ERROR"] == "No such image: reconciler-nowhere:1: pull it, or correct `image`"
     assert died["crashing"]["PRIORITY"] == WARNING
     assert died["crashing"]["EXIT_CODE"] == "3"
-    assert "these are my last words" in died["crashing"]["LAST_LINES"]
+    assert "the disk is gone" in died["crashing"]["LAST_LINES"]
     assert died["leaky"]["EXIT_CODE"] == "4"
     assert "OH_SESSION_API_KEYS_0=***" in died["leaky"]["LAST_LINES"]
     service.machine.settle_journal()
