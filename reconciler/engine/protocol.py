@@ -80,14 +80,28 @@ class Listing:
     sees_volumes: bool = True
 
     @property
-    def markers(self) -> set[str]:
-        """The owners that have a marker: a volume that announces a daemon to the others."""
-        return {v.owner for v in self.volumes if v.name == naming.marker_name(v.instance, v.owner)}
+    def holders(self) -> dict[str, str]:
+        """The owners that have a marker, by which daemons know each other.
+
+        The value is the id of the daemon that keeps the marker of a lost owner; empty where the
+        owner itself keeps it.
+        """
+        return {v.owner: v.nonce for v in self.volumes if _is_marker(v)}
+
+    @property
+    def owning(self) -> set[str]:
+        """The owners of containers and workspaces."""
+        volumes = (volume for volume in self.volumes if not _is_marker(volume))
+        return {c.owner for c in self.containers} | {v.owner for v in volumes}
 
     @property
     def owners(self) -> set[str]:
         """Every owner that a label names; an empty one for a missing label."""
         return {c.owner for c in self.containers} | {v.owner for v in self.volumes}
+
+
+def _is_marker(volume: Volume) -> bool:
+    return volume.name == naming.marker_name(volume.instance, volume.owner)
 
 
 class EventKind(StrEnum):

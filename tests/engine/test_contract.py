@@ -480,11 +480,15 @@ async def test_creating_an_existing_volume_keeps_its_labels(world: World) -> Non
 
 
 async def test_daemon_markers_are_listed(world: World) -> None:
-    for owner in ("one", "other"):
+    for owner, holder in (("one", ""), ("other", "one"), ("other", "two")):
         marks = {naming.LABEL_INSTANCE: world.instance, naming.LABEL_OWNER: owner}
-        await world.engine.create_volume(naming.marker_name(world.instance, owner), marks)
+        marks[naming.LABEL_NONCE] = holder
+        made = await world.engine.create_volume(naming.marker_name(world.instance, owner), marks)
+    assert made.nonce == "one"
     listing = await world.engine.list()
-    assert listing.markers == listing.owners == {"one", "other"}
+    assert listing.holders == {"one": "", "other": "one"}
+    assert listing.owners == {"one", "other"}
+    assert listing.owning == set()
 
 
 async def test_a_volume_in_use_is_busy(world: World) -> None:

@@ -160,7 +160,6 @@ class Play:
         self.troubled = False
         self.checked_at = 0.0
         self.number = 0
-        self.lost = False
 
     # --- the run
 
@@ -645,17 +644,9 @@ async def start_daemon(play: Play) -> None:
 
 
 async def lose_database(play: Play) -> None:
-    """With two daemons, only in a kind world, and once.
-
-    A daemon that does not answer counts as lost. What a database took over after a loss keeps the
-    label of the lost owner, and no daemon answers for that: after a second loss, the other daemon
-    would take it over too.
-    """
+    """With two daemons, only in a kind world: a daemon that does not answer counts as lost."""
     if len(play.daemons) > 1:
-        if play.lost:
-            return
         await play.rest()
-    play.lost = True
     play.troubled = True
     daemon = play.some_daemon()
     if daemon.up:

@@ -236,7 +236,9 @@ async def test_a_database_lost_twice_loses_nothing(stage: Stage):
         await stage.quiet()
     assert ids(stage) == {NAME: ours}
     assert stage.row("alice")["session_api_key"] == key
-    assert len(stage.host.markers) == 1
+    # The daemon's own, and that of the owner whose container it took over.
+    assert len(stage.host.markers) == 2
+    await stage.converge({"alice": {"env": {"COLOUR": "red"}}})
 
 
 async def test_orphan_of_a_lost_database_needs_confirmation(stage: Stage):
@@ -478,6 +480,54 @@ async def test_database_wrongly_held_lost_regains_its_objects(stage: Stage, othe
     assert ids(stage) == {NAME: ours}
     assert stage.statuses() == {"alice": "RUNNING"}
     assert other.statuses() == {"alice": "ERROR"}
+
+
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("again", [1, 2])
+async def test_two_daemons_that_both_lose_their_database_share_no_container(
+    stage: Stage, other: Stage, *, again: int, down: bool
+):
+    await stage.converge({"alice": "running", "mine": "running"})
+    await other.converge({"theirs": "running"})
+    first = ids(stage)
+    await stage.lose_database()
+    await stage.start()
+    await long(stage)
+    for _ in range(again):
+        await other.lose_database()
+        await other.converge({"alice": {"env": {"V": "2"}}, "theirs": "running"})
+        await long(other)
+    if down:
+        await stage.restart()
+        await long(stage)
+    assert ids(stage) == first
+    assert stage.statuses() == {"alice": "RUNNING", "mine": "RUNNING"}
+    assert other.statuses() == {"alice": "ERROR", "theirs": "RUNNING"}
+    for one in (stage, other):
+        assert one.notes.logged(events.OwnerConflict)
+
+
+async def test_one_of_two_new_databases_takes_over_what_a_lost_one_made(stage: Stage, other: Stage):
+    await stage.converge({"alice": "running"})
+    first = ids(stage)
+    await stage.lose_database()
+    await asyncio.gather(stage.start(), other.converge({"alice": {"env": {"V": "2"}}}))
+    await long(stage)
+    assert ids(stage) == first or len(set(ids(stage).values()) & set(first.values())) == 0
+    assert sorted([*stage.statuses().values(), *other.statuses().values()]) == ["ERROR", "RUNNING"]
+    for one in (stage, other):
+        assert one.notes.logged(events.OwnerConflict)
+
+
+async def test_the_marker_of_a_lost_owner_goes_with_its_last_object(stage: Stage):
+    await stage.converge({"alice": {"workspace": None}})
+    await stage.lose_database()
+    await stage.start()
+    await stage.quiet()
+    assert len(stage.host.markers) == 2
+    await stage.converge({"alice": {"workspace": None, "env": {"COLOUR": "red"}}})
+    await long(stage)
+    assert stage.host.markers.keys() == {naming.marker_name("default", stage.store.owner)}
 
 
 async def test_engine_that_refuses_markers_adopts_nothing(stage: Stage):
