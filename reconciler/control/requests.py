@@ -79,6 +79,8 @@ class Requests:
     async def adopt(self, name: str, volume: str | None) -> dict[str, Any]:
         """Take over a workspace, or a container, that this daemon did not create.
 
+        Without ``volume``, after a loss, it accepts the new workspace instead.
+
         Args:
             name: A declared sandbox.
             volume: The workspace; by default the volume with the name that the sandbox's
@@ -99,10 +101,15 @@ class Requests:
                 f"{name} already has the workspace {', '.join(sorted(workspaces))}; copy the data "
                 "into it, or remove it first"
             )
-        adopted = await manager.ownership.adopt(name, volume)
+        memory = manager.store.memory(name)
+        if memory.loss is not None and volume is None and workspaces:
+            adopted = tuple(sorted(workspaces))
+        else:
+            adopted = await manager.ownership.adopt(name, volume)
         manager.cache.request_listing(name)
         # What failed for want of the workspace is tried again at once.
-        manager.store.put_memory(name, replace(manager.store.memory(name), failures=()))
+        memory = replace(manager.store.memory(name), failures=(), loss=None)
+        manager.store.put_memory(name, memory)
         cause = "requested with `reconciler adopt`"
         manager.recorder.tell(
             events.SandboxClaimed(sandbox=name, cause=cause, objects=list(adopted))

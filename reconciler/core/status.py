@@ -115,7 +115,12 @@ def status_of(snapshot: Snapshot) -> tuple[Status, str]:
         or unheeded_check(snapshot.desired, current)
     )
     loss = snapshot.memory.loss
-    lost = f"its workspace {loss.volume} was removed; the new one is empty" if loss else ""
+    lost = ""
+    if loss is not None:
+        lost = (
+            f"its workspace {loss.volume} was removed; the new one is empty: "
+            f"`reconciler adopt {snapshot.key}` accepts it"
+        )
     return status, "; ".join(filter(None, (reason, lost)))
 
 
@@ -170,7 +175,9 @@ def _status_of_exited(snapshot: Snapshot, current: Container) -> tuple[Status, s
     stopped = desired is not None and desired.state is DesiredState.STOPPED
     if stopped and current.phase is Phase.EXITED:
         return Status.STOPPED, ""
-    if is_own_stop(memory, current):
+    # The daemon stopped one that has a successor, whether or not that is noted yet.
+    replaced = roles_of(snapshot).successor is not None
+    if is_own_stop(memory, current) or (replaced and not is_accounted(memory, current)):
         return Status.STARTING, ""
     if death is not None and is_accounted(memory, current):
         tail = f": {death.log_tail[-1]}" if death.log_tail else ""

@@ -169,23 +169,30 @@ class Cache:
         self._changed_at[name] = self._clock()
 
     async def refresh(self, key: str) -> None:
-        """Inspect the dirty objects under the key.
+        """Inspect the dirty objects under the key, and store all answers at once.
+
+        A container that was stopped never shows without the one that replaces it.
 
         Raises:
             EngineError: an inspection failed; its object stays dirty.
         """
+        containers: dict[str, tuple[Container, bool] | None] = {}
+        volumes: dict[str, Volume | None] = {}
         try:
             if key in self._to_list:
                 await self._list_key(key)
-            await _inspect_each(self._dirty, key, self._inspect, self._replace_container)
-            await _inspect_each(
-                self._dirty_volumes, key, self._engine.inspect_volume, self._replace_volume
-            )
+            await _inspect_each(self._dirty, key, self._inspect, containers)
+            await _inspect_each(self._dirty_volumes, key, self._engine.inspect_volume, volumes)
         except EngineUnavailable:
             raise
         except EngineError as error:
             self._inspection_errors[key] = str(error)
             raise
+        finally:
+            for container_id, container in containers.items():
+                self._replace_container(container_id, container)
+            for name, volume in volumes.items():
+                self._replace_volume(name, volume)
         self._inspection_errors.pop(key, None)
 
     async def _inspect(self, container_id: str) -> tuple[Container, bool] | None:
@@ -331,15 +338,14 @@ async def _inspect_each(
     dirty: dict[str, set[str]],
     key: str,
     inspect: Callable[[str], Awaitable[T | None]],
-    put: Callable[[str, T | None], None],
+    found: dict[str, T | None],
 ) -> None:
     """Inspect each dirty object of the key; one that fails stays dirty."""
     while pending := dirty.get(key):
         name = pending.pop()
         try:
-            found = await inspect(name)
+            found[name] = await inspect(name)
         except BaseException:
             dirty[key].add(name)
             raise
-        put(name, found)
     dirty.pop(key, None)

@@ -13,6 +13,7 @@ from reconciler.core.status import Status, is_at_goal, status_of
 from tests.core.builders import (
     HEALTH,
     NAME,
+    NEXT,
     NOW,
     PORTS,
     blocked,
@@ -233,3 +234,13 @@ def test_a_failing_healthcheck_without_a_probe_is_reported(check, fields, reason
 
 def test_a_failing_healthcheck_of_an_orphan_is_not_reported():
     assert status_of(snapshot(None, container(check=Check(CheckState.UNHEALTHY))))[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("memory", "status"),
+    [(Memory(), Status.STARTING), (ended(ENDED, NOW, death=DEATH), Status.ERROR)],
+)
+def test_what_is_stopped_for_its_successor_is_no_error(memory, status):
+    successor = container(NEXT, Phase.CREATED)
+    seen = snapshot(desired(), ENDED, successor, memory=memory)
+    assert status_of(seen)[0] is status

@@ -178,6 +178,24 @@ async def test_pruned_workspace_is_an_error_until_an_edit(stage: Stage):
     assert ledger.count("volume.lost") == 1
 
 
+async def test_adopt_accepts_the_new_workspace_after_a_loss(stage: Stage):
+    await stage.converge({"alice": "stopped", "bob": "running"})
+    await prune(stage)
+    await stage.converge({"alice": "running", "bob": "running"})
+    assert "`reconciler adopt alice` accepts it" in stage.row("alice")["reason"]
+    ours = stage.seen("alice").id
+    answer = await stage.requests.adopt("alice", None)
+    assert answer == {"sandbox": "alice", "adopted": [VOLUME]}
+    await stage.restart()
+    await stage.quiet()
+    assert stage.seen("alice").id == ours
+    assert stage.row("alice")["reason"] == ""
+    # It is a workspace that we made, and goes with its record.
+    await stage.converge({"bob": "running"})
+    await stage.days(30)
+    assert VOLUME not in stage.host.volumes
+
+
 async def test_volume_removed_while_watched_is_lost_once(stage: Stage):
     await stage.converge({"alice": "stopped", "bob": "running"})
     stage.engine.hang("create")

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from reconciler.core.errors import EngineError
 from reconciler.core.units import iso
 from tests.simulation.stage import PREFIX, Stage
@@ -127,3 +129,40 @@ async def test_queries_return_json(stage: Stage):
 def test_times_are_in_utc():
     assert iso(0.5) == "1970-01-01T00:00:00.500Z"
     assert iso(None) is None
+
+
+async def statuses_during(stage: Stage, seconds: float) -> set[tuple[str, str]]:
+    seen = set()
+    for _ in range(round(seconds / 0.05)):
+        await stage.after(0.05)
+        row = stage.row("alice")
+        seen.add((row["status"], row["reason"]))
+    return seen
+
+
+HEALTH = {"kind": "exec", "command": ["true"], "interval": "1s", "startup_grace": "2s"}
+
+
+@pytest.mark.parametrize("edit", [{"env": {"V": "2"}}, {"health": HEALTH, "env": {"V": "2"}}])
+async def test_our_own_stop_is_never_shown_as_an_error(stage: Stage, edit: dict[str, object]):
+    await stage.converge({"alice": "running"})
+    for verb in ("inspect", "inspect_volume", "log_tail", "list"):
+        stage.engine.latency[verb] = 0.3
+    await stage.edit({"alice": edit})
+    shown = await statuses_during(stage, 20)
+    assert {status for status, _ in shown} <= {"RUNNING", "STARTING", "MISSING"}, shown
+    assert stage.row("alice")["status"] == "RUNNING"
+
+
+async def test_our_own_stop_is_never_shown_as_an_error_after_a_kill(stage: Stage):
+    await stage.converge({"alice": "running"})
+    stage.engine.answering["stop"] = 3600.0
+    await stage.edit({"alice": {"env": {"V": "2"}}})
+    await stage.after(30)
+    await stage.crash()
+    stage.engine.answering.clear()
+    for verb in ("inspect", "inspect_volume", "log_tail", "list"):
+        stage.engine.latency[verb] = 0.3
+    await stage.start()
+    shown = await statuses_during(stage, 20)
+    assert "ERROR" not in {status for status, _ in shown}, shown
