@@ -61,14 +61,14 @@ def _report(error: BaseException) -> int:
             return _report(error.exceptions[0])
         case _:
             if os.environ.get("RECONCILER_LOG_LEVEL") == "debug":
-                traceback.print_exception(error)
+                trace = "".join(traceback.format_exception(error))
+                say(redactor.clean(trace, _LONGEST), err=True)
             frames = traceback.extract_tb(error.__traceback__)
             place = "?"
             if frames:
                 place = f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}"  # noqa: PTH119
-            print(  # noqa: T201
-                f"reconciler: internal error (please report): {type(error).__name__}: {error} "
-                f"(at {place}); RECONCILER_LOG_LEVEL=debug shows the traceback",
-                file=sys.stderr,
-            )
+            what = f"{type(error).__name__}: {error} (at {place})"
+            message = f"reconciler: internal error (please report): {what}"
+            message += "; RECONCILER_LOG_LEVEL=debug shows the traceback"
+            say(redactor.clean(message, _LONGEST), err=True)
     return 1

@@ -88,7 +88,8 @@ def _add_queries(app: FastAPI, manager: Manager) -> None:
     @app.get("/v1/export")
     async def export(*, secrets: bool = False) -> PlainTextResponse:
         text = queries.export(secrets=secrets)
-        return PlainTextResponse(text, media_type="application/yaml")
+        shown = text if secrets else redactor.clean_answer(text)
+        return PlainTextResponse(shown, media_type="application/yaml")
 
 
 def _add_logs(app: FastAPI, queries: Queries) -> None:

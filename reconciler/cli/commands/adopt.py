@@ -25,7 +25,7 @@ def adopt(context: Context, name: str, volume: str | None, *, as_json: bool) -> 
     For a volume that this daemon did not create, such as one restored from a backup, which has no
     labels. NAME must be declared. VOLUME defaults to the name that the workspace would get. A
     container with the sandbox's name and labels is adopted too. The daemon never removes an adopted
-    volume.
+    volume. After `volume.lost`, it accepts the new, empty workspace.
     Exit codes: 0 adopted, 1 there is nothing to adopt, or the sandbox has another workspace.
     """
     with backend(context.settings(), quiet=True) as asked:

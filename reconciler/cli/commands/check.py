@@ -31,12 +31,13 @@ def check(context: Context, path: Path | None) -> int:
     """
     with loading():
         from reconciler.manifest.sync import defaults_of, validate  # noqa: PLC0415 - slow to load
+        from reconciler.telemetry.redact import redactor  # noqa: PLC0415
 
     settings = context.settings()
     checked = path or settings.desired
     loaded, diagnostics = asyncio.run(validate(checked, defaults_of(settings)))
     for diagnostic in diagnostics:
-        say(str(diagnostic), err=True)
+        say(redactor.clean(str(diagnostic)), err=True)
     if diagnostics:
         return 1
     say(f"{checked}: valid, {loaded.specs} specs, {len(loaded.records)} sandboxes")

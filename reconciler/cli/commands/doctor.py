@@ -41,7 +41,10 @@ def doctor(context: Context, *, as_json: bool) -> int:
         from reconciler.telemetry.redact import redactor  # noqa: PLC0415
 
     findings = asyncio.run(_examine(context.settings()))
-    findings = [replace(one, found=redactor.clean(one.found)) for one in findings]
+    findings = [
+        replace(one, found=redactor.clean(one.found), fix=redactor.clean(one.fix))
+        for one in findings
+    ]
     if as_json:
         say_json([asdict(finding) for finding in findings])
     else:
