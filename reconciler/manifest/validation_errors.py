@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from pydantic import BaseModel
 
 from reconciler.core.naming import NAME_PATTERN
+from reconciler.telemetry.redact import SHORTEST_SECRET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -209,9 +210,10 @@ def _string_message(spot: _Spot) -> str:
         return "must be a string"
     if data is None:
         return 'must be a string; an empty one is ""'
-    if _SECRET & set(spot.found):
-        return "must be a string: write it in quotes"
     text = str(data).lower() if isinstance(data, bool) else str(data)
+    # A long number may be a secret wherever it stands, such as an argument of a command.
+    if _SECRET & set(spot.found) or len(text) >= SHORTEST_SECRET:
+        return "must be a string: write it in quotes"
     return f'must be a string: write it in quotes: "{text}"'
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 
+from reconciler.telemetry.redact import redactor
 from tests.manifest.manifests import HEAD, loaded, messages
 
 RECORDS = [
@@ -47,6 +48,35 @@ RECORDS = [
     ("spec: web, env: ^!!set {A: x}", "this tag (the word that begins with !) does not fit: remove it"),
     ("spec: web, env: ^{OH_SESSION_API_KEYS_0: x}", "env: OH_SESSION_API_KEYS_0 is made and kept by the reconciler"),
 ]  # fmt: skip
+
+
+CANARY, DIGITS = "canaryword7731", "918273645546372819"
+SECRETS = [
+    f"env: {{API_KEY: *{CANARY}}}",
+    f"env: {{API_KEY: !{CANARY} x}}",
+    f"env: {{API_KEY: {DIGITS}}}",
+    f"env: [API_KEY={CANARY}]",
+    f"env: {{API_KEY={CANARY}: }}",
+    f"env: {{API_KEY={CANARY}: a, API_KEY={CANARY}: b}}",
+    f'env: {{API_KEY: "{CANARY}\\q"}}',
+    f'env: {{API_KEY: "{CANARY}',
+    f"env: {{API_KEY: %{CANARY}}}",
+    f"env: {{API_KEY: |{CANARY}",
+    f"env: {CANARY}",
+    f"API_KEY={CANARY}: 1",
+    f"command: [run, --password, {DIGITS}]",
+    f"health: {{headers: {{Authorization: {DIGITS}}}}}",
+    f"health: {{headers: {{Authorization: [{CANARY}]}}}}",
+    f"state: {CANARY}",
+]
+
+
+@pytest.mark.parametrize("line", SECRETS)
+def test_no_error_repeats_a_value(desired, line):
+    found = loaded(desired, f"{HEAD}  a:\n    spec: web\n    {line}\n")
+    said = [redactor.clean(str(diagnostic)) for diagnostic in found.diagnostics]
+    assert said
+    assert not [text for text in said if CANARY in text or DIGITS in text]
 
 
 @pytest.mark.parametrize(("record", "message"), RECORDS)
