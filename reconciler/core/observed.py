@@ -63,6 +63,7 @@ class ResourceLimits:
     memory_swap: int = 0
     memory_reservation: int = 0
     pids: int = 0
+    network: str = ""
 
     def changed_to(self, other: ResourceLimits) -> dict[str, tuple[int | str, int | str]]:
         """Return the fields that differ, each with its value in ``self`` and in ``other``."""

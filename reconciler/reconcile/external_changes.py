@@ -73,6 +73,9 @@ class ExternalChanges:
         known = memory.baseline
         baseline = known if known and known.container_id == current.id else None
         baseline = baseline or baseline_of(snapshot.desired, current)
+        if not baseline.limits.network:
+            connected = replace(baseline.limits, network=current.limits.network)
+            baseline = replace(baseline, limits=connected)
         drifted = current.limits if current.limits != baseline.limits else None
         if drifted is not None and drifted != baseline.reported:
             for field, (old, new) in baseline.limits.changed_to(drifted).items():

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from tests.e2e.world import World, box, web
+from tests.e2e.world import World, box, get, web
 from tests.harness import faults
 from tests.harness.docker import DockerError
 from tests.harness.faults import Request, matching
@@ -287,3 +287,19 @@ def test_a_restart_policy_set_by_others_is_removed(world: World) -> None:
     world.wait(lambda: world.row("alice")["restarts"] > before)
     world.declare(alice=box(), bob=box())
     world.converge("alice", "bob")
+
+
+def test_a_disconnected_network_is_connected_again(world: World) -> None:
+    health = {"path": "/health", "interval": "500ms", "startup_grace": "5s", "failures": 2}
+    world.start(alice=web(health=health), bob=box())
+    container, ports = world.id("alice"), world.ports("alice")
+    body = {"Container": world.name("alice"), "Force": True}
+    world.docker.call("POST", "/networks/bridge/disconnect", body)
+    line = world.daemon.wait_event("sandbox.drifted", "alice")
+    assert (line["field"], line["old"]) == ("network", "bridge")
+    world.daemon.wait_event("sandbox.updated", "alice")
+    world.wait_status(alice="RUNNING", bob="RUNNING")
+    assert "bridge" in world.inspect("alice")["NetworkSettings"]["Networks"]
+    (port,) = ports.values()
+    assert get(f"http://127.0.0.1:{port}/health")
+    assert (world.id("alice"), world.ports("alice")) == (container, ports)

@@ -44,7 +44,8 @@ class Heard:
         self.text = ""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         while data := self._socket.recv(1 << 20):
@@ -52,6 +53,8 @@ class Heard:
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RD)
+        self._reader.join()
+        self._socket.close()
 
 
 @pytest.fixture
@@ -131,6 +134,7 @@ def test_no_secret_is_in_a_log_or_in_the_service_status(
     assert "LLM_API_KEY=***" in said
 
 
+@pytest.mark.timeout(900)
 def test_no_secret_is_in_an_answer(world: World, heard: dict[str, Heard], tmp_path: Path) -> None:
     key = start(world, tmp_path, "json")
     doors = told(world)

@@ -106,6 +106,11 @@ class FakeHost:
         box = self.box(name)
         self.update(box, replace(box.seen.limits, **limits))
 
+    def disconnect(self, name: str) -> None:
+        """``docker network disconnect``, which emits no event of the container."""
+        box = self.box(name)
+        box.seen = replace(box.seen, limits=replace(box.seen.limits, network=""))
+
     def update(self, box: Box, limits: ResourceLimits) -> None:
         box.seen = replace(box.seen, limits=limits)
         self.emit(box, "update")
@@ -464,7 +469,9 @@ def _limits_of(config: ContainerConfig) -> ResourceLimits:
     resources = config.spec.resources
     memory = resources.memory or 0
     cpus, pids = round((resources.cpus or 0) * 1e9), resources.pids or 0
-    return ResourceLimits(nano_cpus=cpus, memory=memory, memory_swap=2 * memory, pids=pids)
+    mode = config.spec.network.mode
+    network = "" if ":" in mode or mode in {"none", "host"} else mode
+    return ResourceLimits(nano_cpus=cpus, memory=memory, memory_swap=2 * memory, pids=pids, network=network)
 
 
 def id_of(image: str) -> str:

@@ -220,6 +220,19 @@ async def test_unwanted_or_never_created_volume_is_not_lost(stage: Stage):
     assert not stage.notes.logged(events.VolumeLost)
 
 
+async def test_a_sandbox_that_others_disconnected_is_connected_again(stage: Stage):
+    await stage.converge({"alice": "running", "bob": {"network": {"mode": "none"}, "ports": []}})
+    before = stage.seen("alice")
+    stage.host.disconnect(ALICE)
+    await stage.restart()
+    await stage.quiet()
+    assert stage.seen("alice") == before
+    (line,) = stage.notes.logged(events.SandboxDrifted, sandbox="alice")
+    assert (line["field"], line["old"], line["new"]) == ("network", "bridge", "")
+    assert stage.engine.count("update") == 1
+    assert stage.row("alice")["restarts"] == 0
+
+
 async def test_memory_is_durable_before_each_action(stage: Stage):
     await stage.converge({"alice": "running"})
     stage.engine.hang("pause")

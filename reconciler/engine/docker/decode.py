@@ -162,6 +162,10 @@ def volume(row: Mapping[str, Any]) -> Volume:
     )
 
 
+# Network modes that nobody can disconnect; those with a colon join another container's, or a path.
+_FIXED_NETWORKS: Final = frozenset({"", "none", "host", "private", "slirp4netns", "pasta"})
+
+
 def container(answer: Mapping[str, Any], instance: str) -> Container | None:
     """Decode an inspected container; None if it belongs to another instance."""
     config, state, host = answer["Config"], answer["State"], answer["HostConfig"]
@@ -199,7 +203,7 @@ def container(answer: Mapping[str, Any], instance: str) -> Container | None:
         nonce=text(labels.get(naming.LABEL_NONCE, "")),
         base=text(labels.get(naming.LABEL_CONTAINER, "")),
         engine_restarts=_count(answer.get("RestartCount")),
-        limits=_limits(host),
+        limits=_limits(host, answer.get("NetworkSettings") or {}),
     )
 
 
@@ -213,7 +217,7 @@ def _check(state: Mapping[str, Any]) -> Check | None:
     return Check(CheckState(status), text(results[-1]["End"]) if results else "")
 
 
-def _limits(host: Mapping[str, Any]) -> ResourceLimits:
+def _limits(host: Mapping[str, Any], network: Mapping[str, Any]) -> ResourceLimits:
     policy = host.get("RestartPolicy") or {}
     name, tries = str(policy.get("Name") or "no")[:64], _count(policy.get("MaximumRetryCount"))
     return ResourceLimits(
@@ -226,7 +230,14 @@ def _limits(host: Mapping[str, Any]) -> ResourceLimits:
         memory_swap=-1 if host.get("MemorySwap") == -1 else _limit(host.get("MemorySwap")),
         memory_reservation=_limit(host.get("MemoryReservation")),
         pids=_limit(host.get("PidsLimit")),
+        network=_network(str(host.get("NetworkMode") or "")[:256], network.get("Networks") or {}),
     )
+
+
+def _network(mode: str, connected: Mapping[str, Any]) -> str:
+    """The network that the container asks for, where it is connected to any that can be left."""
+    joins_other = mode in _FIXED_NETWORKS or ":" in mode
+    return "" if joins_other or not connected else {"default": "bridge"}.get(mode, mode)
 
 
 def _limit(value: Any) -> int:

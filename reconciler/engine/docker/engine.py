@@ -322,6 +322,11 @@ class DockerEngine:
         info = await self._read(get("info"))
         if before is None:
             raise NotFound(f"container {container_id[:12]} is gone")
+        if limits.network and not before.limits.network:
+            await self._change(requests.connect(limits.network, container_id), errors.common)
+            before = replace(before, limits=replace(before.limits, network=limits.network))
+            if before.limits == limits:
+                return
         with decode_errors("itself"):
             cores, memory = int(info["NCPU"]), int(info["MemTotal"])
         body = update_body(limits, before.limits, cores=cores, host_memory=memory)

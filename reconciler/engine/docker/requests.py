@@ -66,6 +66,11 @@ def container(container_id: str, verb: str) -> str:
     return f"containers/{quote(container_id, safe='')}/{verb}"
 
 
+def connect(network: str, container_id: str) -> Request:
+    """Connect a container to a network."""
+    return post(f"networks/{quote(network, safe='')}/connect", {"Container": container_id})
+
+
 def volume(name: str) -> str:
     """Return the path of one volume."""
     return f"volumes/{quote(name, safe='')}"
