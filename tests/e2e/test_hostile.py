@@ -47,12 +47,14 @@ def hostile() -> dict[str, dict[str, Any]]:
     dies = ["sh", "-c", f"{say}; exit 3"]
     floods = ["sh", "-c", 'yes "$ATTACK" | head -c 20000000; sleep 1; exit 1']
     one_line = ["sh", "-c", "head -c 30000000 /dev/zero | tr '\\0' x; exit 2"]
-    return {
+    found = {
         **{name: answering(script) for name, script in ANSWERS.items()},
         "dies": box(**{**noise, "command": dies}),
         "floods": box(**{**noise, "command": floods}),
         "one-line": box(**{**noise, "command": one_line}),
     }
+    # The limits of their own work are the engine's to keep. What is measured is the daemon's part.
+    return {name: {**record, "resources": {"cpus": 0.1}} for name, record in found.items()}
 
 
 class Use(NamedTuple):
