@@ -176,7 +176,7 @@ def _status_of_exited(snapshot: Snapshot, current: Container) -> tuple[Status, s
     if stopped and current.phase is Phase.EXITED:
         return Status.STOPPED, ""
     # The daemon stopped one that has a successor, whether or not that is noted yet.
-    replaced = roles_of(snapshot).successor is not None
+    replaced = snapshot.roles.successor is not None
     if is_own_stop(memory, current) or (replaced and not is_accounted(memory, current)):
         return Status.STARTING, ""
     if death is not None and is_accounted(memory, current):

@@ -22,7 +22,7 @@ from reconciler.telemetry.supervision import supervise
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from reconciler.core.model import Volume
+    from reconciler.core.observed import Volume
     from reconciler.engine.protocol import Engine, Listing
     from reconciler.observe.cache import Cache
     from reconciler.observe.ownership import Ownership

@@ -238,7 +238,7 @@ def test_a_failing_healthcheck_of_an_orphan_is_not_reported():
 
 @pytest.mark.parametrize(
     ("memory", "status"),
-    [(Memory(), Status.STARTING), (ended(ENDED, NOW, death=DEATH), Status.ERROR)],
+    [(SandboxMemory(), Status.STARTING), (ended(ENDED, NOW, death=DEATH), Status.ERROR)],
 )
 def test_what_is_stopped_for_its_successor_is_no_error(memory, status):
     successor = container(NEXT, Phase.CREATED)

@@ -471,7 +471,9 @@ def _limits_of(config: ContainerConfig) -> ResourceLimits:
     cpus, pids = round((resources.cpus or 0) * 1e9), resources.pids or 0
     mode = config.spec.network.mode
     network = "" if ":" in mode or mode in {"none", "host"} else mode
-    return ResourceLimits(nano_cpus=cpus, memory=memory, memory_swap=2 * memory, pids=pids, network=network)
+    return ResourceLimits(
+        nano_cpus=cpus, memory=memory, memory_swap=2 * memory, pids=pids, network=network
+    )
 
 
 def id_of(image: str) -> str:

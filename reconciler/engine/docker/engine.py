@@ -326,7 +326,7 @@ class DockerEngine:
             await self._change(requests.connect(limits.network, container_id), errors.common)
             before = replace(before, limits=replace(before.limits, network=limits.network))
             if before.limits == limits:
-                return
+                return limits
         with decode_errors("itself"):
             cores, memory = int(info["NCPU"]), int(info["MemTotal"])
         body = update_body(limits, before.limits, cores=cores, host_memory=memory)
