@@ -265,7 +265,7 @@ async def a_day(folder: Path) -> tuple[list[str], int]:
             await stage.after(30)
             churn.forget()
             after = held(stage)
-        print(dict(churn.happened), f"warnings: {len(stage.notes._complaints)}", sep="\n")
+        print(dict(churn.happened), f"warnings: {len(stage.notes._warnings)}", sep="\n")
         print({kind: (before[kind].total(), after[kind].total()) for kind in after})
         assert stage.phases().keys() == FIRST.keys()
         assert stage.statuses() == {name: it["state"].upper() for name, it in FIRST.items()}
