@@ -377,12 +377,12 @@ def _why_not_run(error: EngineError) -> str:
         return OUT_OF_FILES
     match error:
         case EngineTimeout():
-            return "the engine did not run the probe's command in time; check whether it is stuck"
+            return "the engine did not run the probe's command in time: check whether it is stuck"
         case EngineUnavailable():
             return "the engine is unavailable and cannot run the probe's command"
         case Forbidden():
             return (
-                "commands in containers are forbidden; allow them in the proxy in front of the "
+                "commands in containers are forbidden: allow them in the proxy in front of the "
                 "engine (POST=1, EXEC=1), or use an http or tcp probe"
             )
         case _:
