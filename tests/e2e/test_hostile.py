@@ -53,7 +53,7 @@ def hostile() -> dict[str, dict[str, Any]]:
         "floods": box(**{**noise, "command": floods}),
         "one-line": box(**{**noise, "command": one_line}),
     }
-    # The limits of their own work are the engine's to keep. What is measured is the daemon's part.
+    # The engine enforces the limits of sandboxes. The test measures the daemon only.
     return {name: {**record, "resources": {"cpus": 0.1}} for name, record in found.items()}
 
 
