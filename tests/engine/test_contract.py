@@ -335,7 +335,7 @@ async def test_changed_limits_are_observed_and_reset(world: World) -> None:
     container = await run(world, "alice", resources=resources)
     made = await look(world, container)
     assert made.limits == ResourceLimits(
-        nano_cpus=10**9, memory=64 << 20, memory_swap=128 << 20, pids=64
+        nano_cpus=10**9, memory=64 << 20, memory_swap=128 << 20, pids=64, network="bridge"
     )
     async with world.engine.events() as events:
         world.change_limits(f"{world.prefix}alice")
@@ -344,7 +344,7 @@ async def test_changed_limits_are_observed_and_reset(world: World) -> None:
                 if event.what == "update" and event.id == container:
                     break
     changed = await look(world, container)
-    assert changed.limits == ResourceLimits(**CHANGED)
+    assert changed.limits == ResourceLimits(**CHANGED, network="bridge")
     await world.engine.update(container, made.limits)
     seen = await look(world, container)
     assert seen.started_at == made.started_at
