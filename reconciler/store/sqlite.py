@@ -14,7 +14,16 @@ from reconciler.core.errors import StoreError
 from reconciler.store.ledger import LedgerEntry, LedgerTable, Query
 from reconciler.store.private_files import private_file, private_folder, refusal
 from reconciler.store.table import Change, Rows
-from reconciler.store.tables import KINDS, MIGRATIONS, encode
+from reconciler.store.tables import (
+    KINDS,
+    MIGRATIONS,
+    RECORDS,
+    SPEC_KIND,
+    Record,
+    encode,
+    encode_spec,
+    spec_id_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,6 +71,8 @@ class Database:
         self._ledger = LedgerTable(ledger_rows)
         self._connection: sqlite3.Connection | None = None
         self._file: os.stat_result | None = None
+        # By record, the id of its spec in the file.
+        self._specs: dict[str, str | None] = {}
         self.trouble: StoreError | None = None
 
     def open(self) -> tuple[dict[str, Rows], int]:
@@ -121,6 +132,7 @@ class Database:
             return False
         self._connection = connect(self.state_dir)
         self._file = self._path.stat()
+        self._specs = {}
         return True
 
     def write(self, changes: Sequence[Change], entries: Sequence[LedgerEntry]) -> None:
@@ -142,7 +154,35 @@ class Database:
                         "INSERT INTO state (kind, key, body) VALUES (?, ?, ?)",
                         (change.kind.name, change.key, encode(change.value)),
                     )
+            specs = self._write_specs(connection, changes)
             self._ledger.insert(connection, entries)
+        self._specs.update(specs)
+
+    def _write_specs(
+        self, connection: sqlite3.Connection, changes: Sequence[Change]
+    ) -> dict[str, str | None]:
+        """Write the specs of changed records, each once, and delete those without a record.
+
+        Returns:
+            The spec ids of the changed records, by record; None: the record was removed.
+        """
+        specs: dict[str, str | None] = {}
+        for change in changes:
+            if change.kind is RECORDS:
+                specs[change.key] = None
+                if isinstance(change.value, Record):
+                    specs[change.key], body = encode_spec(change.value.spec)
+                    connection.execute(
+                        "INSERT OR REPLACE INTO state (kind, key, body) VALUES (?, ?, ?)",
+                        (SPEC_KIND, specs[change.key], body),
+                    )
+        if specs:
+            used = {**self._specs, **specs}
+            for unused in {self._specs.get(name) for name in specs} - set(used.values()):
+                connection.execute(
+                    "DELETE FROM state WHERE kind = ? AND key = ?", (SPEC_KIND, unused)
+                )
+        return specs
 
     def events(self, query: Query) -> list[LedgerEntry]:
         """Return the ledger's entries, oldest first.
@@ -170,11 +210,15 @@ class Database:
         with sqlite_errors(self._path):
             self._file = self._path.stat()
             connection.execute("BEGIN")  # one moment's content, also while a daemon writes
+            select = "SELECT key, body FROM state WHERE kind = ?"
+            specs = dict(connection.execute(select, (SPEC_KIND,)))
             for kind, key, body in connection.execute("SELECT kind, key, body FROM state"):
                 if kind not in decoders:
-                    continue  # a newer release wrote it
+                    continue  # a spec, or a newer release wrote it
+                if kind == RECORDS.name:
+                    self._specs[key] = spec_id_in(body)
                 try:
-                    content[kind].values[key] = decoders[kind](body)
+                    content[kind].values[key] = decoders[kind](body, specs)
                 except (ValueError, TypeError, AttributeError, LookupError) as error:
                     # Only the type: the message of a failed validation may quote a secret.
                     content[kind].unreadable[key] = type(error).__name__

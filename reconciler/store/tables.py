@@ -6,6 +6,7 @@ which are for display: seconds since the epoch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -94,22 +95,37 @@ class Changes:
 class Kind(Generic[V]):
     """A kind of value in the table ``state``.
 
-    ``decode`` takes a row's body. A ValueError, TypeError, AttributeError or LookupError from it
-    makes the row unreadable.
+    ``decode`` takes a row's body, and the bodies of all specs by their ids for records.
+    A ValueError, TypeError, AttributeError or LookupError from it makes the row unreadable.
     """
 
     name: str
-    decode: Callable[[str], V]
+    decode: Callable[[str, Mapping[str, str]], V]
 
 
 def encode(value: object) -> str:
-    """Return the body of a row: a value of any kind as JSON."""
+    """Return the body of a row: a value of any kind as JSON. A spec is named by its id."""
     return json.dumps(value, default=_parts_of)
 
 
-def _parts_of(value: Any) -> dict[str, Any]:
+def encode_spec(spec: SandboxSpec) -> tuple[str, str]:
+    """Return the id and the body of a spec's row, which all records with this spec share."""
+    body = json.dumps(layer_of(spec), sort_keys=True)
+    return hashlib.sha256(body.encode()).hexdigest(), body
+
+
+def spec_id_in(body: str) -> str | None:
+    """Return the id of the spec in a record's body; None if the body is unreadable."""
+    try:
+        spec_id = json.loads(body)["spec"]
+    except (ValueError, TypeError, LookupError):
+        return None
+    return spec_id if isinstance(spec_id, str) else None
+
+
+def _parts_of(value: Any) -> dict[str, Any] | str:
     if isinstance(value, SandboxSpec):
-        return layer_of(value)
+        return encode_spec(value)[0]
     if is_dataclass(value):
         return {each.name: getattr(value, each.name) for each in fields(value)}
     if isinstance(value, Mapping):
@@ -117,9 +133,9 @@ def _parts_of(value: Any) -> dict[str, Any]:
     raise TypeError(type(value).__name__)
 
 
-def _decode_record(body: str) -> Record:
+def _decode_record(body: str, specs: Mapping[str, str]) -> Record:
     known = json.loads(body)
-    spec = _decode_spec(json.dumps(known["spec"]))
+    spec = _decode_spec(specs[known["spec"]])
     state = DesiredState(known["state"])
     return Record(known["name"], known["spec_name"], state, spec, float(known["created_at"]))
 
@@ -148,15 +164,22 @@ def _decode_claim(body: str) -> Claim:
     )
 
 
+def _without_specs(decode: Callable[[str], V]) -> Callable[[str, Mapping[str, str]], V]:
+    return lambda body, _specs: decode(body)
+
+
+SPEC_KIND: Final = "spec"
 RECORDS: Final = Kind("record", _decode_record)
-TOMBSTONES: Final = Kind("tombstone", TypeAdapter(Tombstone).validate_json)
-IDENTITIES: Final = Kind("identity", _decode_identity)
-MEMORIES: Final = Kind("memory", TypeAdapter(SandboxMemory).validate_json)
-ORPHAN_CONTAINERS: Final = Kind("orphan_container", TypeAdapter(Orphan).validate_json)
-ORPHAN_VOLUMES: Final = Kind("orphan_volume", TypeAdapter(Orphan).validate_json)
-CLAIMS: Final = Kind("claim", _decode_claim)
-FACTS: Final = Kind("fact", TypeAdapter(str).validate_json)
-IMAGES: Final = Kind("image", TypeAdapter(PulledImage).validate_json)
+TOMBSTONES: Final = Kind("tombstone", _without_specs(TypeAdapter(Tombstone).validate_json))
+IDENTITIES: Final = Kind("identity", _without_specs(_decode_identity))
+MEMORIES: Final = Kind("memory", _without_specs(TypeAdapter(SandboxMemory).validate_json))
+ORPHAN_CONTAINERS: Final = Kind(
+    "orphan_container", _without_specs(TypeAdapter(Orphan).validate_json)
+)
+ORPHAN_VOLUMES: Final = Kind("orphan_volume", _without_specs(TypeAdapter(Orphan).validate_json))
+CLAIMS: Final = Kind("claim", _without_specs(_decode_claim))
+FACTS: Final = Kind("fact", _without_specs(TypeAdapter(str).validate_json))
+IMAGES: Final = Kind("image", _without_specs(TypeAdapter(PulledImage).validate_json))
 KINDS: Final[tuple[Kind[Any], ...]] = (
     RECORDS,
     TOMBSTONES,

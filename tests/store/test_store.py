@@ -397,7 +397,11 @@ async def broken(tmp_path: Path, *statements: str) -> Store:
 
 ALICE = "kind = 'record' AND key = 'alice'"
 UNREADABLE = [
-    f"UPDATE state SET body = json_set(body, '$.spec.newer_field', 1) WHERE {ALICE}",
+    *(
+        f"INSERT INTO state VALUES ('spec', 'bad', '{body}');"
+        f"UPDATE state SET body = json_set(body, '$.spec', 'bad') WHERE {ALICE}"
+        for body in ('{"image": "x", "newer_field": 1}', "not json", "[]")
+    ),
     f"UPDATE state SET body = json_set(body, '$.state', 'hibernating') WHERE {ALICE}",
     f"UPDATE state SET body = json_remove(body, '$.spec') WHERE {ALICE}",
     f"UPDATE state SET body = 'not json' WHERE {ALICE}",
@@ -428,6 +432,33 @@ async def test_records_of_one_spec_share_it_in_memory(tmp_path: Path) -> None:
     async with await opened(tmp_path) as store:
         first, *others = (store.records[name].spec for name in ("a", "b", "c"))
         assert all(other is first for other in others)
+
+
+async def test_a_damaged_spec_is_written_again_with_its_record(tmp_path: Path) -> None:
+    damage = "UPDATE state SET body = 'damaged' WHERE kind = 'spec'"
+    async with await broken(tmp_path, damage) as store:
+        assert {"alice", "carl"} <= set(store.held)
+        store.accept({"alice": record("alice")}, [])
+    assert {"alice", "carl"} <= set((await reopened(tmp_path))["records"])
+
+
+async def test_a_spec_is_stored_once_and_removed_with_its_last_record(tmp_path: Path) -> None:
+    def specs() -> int:
+        with closing(sqlite3.connect(tmp_path / sqlite.FILE)) as connection:
+            count = "SELECT count(*) FROM state WHERE kind = 'spec'"
+            return int(connection.execute(count).fetchone()[0])
+
+    async with await opened(tmp_path) as store:
+        store.accept({name: record(name) for name in ("a", "b", "c")}, [])
+        await store.flush()
+        assert specs() == 1
+    async with await opened(tmp_path) as store:
+        store.accept({"d": record("d", image="other")}, ["a", "b"])
+        await store.flush()
+        assert specs() == 2
+        store.accept({}, ["c", "d"])
+        await store.flush()
+        assert specs() == 0
 
 
 async def test_rows_of_an_unknown_kind_stay(tmp_path: Path) -> None:
