@@ -105,10 +105,17 @@ class Daemon:
                 pid=os.getpid(),
             )
         )
+
+        def report_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            if is_out_of_files(context.get("exception")):
+                self._recorder.complain(events.DaemonOutOfFiles(error=OUT_OF_FILES))
+            else:
+                loop.default_exception_handler(context)
+
         loop = asyncio.get_running_loop()
         # A DNS lookup or a read that hangs must not block the end of the process.
         loop.set_default_executor(DaemonThreads())
-        loop.set_exception_handler(self._on_loop_error)
+        loop.set_exception_handler(report_error)
         with self._progress.collecting():
             work = asyncio.create_task(self._run_until_cancelled(), name="daemon")
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
@@ -123,7 +130,7 @@ class Daemon:
 
     async def _run_until_cancelled(self) -> None:
         """Open everything in order, run the tasks, and close everything in reverse order."""
-        settings = self._settings
+        settings, recorder = self._settings, self._recorder
         async with AsyncExitStack() as stack:
             try:
                 # Never released: the lock ends with the process.
@@ -138,29 +145,25 @@ class Daemon:
             else:
                 trouble = stack.enter_context(EngineLock(host, settings.instance)).trouble
             if trouble:
-                self._recorder.log(events.OwnerUnlocked(error=trouble))
-            store = await stack.enter_async_context(await self._open_store())
+                recorder.log(events.OwnerUnlocked(error=trouble))
+            store = await Store.open(
+                settings.state_dir,
+                on_trouble=lambda error: recorder.log(events.StoreWriteFailed(error=str(error))),
+                on_recovered=lambda: recorder.log(events.StoreRecovered()),
+                ledger_rows=settings.ledger_rows,
+            )
+            store.supervised_by(self._supervise)
+            recorder.ledger = store.append
+            recorder.log(events.StoreOpened(path=str(settings.state_dir)))
+            if store.unreadable:
+                rows = [f"{row}: {why}" for row, why in store.unreadable.items()]
+                recorder.log(events.StoreUnreadable(path=str(settings.state_dir), rows=rows))
+            await stack.enter_async_context(store)
             engine = make_engine(settings)
             stack.push_async_callback(engine.close)
-            manager = build(settings, engine=engine, store=store, recorder=self._recorder)
+            manager = build(settings, engine=engine, store=store, recorder=recorder)
             stack.push_async_callback(manager.close)
             await self._run_tasks(manager)
-
-    async def _open_store(self) -> Store:
-        recorder, folder = self._recorder, self._settings.state_dir
-        store = await Store.open(
-            folder,
-            on_trouble=lambda error: recorder.log(events.StoreWriteFailed(error=str(error))),
-            on_recovered=lambda: recorder.log(events.StoreRecovered()),
-            ledger_rows=self._settings.ledger_rows,
-        )
-        store.supervised_by(self._supervise)
-        recorder.ledger = store.append
-        recorder.log(events.StoreOpened(path=str(folder)))
-        if store.unreadable:
-            rows = [f"{row}: {why}" for row, why in store.unreadable.items()]
-            recorder.log(events.StoreUnreadable(path=str(folder), rows=rows))
-        return store
 
     async def _run_tasks(self, manager: Manager) -> None:
         listener = await bind(self._settings.socket)
@@ -236,7 +239,7 @@ class Daemon:
             checked = time.monotonic()
             await asyncio.sleep(pause)
 
-    # --- signals and errors -------------------------------------------------------------------
+    # --- signals ------------------------------------------------------------------------------
 
     def _on_stop_signal(self, number: signal.Signals, work: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
@@ -258,12 +261,6 @@ class Daemon:
         self._stopping = True
         loop.call_later(_SHUTDOWN_LIMIT, exit_after_limit)
         work.cancel()
-
-    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if is_out_of_files(context.get("exception")):
-            self._recorder.complain(events.DaemonOutOfFiles(error=OUT_OF_FILES))
-        else:
-            loop.default_exception_handler(context)
 
 
 def make_engine(settings: Settings) -> DockerEngine:

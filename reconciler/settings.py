@@ -214,23 +214,19 @@ def config_path() -> Path | None:
 
 
 def _first_existing(candidates: tuple[Path, ...]) -> Path | None:
-    for candidate in candidates:
-        if os.path.lexists(candidate):
-            if os.geteuid() == 0 and not candidate.is_absolute():
-                _check_only_root_writes(candidate)
-            return candidate
-    return None
-
-
-def _check_only_root_writes(candidate: Path) -> None:
-    for path in (candidate, candidate.parent, Path()):
+    found = next((candidate for candidate in candidates if os.path.lexists(candidate)), None)
+    if found is None or found.is_absolute() or os.geteuid() != 0:
+        return found
+    # Root uses a file of its working directory only if no other user can change it.
+    for path in (found, found.parent, Path()):
         for status in (path.lstat(), path.stat()):
             writers = stat.S_IWOTH if status.st_gid == 0 else stat.S_IWOTH | stat.S_IWGRP
             # The mode of a link means nothing.
             writable = not stat.S_ISLNK(status.st_mode) and status.st_mode & writers
             if status.st_uid != 0 or writable:
                 raise SettingsError(
-                    f"{candidate}: root does not read it from this working directory, because"
+                    f"{found}: root does not read it from this working directory, because"
                     f" another user may change {path}: name the file (--config, --desired), or run"
                     " this command in another directory"
                 )
+    return found
