@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.errors import StoreError
@@ -90,25 +90,18 @@ class Database:
             return self._load()
         except StoreError as error:
             self.close()
-            known = self._load_on_full_disk()
-            if known is None:
+            if self._readonly or not lacks_room(self.state_dir):
                 raise
-            self.trouble = error
-            return known
+            with suppress(StoreError), closing(self):
+                self._connection = connect_readonly(self.state_dir)
+                if self._connection is not None:
+                    known = self._load()
+                    self.trouble = error
+                    return known
+            raise
         except BaseException:
             self.close()
             raise
-
-    def _load_on_full_disk(self) -> tuple[dict[str, Rows], int] | None:
-        if self._readonly or not lacks_room(self.state_dir):
-            return None
-        try:
-            self._connection = connect_readonly(self.state_dir)
-            return self._load() if self._connection else None
-        except StoreError:
-            return None
-        finally:
-            self.close()
 
     def recreate_where_lost(self) -> bool:
         """Create a new database if the file was deleted, and connect if not connected.

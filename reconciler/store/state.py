@@ -309,15 +309,13 @@ class State:
         else:
             self._facts.put(name, value)
 
-    def save_time(self) -> None:
-        """Save the observed time if a kill would lose too much of it."""
+    def save_time(self, *, always: bool = False) -> None:
+        """Save the observed time if a kill would lose too much of it, or ``always``."""
         waits = any(self.orphans.values())
-        if self.clock() - self._saved >= (_SAVE_EVERY if waits else _SAVE_IDLE_EVERY):
-            self._put_time()
-
-    def _put_time(self) -> None:
-        self._saved = self.clock()
-        self._facts.put(_OBSERVED, repr(self._saved))
+        most = _SAVE_EVERY if waits else _SAVE_IDLE_EVERY
+        if always or self.clock() - self._saved >= most:
+            self._saved = self.clock()
+            self._facts.put(_OBSERVED, repr(self._saved))
 
     def append(
         self, event: str, sandbox: str | None, cause: str, data: Mapping[str, Any]

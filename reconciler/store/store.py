@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from reconciler.core.errors import StoreError
@@ -58,12 +59,13 @@ class Store(State):
         super().__init__(
             content,
             pending,
-            self._wake,
+            lambda: self._writer.wake(),  # noqa: PLW0108 - the writer is created below
             lambda saved: ObservedClock(saved, monotonic=monotonic, wall=wall),
         )
         self._database, self._worker = database, worker
         self._readonly, self._closed = readonly, False
-        self._pending = PendingWrites(tuple(self._tables.values()), pending, self._put_time)
+        save_time = partial(self.save_time, always=True)
+        self._pending = PendingWrites(tuple(self._tables.values()), pending, save_time)
         self._writer = Writer(
             database,
             worker,
@@ -171,7 +173,7 @@ class Store(State):
         self._closed = True
         self._worker.hurry(CLOSE_SECONDS)
         await self._writer.stop()
-        self._put_time()
+        self.save_time(always=True)
         with suppress(StoreError):
             await self.flush()
         with suppress(StoreError):
@@ -209,9 +211,6 @@ class Store(State):
     def pending(self) -> int:
         """The number of rows that are not yet durable."""
         return self._writer.pending
-
-    def _wake(self) -> None:
-        self._writer.wake()
 
     @classmethod
     async def _opened(cls, database: Database, **options: Any) -> Self:

@@ -78,10 +78,6 @@ class DatabaseWorker:
         )
 
 
-async def _unsupervised(_name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    await run()
-
-
 class Writer:
     """Writes what is pending whenever it is woken.
 
@@ -114,7 +110,7 @@ class Writer:
         self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._under_way = 0
-        self._supervise: Supervise = _unsupervised
+        self._supervise: Supervise = lambda _name, run: run()
         self.trouble: StoreError | None = None
 
     def supervised_by(self, supervise: Supervise) -> None:
