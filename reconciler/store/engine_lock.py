@@ -113,11 +113,10 @@ class EngineLock:
             if error.errno != errno.EADDRINUSE:
                 self.trouble = f"no lock for {self._engine}: {error.strerror}"
                 return
-            self._explain(_holder(name))
         else:
             self._held.append(held)
-
-    def _explain(self, peer: _Peer | None) -> None:
+            return
+        peer = _holder(name)
         if peer is None or not self._may_reach(peer):
             who = f"a process of user {peer.uid}" if peer else "a process that does not answer"
             self.trouble = (
@@ -144,7 +143,12 @@ class EngineLock:
             return False
         if found.st_uid == peer.uid or found.st_mode & stat.S_IWOTH:
             return True
-        return bool(found.st_mode & stat.S_IWGRP) and found.st_gid in _groups(peer)
+        groups = {peer.gid}
+        with suppress(OSError, ValueError):
+            for line in Path(f"/proc/{peer.pid}/status").read_text(encoding="utf-8").splitlines():
+                if line.startswith("Groups:"):
+                    groups |= set(map(int, line.split()[1:]))
+        return bool(found.st_mode & stat.S_IWGRP) and found.st_gid in groups
 
 
 def _holder(name: str) -> _Peer | None:
@@ -156,12 +160,3 @@ def _holder(name: str) -> _Peer | None:
         except OSError:
             return None
     return _Peer(*_PEER.unpack(raw))
-
-
-def _groups(peer: _Peer) -> set[int]:
-    groups = {peer.gid}
-    with suppress(OSError, ValueError):
-        for line in Path(f"/proc/{peer.pid}/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("Groups:"):
-                groups |= set(map(int, line.split()[1:]))
-    return groups

@@ -155,11 +155,11 @@ def test_a_kill_frees_the_engine_lock(engine: str):
 @pytest.mark.parametrize(
     ("mode", "peer", "refused"),
     [
-        (0o660, (1, 0, 0), True),
-        (0o660, (1, 4242, 4343), False),
-        (0o660, (1, 4242, 0), True),
-        (0o600, (1, 4242, 0), False),
-        (0o666, (1, 4242, 4343), True),
+        (0o660, (0, 0, 0), True),
+        (0o660, (0, 4242, 4343), False),
+        (0o660, (0, 4242, 0), True),
+        (0o600, (0, 4242, 0), False),
+        (0o666, (0, 4242, 4343), True),
         (0o660, None, False),
     ],
     ids=["root", "stranger", "its group", "its group without rights", "anybody", "silent"],
@@ -172,7 +172,6 @@ def test_a_holder_without_access_to_the_engine_does_not_count(
     Path(engine).chmod(mode)
     known = None if peer is None else engine_lock._Peer(*peer)
     monkeypatch.setattr(engine_lock, "_holder", lambda _name: known)
-    monkeypatch.setattr(engine_lock, "_groups", lambda peer: {peer.gid})
     with EngineLock(engine, "default"):
         second = EngineLock(engine, "default")
         if refused:
@@ -183,9 +182,29 @@ def test_a_holder_without_access_to_the_engine_does_not_count(
                 assert "lock" in second.trouble
 
 
-def test_the_groups_of_a_process_are_read():
-    peer = engine_lock._Peer(os.getpid(), os.getuid(), os.getgid())
-    assert engine_lock._groups(peer) == {os.getgid(), *os.getgroups()}
+@pytest.mark.parametrize(("groups", "refused"), [([4444, 4545], True), ([4444], False)])
+def test_supplementary_groups_of_a_holder_count(
+    engine: str, groups: list[int], monkeypatch, *, refused: bool
+):
+    if os.geteuid() != 0:
+        pytest.skip("the groups of a process have to be set")
+    Path(engine).chmod(0o660)
+    os.chown(engine, 0, 4545)
+    process = subprocess.Popen(["sleep", "60"], extra_groups=groups)
+    peer = engine_lock._Peer(process.pid, 4242, 4343)
+    monkeypatch.setattr(engine_lock, "_holder", lambda _name: peer)
+    try:
+        with EngineLock(engine, "default"):
+            second = EngineLock(engine, "default")
+            if refused:
+                with pytest.raises(LockedError, match=f"pid {process.pid} "):
+                    second.__enter__()
+            else:
+                with second:
+                    assert "lock" in second.trouble
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_lock_that_cannot_be_taken_does_not_prevent_a_start(engine: str, monkeypatch):
