@@ -66,14 +66,13 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the signature is the library's
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        try:
+            needs_quotes = resolve_plain(data) != data
+        except ValueError:
+            needs_quotes = True
+        style = '"' if needs_quotes else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
-def _write_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    try:
-        needs_quotes = resolve_plain(text) != text
-    except ValueError:
-        needs_quotes = True
-    style = '"' if needs_quotes else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
-
-_Dumper.add_representer(str, _write_text)
+_Dumper.add_representer(str, _Dumper.represent_str)

@@ -98,6 +98,15 @@ class Subject:
     more_keys: frozenset[str] = frozenset()
     whole: bool = True
 
+    def keys_at(self, path: Sequence[str | int]) -> list[str]:
+        """Return the keys that are allowed in the mapping at a path."""
+        model: type[BaseModel] | None = self.model
+        for step in path:
+            field = model.model_fields.get(str(step)) if model and isinstance(step, str) else None
+            model = next(_models_in(field.annotation), model) if field else model
+        own = sorted(model.model_fields) if model else []
+        return own if path else sorted({*own, *self.more_keys})
+
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
@@ -182,53 +191,36 @@ def _message(detail: ErrorDetails, spot: _Spot, subject: Subject) -> str:
         return forms.message
     if kind in _MESSAGES:
         return _MESSAGES[kind].format(**context)
-    if kind == "string_type":
-        return _string_message(spot)
-    message = _reason(detail)
+    data = spot.node.data
+    message = _PATTERNS.get(context.get("pattern", ""), _reason(detail))
     match kind:
+        case "string_type" if spot.node.children is not None:
+            message = "must be a string"
+        case "string_type" if data is None:
+            message = 'must be a string; an empty one is ""'
+        case "string_type":
+            text = str(data).lower() if isinstance(data, bool) else str(data)
+            # A long number may be a secret wherever it stands, such as an argument of a command.
+            secret = _SECRET & set(spot.found) or len(text) >= SHORTEST_SECRET
+            message = "must be a string: write it in quotes" + ("" if secret else f': "{text}"')
         case "extra_forbidden":
-            key, known = str(spot.found[-1]), _keys_at(spot.found[:-1], subject)
+            key, known = str(spot.found[-1]), subject.keys_at(spot.found[:-1])
             hint = did_you_mean(key, known) or f": the known keys are {', '.join(known)}"
             message = f'unknown key "{key}"{hint}'
         case "missing":
             message = f'the key "{detail["loc"][-1]}" is missing'
         case "bool_type":
-            word = _BOOLS.get(str(spot.node.data).lower())
+            word = _BOOLS.get(str(data).lower())
             message = "must be true or false" + (f": write {word}" if word else "")
         case "enum" | "literal_error":
             allowed = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-            hint = did_you_mean(str(spot.node.data), allowed)
+            hint = did_you_mean(str(data), allowed)
             message = f"must be one of {', '.join(allowed)}{hint}"
-        case "string_pattern_mismatch":
-            message = _PATTERNS.get(context["pattern"], message)
     return message
-
-
-def _string_message(spot: _Spot) -> str:
-    data = spot.node.data
-    if spot.node.children is not None:
-        return "must be a string"
-    if data is None:
-        return 'must be a string; an empty one is ""'
-    text = str(data).lower() if isinstance(data, bool) else str(data)
-    # A long number may be a secret wherever it stands, such as an argument of a command.
-    if _SECRET & set(spot.found) or len(text) >= SHORTEST_SECRET:
-        return "must be a string: write it in quotes"
-    return f'must be a string: write it in quotes: "{text}"'
 
 
 def _reason(detail: ErrorDetails) -> str:
     return detail["msg"].removeprefix("Value error, ")
-
-
-def _keys_at(path: Sequence[str | int], subject: Subject) -> list[str]:
-    """Return the keys that are allowed in the mapping at a path."""
-    model: type[BaseModel] | None = subject.model
-    for step in path:
-        field = model.model_fields.get(str(step)) if model and isinstance(step, str) else None
-        model = next(_models_in(field.annotation), model) if field else model
-    own = sorted(model.model_fields) if model else []
-    return own if path else sorted({*own, *subject.more_keys})
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
