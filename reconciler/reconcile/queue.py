@@ -80,14 +80,15 @@ class WorkQueue:
         """Wait for the next key that is due, and hand it out until ``done``."""
         while True:
             self._changed.clear()
-            if (key := self._take()) is not None:
+            if (key := self.get_nowait()) is not None:
                 return key
             delay = self._waiting[0][0] - self._clock() if self._waiting else None
             with suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._changed.wait()
 
-    def _take(self) -> str | None:
+    def get_nowait(self) -> str | None:
+        """Hand out the next key that is due; return None if no key is."""
         now = self._clock()
         while self._waiting and self._waiting[0][0] <= now:
             due, ticket, key = heapq.heappop(self._waiting)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.priority import Priority
@@ -63,9 +62,14 @@ class Workers:
                             self._queue.add(key, Priority.TIMER, _RETRY_AFTER_BUG)
                             self._queue.done(key)
                             raise
+
+                    def give_back(_: asyncio.Task[None], key: str = key) -> None:
+                        self._queue.done(key)
+                        slots.release()
+
                     worker = workers.create_task(self._work(key), name=f"reconcile {key}")
                     # Not in the task, which may be cancelled before it begins.
-                    worker.add_done_callback(partial(self._done, key, slots))
+                    worker.add_done_callback(give_back)
 
     async def _work(self, key: str) -> None:
         try:
@@ -79,7 +83,3 @@ class Workers:
             result = Result(_RETRY_AFTER_BUG)
         if result.requeue_after is not None:
             self._queue.add(key, Priority.TIMER, result.requeue_after)
-
-    def _done(self, key: str, slots: asyncio.Semaphore, _worker: asyncio.Task[None]) -> None:
-        self._queue.done(key)
-        slots.release()

@@ -162,7 +162,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def get(self) -> None:
         expected = self._due()
-        key = self.queue._take()
+        key = self.queue.get_nowait()
         assert (key is None) == (not expected)
         if key is None:
             return
@@ -194,7 +194,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.done(0)
         self.clock.now += 100
         left = set()
-        while (key := self.queue._take()) is not None:
+        while (key := self.queue.get_nowait()) is not None:
             left.add(key)
         assert left == self.model.asked.keys()
 
