@@ -28,7 +28,6 @@ from reconciler.telemetry import events
 
 if TYPE_CHECKING:
     from reconciler.core.action import Action, Decision
-    from reconciler.core.observed import Observed
     from reconciler.core.snapshot import Snapshot
     from reconciler.observe.cache import Cache
     from reconciler.observe.informer import Informer
@@ -111,8 +110,24 @@ class Controller:
     async def reconcile(self, key: str) -> Result:
         """Do one pass; record what fails and return when the key is due again."""
         with bound_contextvars(reconcile_id=secrets.token_hex(4)):
+            steps, result, done = 0, None, None
             try:
-                return await self._reconcile(key)
+                while result is None and steps < _MAX_STEPS:
+                    steps += 1
+                    snapshot = await self._observe(key)
+                    decision = decide(snapshot)
+                    action = decision.action
+                    if action is None:
+                        result = await self._finish(snapshot, decision)
+                    # A pull runs in the background and changes nothing that is observed here.
+                    elif action.verb is not Verb.PULL and done == (action, snapshot.observed):
+                        self._outcomes.had_no_effect(snapshot, action)
+                        done = None
+                    else:
+                        succeeded = await self._execute(snapshot, action)
+                        done = (action, snapshot.observed) if succeeded else None
+            except Throttled:
+                return Result(_THROTTLED_RETRY)
             except EngineUnavailable as error:
                 # Nothing is known, so nothing is concluded. The informer reports a lost engine.
                 if is_out_of_files(error):
@@ -123,35 +138,11 @@ class Controller:
             except EngineError:
                 # An object under the key could not be inspected; the snapshot has the reason.
                 self._retries.review(self._snapshots.snapshot(key))
+            else:
+                return result or Result(_RETRY)
             # A new connection to the engine enqueues every key at once, before the backoff ends.
             failures = max(self._unobserved[key], self._unanswered[key], 1)
             return Result(backoff(_RETRY, _LONGEST_RETRY, failures, key))
-
-    async def _reconcile(self, key: str) -> Result:
-        done: tuple[Action, Observed] | None = None
-        for _ in range(_MAX_STEPS):
-            snapshot = await self._observe(key)
-            self._retries.review(snapshot)
-            decision = decide(snapshot)
-            self._watch_health(snapshot)
-            action = decision.action
-            if action is None:
-                wait = await self._until_deletion_confirmed(snapshot)
-                if wait is None:
-                    return self._finish(snapshot, decision)
-                if wait:
-                    return Result(wait)
-            # A pull runs in the background and changes nothing that is observed here.
-            elif action.verb is not Verb.PULL and done == (action, snapshot.observed):
-                self._outcomes.had_no_effect(snapshot, action)
-                done = None
-            else:
-                try:
-                    succeeded = await self._execute(snapshot, action)
-                except Throttled:
-                    return Result(_THROTTLED_RETRY)
-                done = (action, snapshot.observed) if succeeded else None
-        return Result(_RETRY)
 
     def _is_one_request(self, unanswered: int) -> bool:
         """Whether the engine works and leaves only this one request unanswered."""
@@ -160,7 +151,11 @@ class Controller:
     # --- observe --------------------------------------------------------------------------------
 
     async def _observe(self, key: str) -> Snapshot:
-        """Inspect what changed, lease ports and record what happened; then take the snapshot."""
+        """Inspect what changed, lease ports, record and report what happened, and set the probe.
+
+        Returns:
+            The snapshot to decide from.
+        """
         self._unobserved[key] += 1
         before = self._cache.observed(key).containers
         await self._refresh(key)
@@ -186,7 +181,23 @@ class Controller:
         )
         del self._unobserved[key]
         changed |= self._external_changes.note(snapshot)
-        return self._snapshots.snapshot(key) if changed else snapshot
+        snapshot = self._snapshots.snapshot(key) if changed else snapshot
+        self._retries.review(snapshot)
+        # The container is probed while it runs, or has the result of its image's own check.
+        current, desired = snapshot.roles.current, snapshot.desired
+        if current is None or desired is None or current.phase is not Phase.RUNNING:
+            self._prober.watch(key, None)
+            self._unheeded.discard(key)
+            return snapshot
+        if not (why := unheeded_check(desired, current)):
+            self._unheeded.discard(key)
+        elif key not in self._unheeded:
+            self._unheeded.add(key)
+            self._recorder.tell(events.SandboxCheckUnheeded(sandbox=key, cause=why))
+        seen_at = first_seen(snapshot.memory, current, snapshot.now)
+        self._prober.watch(key, target_of(desired, current, self._address, seen_at))
+        self._prober.report(key, current.check)
+        return snapshot
 
     async def _refresh(self, key: str) -> None:
         began = _now()
@@ -201,22 +212,6 @@ class Controller:
             )
             raise
         self._recorder.resolve(events.EngineSlow, about=key)
-
-    def _watch_health(self, snapshot: Snapshot) -> None:
-        """Probe the container while it runs, and pass on the result of its image's own check."""
-        key, current, desired = snapshot.key, snapshot.roles.current, snapshot.desired
-        if current is None or desired is None or current.phase is not Phase.RUNNING:
-            self._prober.watch(key, None)
-            self._unheeded.discard(key)
-            return
-        if not (why := unheeded_check(desired, current)):
-            self._unheeded.discard(key)
-        elif key not in self._unheeded:
-            self._unheeded.add(key)
-            self._recorder.tell(events.SandboxCheckUnheeded(sandbox=key, cause=why))
-        seen_at = first_seen(snapshot.memory, current, snapshot.now)
-        self._prober.watch(key, target_of(desired, current, self._address, seen_at))
-        self._prober.report(key, current.check)
 
     # --- act ------------------------------------------------------------------------------------
 
@@ -249,45 +244,43 @@ class Controller:
 
     # --- finish ---------------------------------------------------------------------------------
 
-    async def _until_deletion_confirmed(self, snapshot: Snapshot) -> float | None:
-        """Return the seconds until a deletion may be forgotten; None: now.
+    async def _finish(self, snapshot: Snapshot, decision: Decision) -> Result | None:
+        """Forget what a key without further actions needs no more; None: observe it again.
 
-        One answer alone may be wrong, so a list that is newer than the removal has to agree.
+        One answer alone may be wrong, so a deletion is forgotten only after a list agrees that is
+        newer than the removal.
         """
         key = snapshot.key
-        if snapshot.desired is not None or not snapshot.deleted or snapshot.observed.containers:
+        gone = snapshot.desired is None and not snapshot.observed.containers
+        if not (gone and snapshot.deleted):
             self._gone.pop(key, None)
-            return None
-        after = self._gone.setdefault(key, self._cache.lists)
-        listed = self._cache.listed(key, after)
-        if listed is None:
-            if wait := self._cache.until_confirmation():
-                return wait
-            await self._cache.confirm()
+        else:
+            after = self._gone.setdefault(key, self._cache.lists)
             listed = self._cache.listed(key, after)
-        del self._gone[key]
-        if listed:
-            # The list may show a foreign container: only an inspection tells.
-            self._cache.request_listing(key)
-            await self._refresh(key)
-        return 0.0 if self._cache.observed(key).containers else None
-
-    def _finish(self, snapshot: Snapshot, decision: Decision) -> Result:
-        """Forget what a key without further actions needs no more."""
-        key = snapshot.key
+            if listed is None:
+                if wait := self._cache.until_confirmation():
+                    return Result(wait)
+                await self._cache.confirm()
+                listed = self._cache.listed(key, after)
+            del self._gone[key]
+            if listed:
+                # The list may show a foreign container: only an inspection tells.
+                self._cache.request_listing(key)
+                await self._refresh(key)
+            if self._cache.observed(key).containers:
+                return None
         if not decision.waiting_for:
             self._retries.forget(key)
         # The state of an image is for the container that waits for it, and for no later one.
         awaited = snapshot.desired.spec.image if snapshot.desired and decision.waiting_for else None
         self._puller.release(key, awaited)
-        gone = snapshot.desired is None and not snapshot.observed.containers
         if gone and not decision.waiting_for and not snapshot.reason(Source.RECORD):
             if snapshot.deleted:
                 self._orphans.report_kept(snapshot)
             self._store.forget(key)
             self._outcomes.forget(key)
-            for counts in (self._unobserved, self._unanswered):
-                counts.pop(key, None)
+            self._unobserved.pop(key, None)
+            self._unanswered.pop(key, None)
         if decision.wait_until is None:
             return Result()
         return Result(max(decision.wait_until - snapshot.now, _SHORTEST_WAIT))
