@@ -20,43 +20,35 @@ def announce(recorder: Recorder, snapshot: Snapshot, action: Action, seconds: fl
     event = _event_of(snapshot, action, seconds)
     if event is None:
         return
-    report = recorder.note if _is_part_of_replacement(snapshot, action) else recorder.tell
-    report(event)
+    roles, memory, desired = snapshot.roles, snapshot.memory, snapshot.desired
+    # The log reports a replacement as a whole, the ledger each of its renames too.
+    swapped = {c.id for c in (roles.successor, roles.predecessor) if c is not None}
+    makes_way = action.new_name != snapshot.names.current
+    is_part = action.verb is Verb.RENAME and (makes_way or action.container_id in swapped)
+    (recorder.note if is_part else recorder.tell)(event)
     if action.verb in {Verb.REMOVE, Verb.REMOVE_VOLUME}:
         recorder.resolve(events.GarbageFailed, about=f"{snapshot.key} {action.target}")
-    if error := _rollback_cause(snapshot, action):
+    if action.verb is not Verb.START or action.restart or desired is None:
+        return
+    container = snapshot.observed.container(action.container_id)
+    failed = failure_of(memory, FailureKey(Verb.START, desired.spec_hash or "", ""))
+    if failed and failed.cause and container and container.spec_hash != desired.spec_hash:
         recorder.tell(
             events.SandboxRolledBack(
                 sandbox=snapshot.key,
                 cause="its replacement could not be started",
                 container=action.target,
-                error=error,
+                error=failed.cause,
             )
         )
-
-
-def _rollback_cause(snapshot: Snapshot, action: Action) -> str:
-    """Return why the replacement of the started container failed; empty if it has none."""
-    container, desired = snapshot.observed.container(action.container_id), snapshot.desired
-    if action.verb is not Verb.START or action.restart or container is None or desired is None:
-        return ""
-    failed = failure_of(snapshot.memory, FailureKey(Verb.START, desired.spec_hash or "", ""))
-    return failed.cause if failed and container.spec_hash != desired.spec_hash else ""
-
-
-def _is_part_of_replacement(snapshot: Snapshot, action: Action) -> bool:
-    """Whether the action is one step of a replacement, which the log reports as a whole."""
-    roles = snapshot.roles
-    parts = {c.id for c in (roles.successor, roles.predecessor) if c is not None}
-    makes_way = action.verb is Verb.RENAME and action.new_name != snapshot.names.current
-    within = action.verb is Verb.RENAME and action.container_id in parts
-    return makes_way or within
 
 
 def _event_of(  # noqa: C901, PLR0911 - one case for each verb
     snapshot: Snapshot, action: Action, seconds: float
 ) -> events.SandboxEvent | None:
     key, cause, target = snapshot.key, action.cause, action.target
+    current = snapshot.roles.current
+    predecessor = snapshot.roles.predecessor and snapshot.roles.predecessor.id
     match action.verb:
         case Verb.CREATE_VOLUME:
             return events.VolumeCreated(sandbox=key, cause=cause, volume=target)
@@ -84,26 +76,16 @@ def _event_of(  # noqa: C901, PLR0911 - one case for each verb
             return events.SandboxUpdated(sandbox=key, cause=cause, container=target)
         case Verb.RENAME:
             return events.SandboxRenamed(sandbox=key, cause=cause, old=target, new=action.new_name)
-        case Verb.REMOVE:
-            return _removal(snapshot, action)
-    return None
-
-
-def _removal(snapshot: Snapshot, action: Action) -> events.SandboxEvent:
-    """Return the event of a removal: of an orphan, of a replaced container, or a plain one."""
-    key, cause, target = snapshot.key, action.cause, action.target
-    if snapshot.desired is None:
-        if not snapshot.deleted:
+        case Verb.REMOVE if snapshot.desired is None and not snapshot.deleted:
             return events.GarbageRemoved(sandbox=key, cause=cause, kind="container", name=target)
-        return events.SandboxRemoved(sandbox=key, cause=cause, container=target)
-    roles = snapshot.roles
-    replaced = roles.predecessor is not None and roles.predecessor.id == action.container_id
-    if replaced and roles.current is not None:
-        return events.SandboxReplaced(
-            sandbox=key,
-            cause=cause,
-            container=snapshot.names.current,
-            container_id=roles.current.id,
-            old_container_id=action.container_id,
-        )
-    return events.SandboxRemoved(sandbox=key, cause=cause, container=target)
+        case Verb.REMOVE if snapshot.desired and current and predecessor == action.container_id:
+            return events.SandboxReplaced(
+                sandbox=key,
+                cause=cause,
+                container=snapshot.names.current,
+                container_id=current.id,
+                old_container_id=predecessor,
+            )
+        case Verb.REMOVE:
+            return events.SandboxRemoved(sandbox=key, cause=cause, container=target)
+    return None

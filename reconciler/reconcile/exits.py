@@ -61,32 +61,30 @@ class ExitTracker:
         if snapshot.desired is None or current is None:
             self._inspected.pop(snapshot.key, None)
             return self._note_own_stop(snapshot)
+        changed = False
+        if current.live:
+            memory = after_look(snapshot.memory, current, snapshot.now)
+            others = restarts_by_others(snapshot.memory, current)
+            memory = replace(memory, restarts=memory.restarts + others) if others else memory
+            self._store.put_memory(snapshot.key, memory)
+            if others:
+                self._recorder.tell(
+                    events.SandboxRestartedByOthers(
+                        sandbox=snapshot.key,
+                        cause="the engine or a user started it",
+                        container=current.name,
+                        times=others,
+                        restarts=memory.restarts,
+                    )
+                )
+            changed = memory is not snapshot.memory
         changed = (
-            self._note_run(snapshot, current)
+            changed
             or self._note_own_stop(snapshot)
             or await self._note_crash(snapshot, current, insist=insist)
         )
         self._inspected[snapshot.key] = (current.id, self._informer.connections)
         return changed
-
-    def _note_run(self, snapshot: Snapshot, container: Container) -> bool:
-        if not container.live:
-            return False
-        memory = after_look(snapshot.memory, container, snapshot.now)
-        others = restarts_by_others(snapshot.memory, container)
-        memory = replace(memory, restarts=memory.restarts + others) if others else memory
-        self._store.put_memory(snapshot.key, memory)
-        if others:
-            self._recorder.tell(
-                events.SandboxRestartedByOthers(
-                    sandbox=snapshot.key,
-                    cause="the engine or a user started it",
-                    container=container.name,
-                    times=others,
-                    restarts=memory.restarts,
-                )
-            )
-        return memory is not snapshot.memory
 
     def _note_own_stop(self, snapshot: Snapshot) -> bool:
         """Account for a stop that a daemon issued and was killed before it recorded it."""
@@ -119,6 +117,16 @@ class ExitTracker:
             return False
         watched = self._inspected.get(snapshot.key) == (container.id, self._informer.connections)
         unseen = is_end_of_engine(container, watched=watched)
+        since = (container.started_at or 0.0) - _START_SLACK
+        try:
+            tail = await self._engine.log_tail(container.id, _TAIL_LINES, since=since)
+        except EngineError as error:
+            lost = isinstance(error, EngineUnavailable) and not isinstance(error, EngineTimeout)
+            if lost and insist:
+                # The engine may be shutting down and have stopped the sandbox. It would leave a
+                # container that it starts now half made, with its ports taken.
+                raise
+            tail = (f"its log cannot be read: {error}",)
         death = Death(
             container_id=container.id,
             seen_at=snapshot.now,
@@ -127,7 +135,7 @@ class ExitTracker:
             finished_at=container.finished_at,
             unseen=unseen,
             error=redactor.clean(container.error),
-            log_tail=await self._log_tail(container, insist=insist),
+            log_tail=tuple(redactor.clean(line, 500) for line in tail),
         )
         restart = snapshot.desired.spec.restart
         # Read after the log: a pull may have failed meanwhile.
@@ -146,16 +154,3 @@ class ExitTracker:
             )
         )
         return True
-
-    async def _log_tail(self, container: Container, *, insist: bool) -> tuple[str, ...]:
-        since = (container.started_at or 0.0) - _START_SLACK
-        try:
-            tail = await self._engine.log_tail(container.id, _TAIL_LINES, since=since)
-        except EngineError as error:
-            lost = isinstance(error, EngineUnavailable) and not isinstance(error, EngineTimeout)
-            if lost and insist:
-                # The engine may be shutting down and have stopped the sandbox. It would leave a
-                # container that it starts now half made, with its ports taken.
-                raise
-            tail = (f"its log cannot be read: {error}",)
-        return tuple(redactor.clean(line, 500) for line in tail)

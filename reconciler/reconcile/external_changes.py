@@ -31,8 +31,41 @@ class ExternalChanges:
             return False
         former = self._store.memory(snapshot.key)
         memory = self._note_pause(snapshot, former)
-        memory = self._note_workspace(snapshot, memory)
-        memory = self._note_limits(snapshot, memory)
+        wanted, edit = snapshot.wanted_volume, snapshot.desired.spec_hash
+        if memory.loss is not None and edit not in {None, memory.loss.spec_hash}:
+            memory = replace(memory, loss=None)
+        if wanted is None or snapshot.has_volume(wanted):
+            memory = replace(memory, workspace=wanted or "")
+        elif memory.workspace:
+            self._recorder.tell(
+                events.VolumeLost(
+                    sandbox=snapshot.key,
+                    cause="someone else removed it, for instance `docker volume prune`",
+                    volume=memory.workspace,
+                )
+            )
+            memory = replace(memory, workspace="", loss=Loss(memory.workspace, edit))
+        current, known = snapshot.roles.current, memory.baseline
+        if current is not None:
+            baseline = known if known and known.container_id == current.id else None
+            baseline = baseline or baseline_of(snapshot.desired, current)
+            if not baseline.limits.network:
+                connected = replace(baseline.limits, network=current.limits.network)
+                baseline = replace(baseline, limits=connected)
+            drifted = current.limits if current.limits != baseline.limits else None
+            if drifted is not None and drifted != baseline.reported:
+                for field, (old, new) in baseline.limits.changed_to(drifted).items():
+                    self._recorder.tell(
+                        events.SandboxDrifted(
+                            sandbox=snapshot.key,
+                            cause="someone else changed it, for instance with `docker update`",
+                            container=current.name,
+                            field=field,
+                            old=old,
+                            new=new,
+                        )
+                    )
+            memory = replace(memory, baseline=replace(baseline, reported=drifted))
         self._store.put_memory(snapshot.key, memory)
         return memory != former
 
@@ -64,48 +97,3 @@ class ExternalChanges:
                 )
             )
         return replace(memory, pause=Pause(current.id, ours=wanted, since=snapshot.now))
-
-    def _note_limits(self, snapshot: Snapshot, memory: SandboxMemory) -> SandboxMemory:
-        current = snapshot.roles.current
-        assert snapshot.desired is not None
-        if current is None:
-            return memory
-        known = memory.baseline
-        baseline = known if known and known.container_id == current.id else None
-        baseline = baseline or baseline_of(snapshot.desired, current)
-        if not baseline.limits.network:
-            connected = replace(baseline.limits, network=current.limits.network)
-            baseline = replace(baseline, limits=connected)
-        drifted = current.limits if current.limits != baseline.limits else None
-        if drifted is not None and drifted != baseline.reported:
-            for field, (old, new) in baseline.limits.changed_to(drifted).items():
-                self._recorder.tell(
-                    events.SandboxDrifted(
-                        sandbox=snapshot.key,
-                        cause="someone else changed it, for instance with `docker update`",
-                        container=current.name,
-                        field=field,
-                        old=old,
-                        new=new,
-                    )
-                )
-        return replace(memory, baseline=replace(baseline, reported=drifted))
-
-    def _note_workspace(self, snapshot: Snapshot, memory: SandboxMemory) -> SandboxMemory:
-        assert snapshot.desired is not None
-        wanted, edit = snapshot.wanted_volume, snapshot.desired.spec_hash
-        if memory.loss is not None and edit not in {None, memory.loss.spec_hash}:
-            memory = replace(memory, loss=None)
-        if wanted is None or snapshot.has_volume(wanted):
-            same = memory.workspace == (wanted or "")
-            return memory if same else replace(memory, workspace=wanted or "")
-        if not memory.workspace:
-            return memory
-        self._recorder.tell(
-            events.VolumeLost(
-                sandbox=snapshot.key,
-                cause="someone else removed it, for instance `docker volume prune`",
-                volume=memory.workspace,
-            )
-        )
-        return replace(memory, workspace="", loss=Loss(memory.workspace, edit))

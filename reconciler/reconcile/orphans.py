@@ -61,33 +61,25 @@ class OrphanTracker:
 
     def note(self, snapshot: Snapshot) -> bool:
         """Record the orphans under the key; return whether that changed anything."""
-        changed = self._release(snapshot)
-        if snapshot.may_collect:
-            changed |= self._note_containers(snapshot)
-            changed |= self._note_volumes(snapshot)
-        return changed
-
-    def _release(self, snapshot: Snapshot) -> bool:
-        """Drop the orphans that a record wants, or whose deletion was requested."""
+        known = snapshot.desired is not None or snapshot.deleted
         wanted = snapshot.wanted_volume
-        claimed = wanted is not None and wanted in snapshot.orphans.volumes
-        if wanted is not None and claimed:
+        changed = known and bool(snapshot.orphans.containers)
+        if wanted is not None and wanted in snapshot.orphans.volumes:
+            changed = True
             self._store.drop_orphan("volume", wanted)
             self._recorder.tell(
                 events.VolumeClaimed(
                     sandbox=snapshot.key, cause="its record returned in time", volume=wanted
                 )
             )
-        known = snapshot.desired is not None or snapshot.deleted
         for container_id in snapshot.orphans.containers if known else ():
             self._store.drop_orphan("container", container_id)
-        return claimed or (known and bool(snapshot.orphans.containers))
-
-    def _note_containers(self, snapshot: Snapshot) -> bool:
-        if snapshot.desired is not None or snapshot.deleted:
-            return False
-        fresh = [c for c in snapshot.observed.containers if c.id not in snapshot.orphans.containers]
-        for container in fresh:
+        if not snapshot.may_collect:
+            return changed
+        for container in () if known else snapshot.observed.containers:
+            if container.id in snapshot.orphans.containers:
+                continue
+            changed = True
             self._store.note_orphan(
                 "container",
                 container.id,
@@ -105,11 +97,10 @@ class OrphanTracker:
                     remove_in=self._gc_grace,
                 )
             )
-        return bool(fresh)
-
-    def _note_volumes(self, snapshot: Snapshot) -> bool:
-        fresh = [v for v in snapshot.surplus_volumes if v.name not in snapshot.orphans.volumes]
-        for volume in fresh:
+        for volume in snapshot.surplus_volumes:
+            if volume.name in snapshot.orphans.volumes:
+                continue
+            changed = True
             retain = self._retain(snapshot, volume)
             self._store.note_orphan(
                 "volume",
@@ -118,11 +109,11 @@ class OrphanTracker:
                 since=snapshot.now,
                 retain=retain,
                 # An edit that passed the guard removed the record or its workspace.
-                confirmed=snapshot.desired is not None or snapshot.deleted,
+                confirmed=known,
                 lost=volume.owner != self._store.owner,
             )
             self._report_orphan(snapshot, volume, snapshot.now, retain)
-        return bool(fresh)
+        return changed
 
     def report_kept(self, snapshot: Snapshot) -> None:
         """Report the workspaces that remain after a sandbox was deleted."""

@@ -122,8 +122,23 @@ class Retries:
                 self._begin(snapshot.key, fault, BEGUN.get(source, "it is not as desired"))
         done = is_at_goal(snapshot) or snapshot.desired is None
         for source, fault in before.items():
-            if source not in now and (done or source not in STEPS):
-                self._end(snapshot, fault)
+            if source in now or (source in STEPS and not done):
+                continue
+            key, memory = snapshot.key, self._store.memory(snapshot.key)
+            left = tuple(other for other in memory.faults if other.source != source)
+            self._store.put_memory(key, replace(memory, faults=left))
+            for event in (events.ActionFailed, events.ActionTimedOut):
+                self._recorder.resolve(event, about=f"{key} {source}")
+            if snapshot.desired is None and snapshot.deleted:
+                # The deletion is logged already, and is no recovery.
+                continue
+            cause = OVER.get(source, f"it is {status_of(snapshot)[0]}")
+            if snapshot.desired is None:
+                cause = "it is no longer declared"
+            report = self._recorder.tell if fault.logged else self._recorder.note
+            report(
+                events.SandboxRecovered(sandbox=key, cause=cause, after=fault.error, source=source)
+            )
 
     def _begin(self, key: str, fault: Fault, cause: str) -> None:
         memory = self._store.memory(key)
@@ -131,25 +146,6 @@ class Retries:
         report = self._recorder.tell if fault.logged else self._recorder.note
         report(
             events.SandboxError(sandbox=key, cause=cause, error=fault.error, source=fault.source)
-        )
-
-    def _end(self, snapshot: Snapshot, fault: Fault) -> None:
-        key, memory = snapshot.key, self._store.memory(snapshot.key)
-        left = tuple(other for other in memory.faults if other.source != fault.source)
-        self._store.put_memory(key, replace(memory, faults=left))
-        for event in (events.ActionFailed, events.ActionTimedOut):
-            self._recorder.resolve(event, about=f"{key} {fault.source}")
-        if snapshot.desired is None and snapshot.deleted:
-            # The deletion is logged already, and is no recovery.
-            return
-        report = self._recorder.tell if fault.logged else self._recorder.note
-        cause = OVER.get(fault.source, f"it is {status_of(snapshot)[0]}")
-        if snapshot.desired is None:
-            cause = "it is no longer declared"
-        report(
-            events.SandboxRecovered(
-                sandbox=key, cause=cause, after=fault.error, source=fault.source
-            )
         )
 
     def _faults(self, key: str) -> dict[str, Fault]:
