@@ -22,7 +22,7 @@ from reconciler.telemetry import events
 from reconciler.telemetry.supervision import supervise
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from reconciler.engine.protocol import Engine, EngineEvent, EngineInfo
     from reconciler.observe.cache import Cache
@@ -144,10 +144,22 @@ class Informer:
                 stream = await stack.enter_async_context(self._engine.events())
             except Forbidden:
                 await self._sync()
-                await self._poll()
+                # List every few seconds, until it is time to subscribe to events again.
+                until = self._clock() + _RESUBSCRIBE
+                while self._clock() < until:
+                    pause = min(_POLL, self._resync_interval)
+                    with waiting(pause):
+                        await asyncio.sleep(pause)
+                    await self._list(everything=False)
+                    self._enqueue_changed()
                 return
+
+            async def follow() -> None:
+                async for event in stream:
+                    self.handle(event)
+
             # Followed during the first list too: another daemon may test whether we are alive.
-            following = asyncio.create_task(self._follow(stream), name="events")
+            following = asyncio.create_task(follow(), name="events")
             tasks = {following}
             try:
                 await self._sync()
@@ -216,20 +228,6 @@ class Informer:
         for key in self._cache.dirty_keys():
             self._enqueue(key, Priority.EVENT)
 
-    async def _poll(self) -> None:
-        """List every few seconds, until it is time to subscribe to events again.
-
-        Raises:
-            EngineError: the engine could not be asked.
-        """
-        until = self._clock() + _RESUBSCRIBE
-        while self._clock() < until:
-            pause = min(_POLL, self._resync_interval)
-            with waiting(pause):
-                await asyncio.sleep(pause)
-            await self._list(everything=False)
-            self._enqueue_changed()
-
     async def _keep_relisting(self) -> None:
         """List when the resync is due, or when an event requested it a moment after the last."""
         with activity("relist"):
@@ -244,47 +242,40 @@ class Informer:
                 resync = began >= due
                 if resync:
                     due = began + self._resync_interval
-                await self._relist(resync=resync)
-
-    async def _relist(self, *, resync: bool) -> None:
-        began = self._clock()
-        self._relist_requested.clear()
-        try:
-            await self._list(everything=False)
-        except EngineError as error:
-            # A list that fails proves nothing about what exists. Events still arrive, so work
-            # continues, but nothing is collected.
-            self.complete = False
-            if isinstance(error, EngineTimeout):
-                self._recorder.complain(
-                    events.EngineSlow(
-                        call="list containers and volumes",
-                        seconds=round(self._clock() - began, 1),
-                        error=str(error),
-                    ),
-                    about="list",
-                )
-            else:
-                self._recorder.complain(events.EngineListFailed(error=str(error)))
-            return
-        except BaseException:
-            self.complete = False
-            raise
-        self.complete = True
-        if resync:
-            self._enqueue_all()
-        else:
-            self._enqueue_changed()
-        self._recorder.resolve(events.EngineSlow, about="list")
-        self._recorder.resolve(events.EngineListFailed)
+                self._relist_requested.clear()
+                try:
+                    await self._list(everything=False)
+                except EngineError as error:
+                    # A list that fails proves nothing about what exists. Events still arrive, so
+                    # work continues, but nothing is collected.
+                    self.complete = False
+                    if isinstance(error, EngineTimeout):
+                        self._recorder.complain(
+                            events.EngineSlow(
+                                call="list containers and volumes",
+                                seconds=round(self._clock() - began, 1),
+                                error=str(error),
+                            ),
+                            about="list",
+                        )
+                    else:
+                        self._recorder.complain(events.EngineListFailed(error=str(error)))
+                    continue
+                except BaseException:
+                    self.complete = False
+                    raise
+                self.complete = True
+                if resync:
+                    self._enqueue_all()
+                else:
+                    self._enqueue_changed()
+                self._recorder.resolve(events.EngineSlow, about="list")
+                self._recorder.resolve(events.EngineListFailed)
 
     # --- events ---------------------------------------------------------------------------------
 
-    async def _follow(self, stream: AsyncIterator[EngineEvent]) -> None:
-        async for event in stream:
-            self._handle(event)
-
-    def _handle(self, event: EngineEvent) -> None:
+    def handle(self, event: EngineEvent) -> None:
+        """Mark what the event is about, and enqueue its key."""
         if event.kind is EventKind.CONTAINER:
             if event.what == "destroy":
                 self._on_removed()

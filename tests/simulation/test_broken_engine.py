@@ -16,7 +16,7 @@ async def test_events_with_unknown_names_leave_nothing_behind(tmp_path: Path):
         manager, lists = stage.manager, stage.engine.count("list")
         for number in range(FLOOD):
             event = EngineEvent(EventKind.CONTAINER, f"{number:064x}", "start", f"x{number}", 0.0)
-            manager.informer._handle(event)
+            manager.informer.handle(event)
         assert len(manager.queue) <= 1
         assert manager.cache.keys() == {"alice"}
         await stage.after(3)
@@ -31,7 +31,7 @@ async def test_events_with_unknown_ids_leave_nothing_behind(tmp_path: Path):
         looks = stage.engine.count("inspect")
         for number in range(FLOOD):
             event = EngineEvent(EventKind.CONTAINER, f"{number:064x}", "start", "alice", 0.0)
-            stage.manager.informer._handle(event)
+            stage.manager.informer.handle(event)
         await stage.quiet()
         assert stage.engine.count("inspect") < looks + 200
         assert stage.statuses() == {"alice": "RUNNING"}

@@ -139,8 +139,8 @@ class FailOnce:
 
 def part_of(name: str) -> Callable[[Manager], tuple[object, str]]:
     parts: dict[str, Callable[[Manager], tuple[object, str]]] = {
-        "informer": lambda m: (m.informer, "_handle"),
-        "relist": lambda m: (m.informer, "_relist"),
+        "informer": lambda m: (m.informer, "handle"),
+        "relist": lambda m: (m.informer, "_list"),
         "workers": lambda m: (m.queue, "get"),
         "sweeper": lambda m: (m.identities, "sweep"),
         "disk": lambda m: (m.disk, "_judge"),
@@ -175,7 +175,7 @@ async def test_each_failed_task_is_restarted(stage: Stage, name: str):
 async def test_failed_informer_is_not_synced(stage: Stage):
     stage.failing.add("informer")
     await stage.converge({"alice": "running"})
-    failing_once = FailOnce(stage.manager.informer, "_handle")
+    failing_once = FailOnce(stage.manager.informer, "handle")
     stage.host.kill("oh-agent-server-alice")
     while not failing_once.has_failed:
         await stage.after(0.01)
