@@ -119,7 +119,13 @@ async def probe_http(peer: Peer, request: HttpRequest) -> str | None:
     """
     try:
         with await _connect(peer) as connection:
-            channel = await _start_tls(connection, request.host) if request.tls else connection
+            channel: _Connection | _Tls = connection
+            if request.tls:
+                host = request.host
+                # The server name is the host without its port.
+                name = host.rpartition(":")[0] or host if host and "[" not in host else None
+                channel = tls = _Tls(connection, name)
+                await tls.shake_hands()
             await channel.send(request.encoded(peer))
             status = await _final_status(channel)
     except _Bad as bad:
@@ -227,7 +233,10 @@ class _Tls:
                 done = step()
             except ssl.SSLWantReadError:
                 await self._flush()
-                await self._fill()
+                if data := await self._connection.receive():
+                    self._in.write(data)
+                else:
+                    self._in.write_eof()
             else:
                 await self._flush()
                 return done
@@ -235,13 +244,6 @@ class _Tls:
     async def _flush(self) -> None:
         if self._out.pending:
             await self._connection.send(self._out.read())
-
-    async def _fill(self) -> None:
-        data = await self._connection.receive()
-        if data:
-            self._in.write(data)
-        else:
-            self._in.write_eof()
 
 
 @cache
@@ -265,14 +267,6 @@ async def _connect(peer: Peer) -> _Connection:
         sock.close()
         raise
     return _Connection(sock)
-
-
-async def _start_tls(connection: _Connection, host: str | None) -> _Tls:
-    """Do the TLS handshake; send ``host`` without its port as the server name."""
-    name = host.rpartition(":")[0] or host if host and "[" not in host else None
-    tls = _Tls(connection, name)
-    await tls.shake_hands()
-    return tls
 
 
 async def _final_status(channel: _Connection | _Tls) -> int:

@@ -219,33 +219,34 @@ class Prober:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _probe_until_cancelled(self, key: str, target: Target) -> None:
-        share = zlib.crc32(key.encode()) / (1 << 32)
+        # The key's place in the interval, from 0 to 1, so that sandboxes that were created together
+        # are not probed together.
+        share, interval = zlib.crc32(key.encode()) / (1 << 32), target.spec.interval
         eager = _EAGER_FIRST
         while True:
-            health = await self._probe_once(key, target)
-            eager = min(eager * _EAGER_FACTOR, target.spec.interval)
+            bad, impossible, stopped = None, "", False
+            try:
+                bad = await self._probe(target)
+            except (Busy, NotFound):
+                stopped = True
+            except ProbeImpossible as error:
+                impossible = str(error)
+            watched, health = self._watched.get(key), Health()
+            if watched is not None and watched.target == target:
+                if stopped:
+                    self._request_inspection(key)
+                # The informer reports a lost engine, once for all sandboxes.
+                elif (bad is None and not impossible) or self._engine_answers():
+                    self._learn(key, watched, bad, impossible)
+                health = watched.health
+            eager = min(eager * _EAGER_FACTOR, interval)
+            pause = eager * (1 - _JITTER * share)
             if health.verdict is Verdict.GOOD or health.bad:
-                await asyncio.sleep(_until_next_probe(share, target.spec.interval))
-            else:
-                await asyncio.sleep(eager * (1 - _JITTER * share))
-
-    async def _probe_once(self, key: str, target: Target) -> Health:
-        bad, impossible, stopped = None, "", False
-        try:
-            bad = await self._probe(target)
-        except (Busy, NotFound):
-            stopped = True
-        except ProbeImpossible as error:
-            impossible = str(error)
-        watched = self._watched.get(key)
-        if watched is None or watched.target != target:
-            return Health()
-        if stopped:
-            self._request_inspection(key)
-        # The informer reports a lost engine, once for all sandboxes.
-        elif (bad is None and not impossible) or self._engine_answers():
-            self._learn(key, watched, bad, impossible)
-        return watched.health
+                # Probes are an interval apart, and never less than half of one.
+                now = asyncio.get_running_loop().time()
+                pause = interval - (now - share * interval) % interval
+                pause += interval if pause < interval / 2 else 0.0
+            await asyncio.sleep(pause)
 
     def _learn(self, key: str, watched: _Watched, bad: str | None, impossible: str) -> None:
         former = watched.health
@@ -307,7 +308,23 @@ class Prober:
         except (Busy, NotFound):
             raise
         except EngineError as error:
-            raise ProbeImpossible(_why_not_run(error)) from error
+            # The same text for the same cause in every sandbox.
+            cause = redactor.clean(str(error), _REASON_LENGTH)
+            why = f"the engine refused to run the probe's command: {cause}"
+            if is_out_of_files(error):
+                why = OUT_OF_FILES
+            elif isinstance(error, EngineTimeout):
+                why = (
+                    "the engine did not run the probe's command in time: check whether it is stuck"
+                )
+            elif isinstance(error, EngineUnavailable):
+                why = "the engine is unavailable and cannot run the probe's command"
+            elif isinstance(error, Forbidden):
+                why = (
+                    "commands in containers are forbidden: allow them in the proxy in front of the "
+                    "engine (POST=1, EXEC=1), or use an http or tcp probe"
+                )
+            raise ProbeImpossible(why) from error
         return None if code == 0 else f"{command[0]} ended with exit code {code}"
 
 
@@ -369,33 +386,3 @@ def target_of(
         port,
         proxied=bool(container.ports),
     )
-
-
-def _why_not_run(error: EngineError) -> str:
-    """Return why a command was not run; the same text for the same cause in every sandbox."""
-    if is_out_of_files(error):
-        return OUT_OF_FILES
-    match error:
-        case EngineTimeout():
-            return "the engine did not run the probe's command in time: check whether it is stuck"
-        case EngineUnavailable():
-            return "the engine is unavailable and cannot run the probe's command"
-        case Forbidden():
-            return (
-                "commands in containers are forbidden: allow them in the proxy in front of the "
-                "engine (POST=1, EXEC=1), or use an http or tcp probe"
-            )
-        case _:
-            cause = redactor.clean(str(error), _REASON_LENGTH)
-            return f"the engine refused to run the probe's command: {cause}"
-
-
-def _until_next_probe(share: float, interval: float) -> float:
-    """Return the seconds to the key's next probe, at least half an interval.
-
-    Probes are ``interval`` apart. ``share`` (0 to 1) is the key's place in the interval, so that
-    sandboxes that were created together are not probed together.
-    """
-    now = asyncio.get_running_loop().time()
-    seconds = interval - (now - share * interval) % interval
-    return seconds if seconds >= interval / 2 else seconds + interval
