@@ -176,12 +176,18 @@ class Cache:
         Raises:
             EngineError: an inspection failed; its object stays dirty.
         """
+
+        async def inspect(container_id: str) -> tuple[Container, bool] | None:
+            """Inspect a container; return it and whether it is ours."""
+            found = await self._engine.inspect(container_id)
+            return None if found is None else (found, await self._ownership.admit(found))
+
         containers: dict[str, tuple[Container, bool] | None] = {}
         volumes: dict[str, Volume | None] = {}
         try:
             if key in self._to_list:
                 await self._list_key(key)
-            await _inspect_each(self._dirty, key, self._inspect, containers)
+            await _inspect_each(self._dirty, key, inspect, containers)
             await _inspect_each(self._dirty_volumes, key, self._engine.inspect_volume, volumes)
         except EngineUnavailable:
             raise
@@ -192,13 +198,11 @@ class Cache:
             for container_id, container in containers.items():
                 self._replace_container(container_id, container)
             for name, volume in volumes.items():
-                self._replace_volume(name, volume)
+                if volume is not None and (admitted := self._ownership.admit_volume(volume)):
+                    self._volumes[name] = admitted
+                else:
+                    self.drop_volume(name)
         self._inspection_errors.pop(key, None)
-
-    async def _inspect(self, container_id: str) -> tuple[Container, bool] | None:
-        """Inspect a container; return it and whether it is ours."""
-        container = await self._engine.inspect(container_id)
-        return None if container is None else (container, await self._ownership.admit(container))
 
     async def listing(self) -> Listing:
         """List everything from the engine.
@@ -265,13 +269,6 @@ class Cache:
         self._containers[container.id] = container
         self._by_key[container.sandbox][container.id] = container
 
-    def _replace_volume(self, name: str, volume: Volume | None) -> None:
-        admitted = None if volume is None else self._ownership.admit_volume(volume)
-        if admitted is None:
-            self.drop_volume(name)
-        else:
-            self._volumes[name] = admitted
-
     # --- everything at once ---------------------------------------------------------------------
 
     def apply(self, listing: Listing, *, everything: bool) -> None:
@@ -292,8 +289,19 @@ class Cache:
         self._broken_ids = {row.id for row in listing.broken_containers}
         self._broken_volumes = {row.id for row in listing.broken_volumes}
         self.sees_volumes = listing.sees_volumes
-        if listing.sees_volumes:
-            self._apply_volumes(listing, began)
+        if not listing.sees_volumes:
+            return
+        # The list may be older than what this process changed meanwhile.
+        recent = {name for name, at in self._changed_at.items() if at >= began - _LIST_SLACK}
+        unsure = recent | self._broken_volumes
+        kept = {name: v for name, v in self._volumes.items() if name in unsure}
+        admitted = filter(None, map(self._ownership.admit_volume, listing.volumes))
+        self._volumes = {**{v.name: v for v in admitted if v.name not in recent}, **kept}
+        # Adopted volumes without our labels are in no list.
+        for name, sandbox in self._claimed_volumes.items():
+            if name not in self._volumes and name not in recent:
+                self._dirty_volumes[sandbox].add(name)
+        self._changed_at = {name: self._changed_at[name] for name in recent}
 
     def mark_all_dirty(self) -> None:
         """Have every object inspected, and classified as ours or foreign again."""
@@ -301,20 +309,6 @@ class Cache:
             self.mark_dirty(container.sandbox, container.id)
         for volume in self._volumes.values():
             self._dirty_volumes[volume.sandbox].add(volume.name)
-
-    def _apply_volumes(self, listing: Listing, began: float) -> None:
-        # The list may be older than what this process changed meanwhile.
-        recent = {name for name, at in self._changed_at.items() if at >= began - _LIST_SLACK}
-        unsure = recent | self._broken_volumes
-        kept = {name: v for name, v in self._volumes.items() if name in unsure}
-        admitted = filter(None, map(self._ownership.admit_volume, listing.volumes))
-        listed = {v.name: v for v in admitted if v.name not in recent}
-        self._volumes = {**listed, **kept}
-        # Adopted volumes without our labels are in no list.
-        for name, sandbox in self._claimed_volumes.items():
-            if name not in self._volumes and name not in recent:
-                self._dirty_volumes[sandbox].add(name)
-        self._changed_at = {name: self._changed_at[name] for name in recent}
 
     async def inspect_all(self) -> list[EngineError]:
         """Inspect all dirty objects; return the errors. Failed ones stay dirty for their pass."""

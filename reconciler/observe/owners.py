@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core import naming
@@ -124,20 +123,17 @@ class Owners:
         if lost:
             self._settled |= lost
             self._ownership.note_lost(lost)
-        await self._keep_held(listing)
-        return listing
-
-    async def _keep_held(self, listing: Listing) -> None:
-        """Recreate held markers that are missing; remove those of owners without objects."""
+        # Held markers that are missing are recreated; those of owners without objects are removed.
         for owner in self._held & listing.owning - listing.holders.keys():
             await self._hold(owner)
         if listing.broken_containers or listing.broken_volumes:
-            return
+            return listing
         for owner, holder in listing.holders.items():
             if holder == self._store.owner and owner not in listing.owning:
                 self._held.discard(owner)
                 self._settled.discard(owner)
                 await self._remove_marker(owner)
+        return listing
 
     def handle(self, name: str, what: str) -> bool:
         """Handle the event of a marker; return whether it revealed a new rival."""
@@ -145,23 +141,23 @@ class Owners:
         own = owner == self._store.owner
         if owner not in self._held and not own:
             return what == "create" and self._add_rival(owner)
+
+        async def prove_alive() -> None:
+            # If this fails, the next list shows that the marker is missing.
+            with suppress(EngineError):
+                if own:
+                    await self._restore()
+                else:
+                    await asyncio.sleep(_HEADSTART)
+                    await self._hold(owner)
+
         if owner in self._held or what == "destroy":
             task = asyncio.create_task(
-                supervise("owner marker", partial(self._prove_alive, owner), self._recorder),
-                name="owner marker",
+                supervise("owner marker", prove_alive, self._recorder), name="owner marker"
             )
             self._restoring.add(task)
             task.add_done_callback(self._restoring.discard)
         return False
-
-    async def _prove_alive(self, owner: str) -> None:
-        # If this fails, the next list shows that the marker is missing.
-        with suppress(EngineError):
-            if owner == self._store.owner:
-                await self._restore()
-            else:
-                await asyncio.sleep(_HEADSTART)
-                await self._hold(owner)
 
     def _unknown(self, listing: Listing) -> set[str]:
         return listing.owners - {"", self._store.owner} - self._settled

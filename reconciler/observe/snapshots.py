@@ -97,6 +97,9 @@ class SnapshotBuilder:
             self._hashed.pop(key, None)
         observed = self._cache.observed(key)
         image = self._puller.state(key, record.spec.image) if record else ImageState.UNKNOWN
+        containers = self._known_orphans("container", [c.id for c in observed.containers])
+        volumes = self._known_orphans("volume", [v.name for v in observed.volumes])
+        orphans = (*containers.items(), *volumes.items())
         now = self.now
         circuits = (
             Blocker(
@@ -117,7 +120,12 @@ class SnapshotBuilder:
             health=self._prober.health(key),
             image=image,
             deleted=key in self._store.deleted,
-            orphans=self._orphans(observed),
+            orphans=Orphans(
+                containers={id_: orphan.since for id_, orphan in containers.items()},
+                volumes={name: orphan.since for name, orphan in volumes.items()},
+                retain={name: orphan.retain for name, orphan in volumes.items()},
+                held=frozenset(id_ for id_, orphan in orphans if self._is_orphan_held(orphan)),
+            ),
             gc_grace=self._gc_grace,
             pause_grace=self._pause_grace,
             may_collect=self.may_collect(key),
@@ -139,12 +147,21 @@ class SnapshotBuilder:
         env_file = self._env_files.get(path) if path is not None else None
         if not isinstance(env_file, ReconcilerError):
             digest = env_file.digest if env_file else None
-            hashed = self._hash(record, digest, {c.spec_hash for c in observed.containers})
+            # The spec is hashed unless it is unchanged; hashes that no container has are forgotten.
+            known = self._hashed.setdefault(name, {})
+            hashed = next(reversed(known.values()), None)
+            if hashed is None or hashed.spec is not record.spec or hashed.digest != digest:
+                present = spec_hash(record.spec, self._instance_config, digest)
+                known.pop(present, None)
+                hashed = known[present] = _HashInput(present, record.spec, digest)
+            in_use = {hashed.spec_hash, *(c.spec_hash for c in observed.containers)}
+            for former in known.keys() - in_use:
+                del known[former]
             changes = {
                 former.spec_hash: f"its env_file {path} changed"
                 if former.spec == hashed.spec
                 else "the spec changed"
-                for former in self._hashed[name].values()
+                for former in known.values()
                 if former is not hashed
             }
         return Desired(
@@ -177,32 +194,6 @@ class SnapshotBuilder:
             verb = None if source in {Source.ENGINE, Source.RECORD} else Verb.CREATE
             if reason:
                 yield Blocker(verb, None, reason, source)
-
-    def _hash(self, record: Record, digest: str | None, in_use: set[str]) -> _HashInput:
-        """Hash the record's spec, unless it is unchanged; forget hashes that no container has."""
-        known = self._hashed.setdefault(record.name, {})
-        last = next(reversed(known.values()), None)
-        if last is None or last.spec is not record.spec or last.digest != digest:
-            hashed = spec_hash(record.spec, self._instance_config, digest)
-            known.pop(hashed, None)
-            last = known[hashed] = _HashInput(hashed, record.spec, digest)
-        for former in known.keys() - in_use - {last.spec_hash}:
-            del known[former]
-        return last
-
-    def _orphans(self, observed: Observed) -> Orphans:
-        containers = self._known_orphans("container", [c.id for c in observed.containers])
-        volumes = self._known_orphans("volume", [v.name for v in observed.volumes])
-        return Orphans(
-            containers={key: orphan.since for key, orphan in containers.items()},
-            volumes={key: orphan.since for key, orphan in volumes.items()},
-            retain={key: orphan.retain for key, orphan in volumes.items()},
-            held=frozenset(
-                key
-                for key, orphan in (*containers.items(), *volumes.items())
-                if self._is_orphan_held(orphan)
-            ),
-        )
 
     def _known_orphans(self, kind: OrphanKind, ids: list[str]) -> Mapping[str, Orphan]:
         known = self._store.orphans[kind]
