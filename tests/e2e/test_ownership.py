@@ -196,7 +196,7 @@ def test_two_unaware_daemons_leave_each_other_alone(
         second.daemon.start()
         second.daemon.wait_event("owner.conflict")
         quick.daemon.wait_event("owner.conflict")
-        second.wait_error("alice", "stop the daemon that made it")
+        second.wait_error("alice", "stop the daemon that created it")
         second.wait(lambda: second.rows()["theirs"]["status"] == "RUNNING")
         theirs = second.id("theirs")
         # A second lost container is made again; nothing of the other's moves meanwhile.
