@@ -158,8 +158,8 @@ class CircuitBreakers:
         if not any(self._circuits[verb].engine_alive for verb in verbs):
             return ""
         return (
-            f"the engine is wedged: reads work, but these calls hang: {', '.join(sorted(verbs))}. "
-            "Restart it, for instance with `systemctl restart docker`"
+            f"the engine is wedged: reads work, but these calls hang: {', '.join(sorted(verbs))}; "
+            "restart it, for instance with `systemctl restart docker`"
         )
 
     def report(self, connections: int) -> None:

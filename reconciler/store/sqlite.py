@@ -72,7 +72,7 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._file: os.stat_result | None = None
         # By record, the id of its spec in the file.
-        self._specs: dict[str, str | None] = {}
+        self._specs: dict[str, str] = {}
         self.trouble: StoreError | None = None
 
     def open(self) -> tuple[dict[str, Rows], int]:
@@ -149,7 +149,11 @@ class Database:
                     )
             specs = self._write_specs(connection, changes)
             self._ledger.insert(connection, entries)
-        self._specs.update(specs)
+        for name, spec_id in specs.items():
+            if spec_id is None:
+                self._specs.pop(name, None)
+            else:
+                self._specs[name] = spec_id
 
     def _write_specs(
         self, connection: sqlite3.Connection, changes: Sequence[Change]
@@ -208,8 +212,8 @@ class Database:
             for kind, key, body in connection.execute("SELECT kind, key, body FROM state"):
                 if kind not in decoders:
                     continue  # a spec, or a newer release wrote it
-                if kind == RECORDS.name:
-                    self._specs[key] = spec_id_in(body)
+                if kind == RECORDS.name and (spec_id := spec_id_in(body)):
+                    self._specs[key] = spec_id
                 try:
                     content[kind].values[key] = decoders[kind](body, specs)
                 except (ValueError, TypeError, AttributeError, LookupError) as error:

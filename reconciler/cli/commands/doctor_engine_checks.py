@@ -71,7 +71,7 @@ async def check_engine(settings: Settings, engine: DockerEngine, info: EngineInf
     findings += check_probes(status)
     # The daemon knows this already; a wedged engine would block the checks below.
     if wedged := status["engine"].get("wedged"):
-        return [*findings, Finding("engine's changes", "FAIL", *wedged.split(": ", 1))]
+        return [*findings, Finding("engine's changes", "FAIL", *wedged.split("; ", 1))]
     access = await check_api_access(engine)
     findings += access
     if any(finding.verdict == "FAIL" for finding in access):
