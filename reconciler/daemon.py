@@ -16,14 +16,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from reconciler import __version__
+from reconciler.control.operations import Operations
 from reconciler.control.queries import Queries
-from reconciler.control.requests import Requests
 from reconciler.control.routes import create_app
 from reconciler.control.server import bind, serve
 from reconciler.core.errors import OUT_OF_FILES, ReconcilerError, StoreError, is_out_of_files
 from reconciler.engine.docker.engine import DockerEngine
 from reconciler.engine.docker.host import address
-from reconciler.progress import IDLE, Progress
+from reconciler.liveness import IDLE, Liveness
 from reconciler.store.engine_lock import EngineLock
 from reconciler.store.lock import StateLock
 from reconciler.store.store import Store
@@ -86,7 +86,7 @@ class Daemon:
         self._recorder = recorder
         self._notifier = Notifier.from_environment()
         self._calls = BoundedCalls()
-        self._progress = Progress(time.monotonic)
+        self._liveness = Liveness(time.monotonic)
         self._stopping = False
         self._hangup = asyncio.Event()
 
@@ -116,7 +116,7 @@ class Daemon:
         # A DNS lookup or a read that hangs must not block the end of the process.
         loop.set_default_executor(DaemonThreads())
         loop.set_exception_handler(report_error)
-        with self._progress.collecting():
+        with self._liveness.collecting():
             work = asyncio.create_task(self._run_until_cancelled(), name="daemon")
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         for number in _STOP_SIGNALS:
@@ -181,7 +181,7 @@ class Daemon:
             while True:
                 await self._hangup.wait()
                 self._hangup.clear()
-                await Requests(manager).reload(source="SIGHUP")
+                await Operations(manager).reload(source="SIGHUP")
 
         async def report_status() -> None:
             while self._notifier.enabled:
@@ -228,7 +228,7 @@ class Daemon:
         pause = min(interval or _CHECK_EVERY, _CHECK_EVERY)
         checked = time.monotonic()
         while True:
-            hung = self._progress.hung()
+            hung = self._liveness.hung()
             # After SIGSTOP or a suspended host, every task first needs time to make progress.
             was_suspended = time.monotonic() - checked > pause + IDLE
             if hung and not was_suspended:

@@ -16,7 +16,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
-from reconciler.progress import waiting
+from reconciler.liveness import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from reconciler.cli.output import say
+from reconciler.control.operations import Operations
 from reconciler.control.queries import Queries
-from reconciler.control.requests import Requests
 from reconciler.core.errors import EngineTimeout
 from reconciler.core.priority import Priority
 from reconciler.daemon import make_engine
@@ -107,7 +107,7 @@ class LocalBackend:
             async with standalone(self._settings) as manager:
                 await manager.read_manifest()
                 await manager.observe()
-                return await Requests(manager).adopt(name, volume)
+                return await Operations(manager).adopt(name, volume)
 
         return asyncio.run(adopt())
 

@@ -1,4 +1,4 @@
-"""The HTTP routes of the control socket: JSON answers from ``Queries`` and ``Requests``."""
+"""The HTTP routes of the control socket: JSON answers from ``Queries`` and ``Operations``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from reconciler.control.operations import Operations
 from reconciler.control.queries import Queries
-from reconciler.control.requests import Requests
 from reconciler.core.errors import EngineError, EngineUnavailable, NotFound, ReconcilerError
 from reconciler.telemetry.redact import redactor
 
@@ -50,7 +50,7 @@ def create_app(manager: Manager) -> FastAPI:
     for kind in (ReconcilerError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, error_response)
     _add_queries(app, manager)
-    _add_requests(app, manager)
+    _add_operations(app, manager)
     _add_logs(app, Queries(manager))
     return app
 
@@ -105,12 +105,12 @@ def _add_logs(app: FastAPI, queries: Queries) -> None:
         return StreamingResponse(body(), media_type="text/plain")
 
 
-def _add_requests(app: FastAPI, manager: Manager) -> None:
-    queries, requests = Queries(manager), Requests(manager)
+def _add_operations(app: FastAPI, manager: Manager) -> None:
+    queries, operations = Queries(manager), Operations(manager)
 
     @app.post("/v1/reload")
     async def reload(*, allow_mass_delete: bool = False) -> dict[str, Any]:
-        return await requests.reload(allow_mass_delete=allow_mass_delete)
+        return await operations.reload(allow_mass_delete=allow_mass_delete)
 
     @app.post("/v1/gc")
     async def collect(
@@ -119,11 +119,11 @@ def _add_requests(app: FastAPI, manager: Manager) -> None:
         if dry_run:
             return queries.garbage()
         await _wait_for_engine(manager.informer)
-        return await requests.collect(allow_mass_delete=allow_mass_delete)
+        return await operations.collect(allow_mass_delete=allow_mass_delete)
 
     @app.post("/v1/adopt")
     async def adopt(name: str, volume: str | None = None) -> dict[str, Any]:
-        return await requests.adopt(name, volume)
+        return await operations.adopt(name, volume)
 
 
 async def _wait_for_engine(informer: Informer) -> None:

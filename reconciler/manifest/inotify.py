@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from asyncinotify import Event, Inotify, Mask
 
+from reconciler.liveness import waiting
 from reconciler.manifest.documents import is_manifest_name
-from reconciler.progress import waiting
 
 if TYPE_CHECKING:
     from reconciler.threads import BoundedCalls

@@ -15,6 +15,7 @@ from reconciler.core import naming
 from reconciler.core.errors import ManifestError
 from reconciler.core.mass_delete import mass_delete_guard_engages
 from reconciler.core.priority import Priority
+from reconciler.liveness import activity, waiting
 from reconciler.manifest.env_files import read_env_files
 from reconciler.manifest.loader import (
     Loaded,
@@ -26,7 +27,6 @@ from reconciler.manifest.loader import (
 )
 from reconciler.manifest.text_file import unreadable
 from reconciler.manifest.watch import Watch
-from reconciler.progress import activity, waiting
 from reconciler.store.tables import Record
 from reconciler.telemetry import events
 from reconciler.threads import BoundedCalls, in_thread

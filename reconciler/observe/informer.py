@@ -17,7 +17,7 @@ from reconciler.core.errors import (
 )
 from reconciler.core.priority import Priority
 from reconciler.engine.protocol import EventKind
-from reconciler.progress import activity, waiting
+from reconciler.liveness import activity, waiting
 from reconciler.telemetry import events
 from reconciler.telemetry.supervision import supervise
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from reconciler.core.priority import Priority
-from reconciler.progress import activity, waiting
+from reconciler.liveness import activity, waiting
 from reconciler.telemetry.supervision import is_cancelled, log_failure
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from reconciler.core.errors import StoreError
-from reconciler.progress import activity, waiting
+from reconciler.liveness import activity, waiting
 from reconciler.threads import SerialThread
 
 if TYPE_CHECKING:

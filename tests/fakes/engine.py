@@ -30,7 +30,7 @@ from reconciler.engine.protocol import (
     PullProgress,
     Summary,
 )
-from reconciler.progress import waiting
+from reconciler.liveness import waiting
 from tests.fakes.host import Box, FakeHost, id_of, tagged
 from tests.fakes.shell import run
 

@@ -9,12 +9,12 @@ from typing import Any, Self
 import yaml
 from structlog.contextvars import get_contextvars
 
+from reconciler.control.operations import Operations
 from reconciler.control.queries import Queries
-from reconciler.control.requests import Requests
 from reconciler.core import naming
 from reconciler.core.observed import Container, Phase
+from reconciler.liveness import Liveness
 from reconciler.manifest.sync import SyncResult
-from reconciler.progress import Progress
 from reconciler.resources.disk_guard import Space
 from reconciler.settings import Settings
 from reconciler.store.store import Store
@@ -98,10 +98,10 @@ class Stage(AbstractAsyncContextManager["Stage"]):
         self._tasks: list[asyncio.Task[None]] = []
         # The tasks of the loop that a test makes fail.
         self.failing: set[str] = set()
-        self.progress = Progress(asyncio.get_running_loop().time)
+        self.liveness = Liveness(asyncio.get_running_loop().time)
         self.manager: Manager
         self.queries: Queries
-        self.requests: Requests
+        self.operations: Operations
         self.store: Store
 
     @property
@@ -123,7 +123,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
     # --- the daemon's life
 
     async def start(self, absent: Sequence[str] = tuple(_ABSENT)) -> Self:
-        with self.progress.collecting():
+        with self.liveness.collecting():
             await self._start(absent)
         return self
 
@@ -141,7 +141,7 @@ class Stage(AbstractAsyncContextManager["Stage"]):
             measure=self.disks,
         )
         self.queries = Queries(self.manager)
-        self.requests = Requests(self.manager)
+        self.operations = Operations(self.manager)
         await self.manager.read_manifest()
         roots = {name: run for name, run in self.manager.tasks.items() if name not in absent}
         self._tasks = [asyncio.create_task(run(), name=name) for name, run in roots.items()]

@@ -202,7 +202,7 @@ async def test_a_lost_database_keeps_everything_longer(stage: Stage):
     # Nobody knows whether it was wanted, so that a person has to confirm its removal.
     await stage.days(0.2)
     assert VOLUME in stage.host.volumes
-    await stage.requests.collect(allow_mass_delete=True)
+    await stage.operations.collect(allow_mass_delete=True)
     await stage.after(60)
     assert VOLUME not in stage.host.volumes
 

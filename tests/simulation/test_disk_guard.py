@@ -274,7 +274,7 @@ async def test_removable_images_are_listed_with_their_time(stage: Stage):
         rows[0]["since"]
     ) == timedelta(days=1)
     # `gc` only handles sandboxes and removes no image.
-    assert not [row for row in await stage.requests.collect() if row["kind"] == "image"]
+    assert not [row for row in await stage.operations.collect() if row["kind"] == "image"]
     stage.manager.informer.complete = False
     assert not [row for row in stage.queries.garbage() if row["kind"] == "image"]
 

@@ -184,7 +184,7 @@ async def test_adopt_accepts_the_new_workspace_after_a_loss(stage: Stage):
     await stage.converge({"alice": "running", "bob": "running"})
     assert "`reconciler adopt alice` accepts it" in stage.row("alice")["reason"]
     ours = stage.seen("alice").id
-    answer = await stage.requests.adopt("alice", None)
+    answer = await stage.operations.adopt("alice", None)
     assert answer == {"sandbox": "alice", "adopted": [VOLUME]}
     await stage.restart()
     await stage.quiet()

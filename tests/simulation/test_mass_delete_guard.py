@@ -40,7 +40,7 @@ async def test_held_orphans_stay_held_over_restarts(stage: Stage):
     orphans(stage, NAMES[:4])
     await stage.after(400)
     await stage.restart()
-    await stage.requests.collect()
+    await stage.operations.collect()
     await stage.after(400)
     assert set(NAMES[:4]) < set(stage.phases())
 
@@ -49,7 +49,7 @@ async def test_confirmed_collection_is_done_and_reported(stage: Stage):
     await stage.converge({"alice": "running"})
     orphans(stage, NAMES[:4])
     await stage.after(400)
-    await stage.requests.collect(allow_mass_delete=True)
+    await stage.operations.collect(allow_mass_delete=True)
     await stage.after(60)
     assert stage.phases() == {"alice": "running"}
     assert stage.notes.logged(events.GcReleased)
@@ -63,7 +63,7 @@ async def test_a_confirmation_does_not_shorten_the_grace(stage: Stage):
     await stage.converge({"alice": "running"})
     orphans(stage, NAMES[:4])
     await stage.after(100)
-    await stage.requests.collect(allow_mass_delete=True)
+    await stage.operations.collect(allow_mass_delete=True)
     await stage.after(100)
     assert set(NAMES[:4]) < set(stage.phases())
     await stage.after(200)

@@ -250,7 +250,7 @@ async def test_orphan_of_a_lost_database_needs_confirmation(stage: Stage):
     assert "alice" in stage.phases()
     assert VOLUME in stage.host.volumes
     assert stage.notes.logged(events.GcHeld)
-    await stage.requests.collect(allow_mass_delete=True)
+    await stage.operations.collect(allow_mass_delete=True)
     await long(stage)
     assert "alice" not in stage.phases()
 
@@ -322,7 +322,7 @@ async def test_restored_workspace_without_labels_is_used(stage: Stage):
 async def test_adopted_volume_is_used_and_never_removed(stage: Stage):
     stage.host.add_volume(VOLUME)
     await stage.converge({"alice": "running", "bob": "running"})
-    answer = await stage.requests.adopt("alice", None)
+    answer = await stage.operations.adopt("alice", None)
     assert answer == {"sandbox": "alice", "adopted": [VOLUME]}
     await stage.quiet()
     assert stage.statuses() == {"alice": "RUNNING", "bob": "RUNNING"}
@@ -341,9 +341,9 @@ async def test_a_volume_of_another_name_is_adopted_by_its_name(stage: Stage):
     stage.host.add_volume("from-backup")
     await stage.converge({"alice": "stopped"})
     with pytest.raises(Refused, match="has the workspace"):
-        await stage.requests.adopt("alice", "from-backup")
+        await stage.operations.adopt("alice", "from-backup")
     await stage.converge({"alice": "stopped", "bob": {"workspace": None}})
-    await stage.requests.adopt("bob", "from-backup")
+    await stage.operations.adopt("bob", "from-backup")
     await stage.converge({"alice": "stopped", "bob": "running"})
     assert stage.seen("bob").volumes == {"from-backup"}
     with pytest.raises(Refused, match="is the workspace of bob"):
@@ -357,7 +357,7 @@ async def test_missing_objects_cannot_be_adopted(stage: Stage):
         ("alice", "no-such", "does not exist"),
     ]:
         with pytest.raises(NotFound, match=words):
-            await stage.requests.adopt(name, volume)
+            await stage.operations.adopt(name, volume)
     await stage.stop()
     stage.host.remove(NAME)
     await stage.start()
@@ -382,7 +382,7 @@ async def test_changed_instance_is_an_error(stage: Stage):
     assert ids(stage).keys() == {NAME, "agents-bob"}
     # The way on: the old container goes, the workspace is adopted.
     stage.host.remove(NAME)
-    await stage.requests.adopt("alice", VOLUME)
+    await stage.operations.adopt("alice", VOLUME)
     await stage.quiet()
     assert stage.host.box("agents-alice").seen.volumes == {VOLUME}
     # And the way back.
@@ -582,7 +582,7 @@ async def test_container_of_a_stopped_rival_can_be_adopted(stage: Stage, other: 
     await other.stop()
     await stage.converge({"mine": "running", "alice": "running"})
     assert stage.statuses() == {"mine": "RUNNING", "alice": "ERROR"}
-    answer = await stage.requests.adopt("alice", None)
+    answer = await stage.operations.adopt("alice", None)
     assert set(answer["adopted"]) == {NAME, VOLUME}
     await stage.quiet()
     assert ids(stage)[NAME] == theirs

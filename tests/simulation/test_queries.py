@@ -102,7 +102,7 @@ async def test_a_collection_waits_for_the_removals(littered: Stage):
     stage.engine.hang("remove")
     stage.add_orphan("stray")
     await stage.after(61)
-    collecting = asyncio.create_task(stage.requests.collect())
+    collecting = asyncio.create_task(stage.operations.collect())
     await stage.after(1)
     assert not collecting.done()
     stage.engine.release("remove")
@@ -118,7 +118,7 @@ async def test_collection_reports_unremovable_objects(littered: Stage):
     stage.engine.fail_next("remove", EngineError("device or resource busy"), times=999)
     stage.add_orphan("stray")
     await stage.after(61)
-    (row,) = await stage.requests.collect()
+    (row,) = await stage.operations.collect()
     assert (row["due"], row["removed"]) == (True, False)
     assert "busy" in row["error"]
     (row,) = stage.queries.garbage()

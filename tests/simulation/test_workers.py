@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 
 from reconciler.core.priority import Priority
-from reconciler.progress import Progress, waiting
+from reconciler.liveness import Liveness, waiting
 from reconciler.reconcile.queue import WorkQueue
 from reconciler.reconcile.workers import Result, Workers
 from reconciler.telemetry import events
@@ -33,7 +33,7 @@ class WorkerPool:
         self.most = 0
         self.began: list[tuple[float, str]] = []
         self.notes = LogCapture(loop.time)
-        self.progress = Progress(loop.time)
+        self.liveness = Liveness(loop.time)
         self.workers = Workers(
             self.queue,
             reconcile=self._reconcile,
@@ -68,7 +68,7 @@ class WorkerPool:
 @pytest.fixture
 async def pool() -> AsyncIterator[WorkerPool]:
     made = WorkerPool()
-    with made.progress.collecting():
+    with made.liveness.collecting():
         task = asyncio.create_task(made.workers.run())
     yield made
     assert not task.done()
@@ -124,22 +124,22 @@ async def test_nothing_runs_while_it_is_not_ready(pool: WorkerPool):
     pool.add(*"abc")
     await asyncio.sleep(600)
     assert pool.order == []
-    assert not pool.progress.hung()
+    assert not pool.liveness.hung()
     pool.ready.set()
     await asyncio.sleep(5)
     assert sorted(pool.order) == ["a", "b", "c"]
 
 
 async def test_wait_within_its_limit_is_no_hang(pool: WorkerPool):
-    assert not pool.progress.hung()
+    assert not pool.liveness.hung()
     await asyncio.sleep(3600)
-    assert not pool.progress.hung()
+    assert not pool.liveness.hung()
     pool.seconds = dict.fromkeys("abcd", LONGEST)
     pool.limits = dict.fromkeys("abcd", LONGEST)
     pool.add(*"abcd")
     for _ in range(40):
         await asyncio.sleep(LONGEST / 10)
-        assert not pool.progress.hung()
+        assert not pool.liveness.hung()
 
 
 @pytest.mark.parametrize("limit", [None, 60.0])
@@ -151,9 +151,9 @@ async def test_a_pass_that_hangs_is_noticed_within_90_seconds(
         pool.limits["a"] = limit
     pool.add("a")
     await asyncio.sleep(90)
-    assert pool.progress.hung() == ["reconcile a"]
+    assert pool.liveness.hung() == ["reconcile a"]
     await asyncio.sleep(10 * LONGEST)
-    assert not pool.progress.hung()
+    assert not pool.liveness.hung()
 
 
 async def test_cancellation_ends_the_passes():

@@ -115,8 +115,8 @@ def _locally(settings: Settings, timeout: float, *, allow_mass_delete: bool) -> 
     with loading():
         from reconciler.cli.local import standalone  # noqa: PLC0415 - loads the engine's client
         from reconciler.cli.progress import Progress  # noqa: PLC0415
+        from reconciler.control.operations import Operations  # noqa: PLC0415
         from reconciler.control.queries import Queries  # noqa: PLC0415
-        from reconciler.control.requests import Requests  # noqa: PLC0415
         from reconciler.telemetry.redact import redactor  # noqa: PLC0415
 
     async def converge() -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _locally(settings: Settings, timeout: float, *, allow_mass_delete: bool) -> 
             # Fail before anything is stored if the engine is unreachable.
             await manager.engine.ping()
             queries = Queries(manager)
-            reading = await Requests(manager).reload(allow_mass_delete=allow_mass_delete)
+            reading = await Operations(manager).reload(allow_mass_delete=allow_mass_delete)
             # Read again with the same flag, so that confirmed deletions are not blocked again.
             await manager.read_manifest(allow_mass_delete=allow_mass_delete)
             await manager.observe()

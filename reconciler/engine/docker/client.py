@@ -32,7 +32,7 @@ from reconciler.engine.docker import errors, requests
 from reconciler.engine.docker.access import Access
 from reconciler.engine.docker.host import resolve
 from reconciler.engine.docker.stream import parse_json
-from reconciler.progress import waiting
+from reconciler.liveness import waiting
 from reconciler.threads import BoundedCalls
 
 if TYPE_CHECKING:

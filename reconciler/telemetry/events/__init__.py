@@ -4,8 +4,8 @@
 """
 
 from reconciler.telemetry.events.base import *
-from reconciler.telemetry.events.daemon import *
-from reconciler.telemetry.events.engine import *
-from reconciler.telemetry.events.manifest import *
-from reconciler.telemetry.events.resources import *
-from reconciler.telemetry.events.sandbox import *
+from reconciler.telemetry.events.daemon_events import *
+from reconciler.telemetry.events.engine_events import *
+from reconciler.telemetry.events.manifest_events import *
+from reconciler.telemetry.events.resources_events import *
+from reconciler.telemetry.events.sandbox_events import *

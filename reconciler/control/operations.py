@@ -20,7 +20,7 @@ _REMOVAL: Final = 60.0
 _POLL: Final = 0.05
 
 
-class Requests:
+class Operations:
     """Change things on behalf of a client; the answers are JSON-ready, as those of ``Queries``."""
 
     def __init__(self, manager: Manager) -> None:

@@ -43,7 +43,7 @@ class _Activity:
             self._due = self._clock() + IDLE
 
 
-class Progress:
+class Liveness:
     """The running activities. ``clock`` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -75,7 +75,7 @@ class Progress:
                 del self._activities[name]
 
 
-_collector: ContextVar[Progress | None] = ContextVar("collector", default=None)
+_collector: ContextVar[Liveness | None] = ContextVar("collector", default=None)
 _current: ContextVar[_Activity | None] = ContextVar("activity", default=None)
 
 

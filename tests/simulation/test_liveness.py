@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from reconciler.progress import Progress, activity, waiting
+from reconciler.liveness import Liveness, activity, waiting
 from tests.simulation.stage import Stage
 
 # Three intervals of the shipped unit, less the pause between two checks.
@@ -39,7 +39,7 @@ async def test_hanging_activity_is_noticed(stage: Stage, name: str):
     await stage.quiet()
     if name != "manifest-watch":
         await stage.after(200)
-    assert stage.progress.hung() == []
+    assert stage.liveness.hung() == []
     HANGS[name](stage)
     if name == "informer":
         stage.host.end_streams()
@@ -49,7 +49,7 @@ async def test_hanging_activity_is_noticed(stage: Stage, name: str):
     if name != "manifest-watch":
         await stage.manager.manifest_sync.read()
     await stage.after(NOTICED)
-    assert name in stage.progress.hung()
+    assert name in stage.liveness.hung()
     vars(stage.store._writer).pop("flush", None)
 
 
@@ -60,12 +60,12 @@ async def test_a_slow_engine_is_no_hang(stage: Stage):
     await stage.edit({"alice": {"env": {"A": "1"}}, "bob": "running", "carol": "running"})
     for _ in range(120):
         await stage.after(5)
-        assert stage.progress.hung() == []
+        assert stage.liveness.hung() == []
     assert stage.engine.count("create") >= 3
 
 
 async def test_a_wait_counts_for_the_activity_that_it_is_in():
-    progress = Progress(asyncio.get_running_loop().time)
+    progress = Liveness(asyncio.get_running_loop().time)
 
     async def work() -> None:
         with activity("work"):
