@@ -287,7 +287,10 @@ class Informer:
                 self._relist_requested.set()
         elif event.kind is EventKind.VOLUME:
             if event.id.startswith(naming.MARKER_PREFIX):
-                if self._owners.handle(event.id, event.what):
+                # The engine sends past events again at the start: a marker that was created before
+                # the first list is in that list, and tested by it.
+                past = event.what == "create" and not self.ever_synced
+                if not past and self._owners.handle(event.id, event.what):
                     self._enqueue_all()
             elif event.what == "destroy" and (key := self._cache.mark_volume_dirty(event.id)):
                 self._enqueue(key, Priority.EVENT)

@@ -63,7 +63,6 @@ class Owners:
         self._rivals: set[str] = set()
         # Lost owners whose objects were adopted: this daemon keeps their markers.
         self._held: set[str] = set()
-        self._listed = False
         self._restoring: set[asyncio.Task[None]] = set()
 
     @property
@@ -100,7 +99,6 @@ class Owners:
         # A restart does not release the markers that this daemon holds.
         mine = {owner for owner, by in listing.holders.items() if by == self._store.owner}
         self._held |= mine & listing.owning
-        self._listed = True
         if listing.holders.get(self._store.owner) != "":
             if not await self._mark():
                 return listing
@@ -145,8 +143,7 @@ class Owners:
         owner = name.removeprefix(naming.marker_prefix(self._instance))
         own = owner == self._store.owner
         if owner not in self._held and not own:
-            # Before the first list, the engine sends past events again, such as our own.
-            return self._listed and what == "create" and self._add_rival(owner)
+            return what == "create" and self._add_rival(owner)
 
         async def prove_alive() -> None:
             # If this fails, the next list shows that the marker is missing.

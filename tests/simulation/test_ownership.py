@@ -8,6 +8,7 @@ import pytest
 from reconciler.core import naming
 from reconciler.core.errors import EngineError, EngineTimeout, NotFound, Refused
 from reconciler.core.observed import Phase
+from reconciler.engine.protocol import EngineEvent, EventKind
 from reconciler.telemetry import events
 from tests.fakes.host import IMAGE, labels
 from tests.simulation.stage import PREFIX, Stage
@@ -528,6 +529,25 @@ async def test_the_marker_of_a_lost_owner_goes_with_its_last_object(stage: Stage
     await stage.converge({"alice": {"workspace": None, "env": {"COLOUR": "red"}}})
     await long(stage)
     assert stage.host.markers.keys() == {naming.marker_name("default", stage.store.owner)}
+
+
+@pytest.mark.parametrize("database", ["kept", "lost"])
+async def test_past_marker_events_reveal_no_rival(stage: Stage, database: str):
+    await stage.converge({"alice": "running"})
+    before = ids(stage)
+    await stage.lose_database()
+    await stage.start()
+    await stage.quiet()
+    past = list(stage.host.markers)
+    assert len(past) == 2
+    await (stage.lose_database() if database == "lost" else stage.stop())
+    await stage.start()
+    for marker in past:
+        event = EngineEvent(EventKind.VOLUME, marker, "create", sandbox="", at=0.0)
+        stage.manager.informer.handle(event)
+    await long(stage)
+    assert not stage.manager.owners.conflict
+    assert (ids(stage), stage.statuses()) == (before, {"alice": "RUNNING"})
 
 
 async def test_engine_that_refuses_markers_adopts_nothing(stage: Stage):
