@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections import Counter
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -19,9 +20,10 @@ from reconciler.store.tables import (
     MIGRATIONS,
     RECORDS,
     SPEC_KIND,
+    EncodedRecord,
     Record,
     encode,
-    encode_spec,
+    encode_record,
     spec_id_in,
 )
 
@@ -36,6 +38,8 @@ _BUSY_SECONDS: Final = 5.0
 _WAL_BYTES: Final = 4 << 20
 # The WAL index, the header of the WAL, a page of each, and some to spare.
 _ROOM_TO_BEGIN: Final = 64 << 10
+_DELETE: Final = "DELETE FROM state WHERE kind = ? AND key = ?"
+_INSERT: Final = "INSERT INTO state (kind, key, body) VALUES (?, ?, ?)"
 _PRIMARY_CODE: Final = 0xFF  # the other bits of an SQLite error code only refine it
 
 _RESCUE: Final = (
@@ -71,8 +75,9 @@ class Database:
         self._ledger = LedgerTable(ledger_rows)
         self._connection: sqlite3.Connection | None = None
         self._file: os.stat_result | None = None
-        # By record, the id of its spec in the file.
+        # By record, the id of its spec in the file, and how many records have each.
         self._specs: dict[str, str] = {}
+        self._spec_users: Counter[str] = Counter()
         self.trouble: StoreError | None = None
 
     def open(self) -> tuple[dict[str, Rows], int]:
@@ -125,7 +130,7 @@ class Database:
             return False
         self._connection = connect(self.state_dir)
         self._file = self._path.stat()
-        self._specs = {}
+        self._specs, self._spec_users = {}, Counter()
         return True
 
     def write(self, changes: Sequence[Change], entries: Sequence[LedgerEntry]) -> None:
@@ -138,48 +143,35 @@ class Database:
         with sqlite_errors(self._path), transaction(self._connection) as connection:
             # All deletes first: a host port may move from one sandbox to another in one batch.
             for change in changes:
-                connection.execute(
-                    "DELETE FROM state WHERE kind = ? AND key = ?", (change.kind.name, change.key)
-                )
+                connection.execute(_DELETE, (change.kind.name, change.key))
+            records: dict[str, EncodedRecord | None] = {}
             for change in changes:
+                record = encode_record(change.value) if isinstance(change.value, Record) else None
+                if change.kind is RECORDS:
+                    records[change.key] = record
                 if change.value is not None:
-                    connection.execute(
-                        "INSERT INTO state (kind, key, body) VALUES (?, ?, ?)",
-                        (change.kind.name, change.key, encode(change.value)),
-                    )
-            specs = self._write_specs(connection, changes)
+                    body = record.body if record else encode(change.value)
+                    connection.execute(_INSERT, (change.kind.name, change.key, body))
+            specs = {record.spec_id: record.spec for record in records.values() if record}
+            for spec_id, spec in specs.items():
+                # A row that exists may be damaged.
+                connection.execute(_DELETE, (SPEC_KIND, spec_id))
+                connection.execute(_INSERT, (SPEC_KIND, spec_id, spec))
+            users = Counter(record.spec_id for record in records.values() if record)
+            users.subtract(self._specs[name] for name in records if name in self._specs)
+            unused = [
+                spec_id for spec_id in users if not self._spec_users[spec_id] + users[spec_id]
+            ]
+            for spec_id in unused:
+                connection.execute(_DELETE, (SPEC_KIND, spec_id))
             self._ledger.insert(connection, entries)
-        for name, spec_id in specs.items():
-            if spec_id is None:
-                self._specs.pop(name, None)
-            else:
-                self._specs[name] = spec_id
-
-    def _write_specs(
-        self, connection: sqlite3.Connection, changes: Sequence[Change]
-    ) -> dict[str, str | None]:
-        """Write the specs of changed records, each once, and delete those without a record.
-
-        Returns:
-            The spec ids of the changed records, by record; None: the record was removed.
-        """
-        specs: dict[str, str | None] = {}
-        for change in changes:
-            if change.kind is RECORDS:
-                specs[change.key] = None
-                if isinstance(change.value, Record):
-                    specs[change.key], body = encode_spec(change.value.spec)
-                    connection.execute(
-                        "INSERT OR REPLACE INTO state (kind, key, body) VALUES (?, ?, ?)",
-                        (SPEC_KIND, specs[change.key], body),
-                    )
-        if specs:
-            used = {**self._specs, **specs}
-            for unused in {self._specs.get(name) for name in specs} - set(used.values()):
-                connection.execute(
-                    "DELETE FROM state WHERE kind = ? AND key = ?", (SPEC_KIND, unused)
-                )
-        return specs
+        self._spec_users.update(users)
+        for spec_id in unused:
+            del self._spec_users[spec_id]
+        for name, record in records.items():
+            self._specs.pop(name, None)
+            if record:
+                self._specs[name] = record.spec_id
 
     def events(self, query: Query) -> list[LedgerEntry]:
         """Return the ledger's entries, oldest first.
@@ -209,6 +201,7 @@ class Database:
             connection.execute("BEGIN")  # one moment's content, also while a daemon writes
             select = "SELECT key, body FROM state WHERE kind = ?"
             specs = dict(connection.execute(select, (SPEC_KIND,)))
+            self._specs = {}
             for kind, key, body in connection.execute("SELECT kind, key, body FROM state"):
                 if kind not in decoders:
                     continue  # a spec, or a newer release wrote it
@@ -219,6 +212,7 @@ class Database:
                 except (ValueError, TypeError, AttributeError, LookupError) as error:
                     # Only the type: the message of a failed validation may quote a secret.
                     content[kind].unreadable[key] = type(error).__name__
+            self._spec_users = Counter(self._specs.values())
             last_id = self._ledger.last_id(connection)
             connection.execute("COMMIT")
         return content, last_id

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -104,14 +104,23 @@ class Kind(Generic[V]):
 
 
 def encode(value: object) -> str:
-    """Return the body of a row: a value of any kind as JSON. A spec is named by its id."""
+    """Return the body of a row: a value of any kind but a record as JSON."""
     return json.dumps(value, default=_parts_of)
 
 
-def encode_spec(spec: SandboxSpec) -> tuple[str, str]:
-    """Return the id and the body of a spec's row, which all records with this spec share."""
-    body = json.dumps(layer_of(spec), sort_keys=True)
-    return hashlib.sha256(body.encode()).hexdigest(), body
+class EncodedRecord(NamedTuple):
+    """The body of a record's row, and the row of its spec, which all records with it share."""
+
+    body: str
+    spec_id: str
+    spec: str
+
+
+def encode_record(record: Record) -> EncodedRecord:
+    """Return the rows of a record. Its body has the id of its spec."""
+    spec = json.dumps(layer_of(record.spec), sort_keys=True)
+    spec_id = hashlib.sha256(spec.encode()).hexdigest()
+    return EncodedRecord(json.dumps(_parts_of(record) | {"spec": spec_id}), spec_id, spec)
 
 
 def spec_id_in(body: str) -> str | None:
@@ -123,9 +132,7 @@ def spec_id_in(body: str) -> str | None:
     return spec_id if isinstance(spec_id, str) else None
 
 
-def _parts_of(value: Any) -> dict[str, Any] | str:
-    if isinstance(value, SandboxSpec):
-        return encode_spec(value)[0]
+def _parts_of(value: Any) -> dict[str, Any]:
     if is_dataclass(value):
         return {each.name: getattr(value, each.name) for each in fields(value)}
     if isinstance(value, Mapping):
