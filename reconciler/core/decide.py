@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.core.action import Blocker, Decision, Verb, earliest, step_on, wait_for, wind_down
 from reconciler.core.deletion import collect_volumes, delete_unwanted
 from reconciler.core.drift import drift, limits_drift, replace_cause
-from reconciler.core.failures import blocker_of, failure_key, gated, is_backing_off
+from reconciler.core.failures import blocker_of, failure_key, gated, pending_failure
 from reconciler.core.health import Verdict, verdict_of
 from reconciler.core.observed import Phase
 from reconciler.core.replacement import (
@@ -106,7 +106,7 @@ def _remove_dead(snapshot: Snapshot) -> Decision | None:
     dead = next((container for container in containers if container.phase in _DEAD), None)
     if dead is None:
         return None
-    if dead is roles.current and is_backing_off(snapshot, Verb.REMOVE, dead):
+    if dead is roles.current and pending_failure(snapshot, failure_key(Verb.REMOVE, dead)):
         taken = snapshot.taken_names.union(container.name for container in containers)
         names = (snapshot.names.predecessor, snapshot.names.successor)
         if free := next((name for name in names if name not in taken), ""):

@@ -157,6 +157,11 @@ class Refused(EngineError):
     """The engine rejects the request; a retry does not help."""
 
 
+def is_engine_lost(error: BaseException) -> bool:
+    """Whether the engine is unreachable, and not only too slow to answer the call."""
+    return isinstance(error, EngineUnavailable) and not isinstance(error, EngineTimeout)
+
+
 def is_out_of_files(error: BaseException | None) -> bool:
     """Whether the error, or one that it comes from, is that no file descriptor is left."""
     while error is not None:

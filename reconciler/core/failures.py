@@ -104,16 +104,15 @@ def foreign_pause(snapshot: Snapshot, container_id: str) -> float | None:
 
 def blocker_of(snapshot: Snapshot, about: FailureKey) -> Blocker | None:
     """Return what an action has to wait for: its own backoff, or the circuit of its verb."""
-    failure = failure_of(snapshot.memory, about)
-    if failure is not None and failure.not_before > snapshot.now:
+    if failure := pending_failure(snapshot, about):
         return Blocker(about.verb, failure.not_before, failure.cause, Source.FAILURE)
     return snapshot.blocker(about.verb)
 
 
-def is_backing_off(snapshot: Snapshot, verb: Verb, container: Container) -> bool:
-    """Whether the action failed on such a container and is not due again."""
-    failure = failure_of(snapshot.memory, failure_key(verb, container))
-    return failure is not None and failure.not_before > snapshot.now
+def pending_failure(snapshot: Snapshot, about: FailureKey) -> Failure | None:
+    """Return the failure that has to be waited for before the action is due again."""
+    failure = failure_of(snapshot.memory, about)
+    return failure if failure is not None and failure.not_before > snapshot.now else None
 
 
 def failure_key_of(snapshot: Snapshot, action: Action) -> FailureKey:

@@ -20,7 +20,7 @@ from reconciler.core.action import (
     wind_down,
 )
 from reconciler.core.drift import drift, replace_cause
-from reconciler.core.failures import failure_key, failure_of, is_backing_off, is_unstartable
+from reconciler.core.failures import failure_key, failure_of, is_unstartable, pending_failure
 from reconciler.core.snapshot import ImageState
 from reconciler.core.spec import DesiredState, PullPolicy
 
@@ -62,7 +62,7 @@ def finish_replacement(snapshot: Snapshot, desired: Desired) -> Decision | None:
     never_started = current.started_at is None and not current.live
     if never_started and drift(snapshot, desired, current):
         return step_on(Verb.REMOVE, current, "it was made for an older spec")
-    fails = never_started and is_backing_off(snapshot, Verb.START, current)
+    fails = never_started and pending_failure(snapshot, failure_key(Verb.START, current))
     if fails and not is_unstartable(snapshot.memory, predecessor):
         return step_on(
             Verb.REMOVE, current, "it cannot be started; the previous container is restored"

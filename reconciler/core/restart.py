@@ -204,12 +204,6 @@ class SandboxMemory:
     baseline: Baseline | None = None
     faults: tuple[Fault, ...] = ()
 
-    @property
-    def failure(self) -> Failure | None:
-        """The latest failure, actions that the engine still works on left out."""
-        faults = (failure for failure in self.failures if not failure.progress)
-        return max(faults, key=lambda failure: failure.at, default=None)
-
 
 def backoff(base: float, cap: float, streak: int, key: str) -> float:
     """Return the seconds before try ``streak`` + 1: 0, then ``base`` doubling up to ``cap``.

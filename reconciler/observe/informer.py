@@ -11,9 +11,9 @@ from reconciler.core import naming
 from reconciler.core.errors import (
     EngineError,
     EngineTimeout,
-    EngineUnavailable,
     Forbidden,
     Unreadable,
+    is_engine_lost,
 )
 from reconciler.core.priority import Priority
 from reconciler.engine.protocol import EventKind
@@ -191,8 +191,7 @@ class Informer:
         if not self.ever_synced:
             # What exists is adopted before anything is created. Later, each key's pass inspects.
             for error in await self._cache.inspect_all():
-                about_engine = isinstance(error, EngineUnavailable)
-                if about_engine and not isinstance(error, EngineTimeout):
+                if is_engine_lost(error):
                     raise error
         if self._reported is not events.EngineConnected:
             self._reported = events.EngineConnected

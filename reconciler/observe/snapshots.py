@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from reconciler.core.observed import Observed
     from reconciler.core.spec import SandboxSpec
-    from reconciler.manifest.env_files import EnvFiles
+    from reconciler.manifest.env_files import EnvFile, EnvFiles
     from reconciler.manifest.sync import ManifestSync
     from reconciler.observe.cache import Cache
     from reconciler.observe.informer import Informer
@@ -96,6 +96,8 @@ class SnapshotBuilder:
         if record is None:
             self._hashed.pop(key, None)
         observed = self._cache.observed(key)
+        path = record.spec.env_file if record else None
+        env_file = self._env_files.get(path) if path is not None else None
         image = self._puller.state(key, record.spec.image) if record else ImageState.UNKNOWN
         containers = self._known_orphans("container", [c.id for c in observed.containers])
         volumes = self._known_orphans("volume", [v.name for v in observed.volumes])
@@ -113,7 +115,7 @@ class SnapshotBuilder:
         return Snapshot(
             key=key,
             prefix=self._instance_config.prefix,
-            desired=self._desired(record, observed) if record else None,
+            desired=self._desired(record, env_file, observed) if record else None,
             observed=observed,
             now=now,
             memory=self._store.memory(key),
@@ -129,7 +131,7 @@ class SnapshotBuilder:
             gc_grace=self._gc_grace,
             pause_grace=self._pause_grace,
             may_collect=self.may_collect(key),
-            blockers=(*self._blockers(key, record), *circuits),
+            blockers=(*self._blockers(key, record, env_file), *circuits),
             sees_volumes=self._cache.sees_volumes,
         )
 
@@ -142,9 +144,10 @@ class SnapshotBuilder:
         known = self._informer.complete and self._store.desired_known
         return known and not self._manifest_sync.is_held(key) and key not in self._store.held
 
-    def _desired(self, record: Record, observed: Observed) -> Desired:
-        name, path, hashed, changes = record.name, record.spec.env_file, None, {}
-        env_file = self._env_files.get(path) if path is not None else None
+    def _desired(
+        self, record: Record, env_file: EnvFile | ReconcilerError | None, observed: Observed
+    ) -> Desired:
+        name, hashed, changes = record.name, None, {}
         if not isinstance(env_file, ReconcilerError):
             digest = env_file.digest if env_file else None
             # The spec is hashed unless it is unchanged; hashes that no container has are forgotten.
@@ -158,7 +161,7 @@ class SnapshotBuilder:
             for former in known.keys() - in_use:
                 del known[former]
             changes = {
-                former.spec_hash: f"its env_file {path} changed"
+                former.spec_hash: f"its env_file {record.spec.env_file} changed"
                 if former.spec == hashed.spec
                 else "the spec changed"
                 for former in known.values()
@@ -174,7 +177,9 @@ class SnapshotBuilder:
             changes=changes,
         )
 
-    def _blockers(self, key: str, record: Record | None) -> Iterator[Blocker]:
+    def _blockers(
+        self, key: str, record: Record | None, env_file: EnvFile | ReconcilerError | None
+    ) -> Iterator[Blocker]:
         """Yield what prevents creating containers, and what is only reported, by importance."""
         reasons = {
             Source.ENGINE: "" if self._informer.synced.is_set() else self._informer.error,
@@ -182,8 +187,6 @@ class SnapshotBuilder:
             Source.RECORD: self._manifest_sync.held_because(key),
         }
         if record is not None:
-            path = record.spec.env_file
-            env_file = self._env_files.get(path) if path is not None else None
             reasons |= {
                 Source.INSTANCE: self._ownership.problem(key),
                 Source.ENV_FILE: str(env_file) if isinstance(env_file, ReconcilerError) else "",

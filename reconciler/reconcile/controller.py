@@ -17,6 +17,7 @@ from reconciler.core.errors import (
     EngineUnavailable,
     ReconcilerError,
     Throttled,
+    is_engine_lost,
     is_out_of_files,
 )
 from reconciler.core.observed import Phase
@@ -232,7 +233,7 @@ class Controller:
             except Throttled:
                 raise
             except ReconcilerError as error:
-                if isinstance(error, EngineUnavailable) and not isinstance(error, EngineTimeout):
+                if is_engine_lost(error):
                     self._unanswered[key] += 1
                     if not self._is_one_request(self._unanswered[key]):
                         raise

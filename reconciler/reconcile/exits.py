@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
+from reconciler.core.errors import EngineError, is_engine_lost
 from reconciler.core.observed import Phase
 from reconciler.core.restart import (
     Death,
@@ -121,8 +121,7 @@ class ExitTracker:
         try:
             tail = await self._engine.log_tail(container.id, _TAIL_LINES, since=since)
         except EngineError as error:
-            lost = isinstance(error, EngineUnavailable) and not isinstance(error, EngineTimeout)
-            if lost and insist:
+            if insist and is_engine_lost(error):
                 # The engine may be shutting down and have stopped the sandbox. It would leave a
                 # container that it starts now half made, with its ports taken.
                 raise

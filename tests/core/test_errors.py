@@ -6,10 +6,13 @@ import pytest
 
 from reconciler.core.errors import (
     Diagnostic,
+    EngineTimeout,
+    EngineUnavailable,
     Forbidden,
     ManifestError,
     PortTaken,
     ReconcilerError,
+    is_engine_lost,
     is_out_of_files,
 )
 
@@ -30,6 +33,14 @@ def test_a_manifest_error_prints_every_diagnostic():
 def test_a_taken_port_has_its_number_if_known():
     assert PortTaken("held", 30000).port == 30000
     assert PortTaken("held").port is None
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [(EngineUnavailable("no"), True), (EngineTimeout("slow"), False), (Forbidden("no"), False)],
+)
+def test_a_slow_engine_is_not_lost(error: Exception, lost: bool):  # noqa: FBT001
+    assert is_engine_lost(error) is lost
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from reconciler.core import naming
 from reconciler.core.errors import EngineError, EngineTimeout, EngineUnavailable
+from reconciler.core.failures import latest_failure
 from reconciler.core.observed import Container
 from reconciler.store.store import Store
 from tests.fakes.engine import FakeEngine
@@ -344,7 +345,7 @@ class LoopMachine(RuleBasedStateMachine):
         if seen.spec_hash != snapshot.desired.spec_hash:
             return f"it is not made from {spec}"
         if seen.phase not in GOALS[state]:
-            return f"it is {seen.phase}, not {state}: {snapshot.memory.failure}"
+            return f"it is {seen.phase}, not {state}: {latest_failure(snapshot)}"
         volume = naming.volume_name(PREFIX, name)
         if spec != "homeless" and volume not in self.host.volumes:
             return "its workspace is gone"
