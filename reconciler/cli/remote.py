@@ -15,7 +15,6 @@ from reconciler.telemetry.sockets import short_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-    from types import TracebackType
 
     from reconciler.settings import Settings
 
@@ -76,12 +75,7 @@ class RemoteBackend:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def status(self, name: str | None, *, secrets: bool) -> dict[str, Any]:

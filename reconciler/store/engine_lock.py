@@ -19,12 +19,9 @@ import stat
 import struct
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from reconciler.core.errors import LockedError
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _PEER: Final = struct.Struct("3i")
 _PATIENCE: Final = 1.0
@@ -70,12 +67,7 @@ class EngineLock:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._release()
 
     def _release(self) -> None:

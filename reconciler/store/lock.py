@@ -13,7 +13,6 @@ from reconciler.store.private_files import private_file, private_folder, refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 FILE: Final = "lock"
 # `holder` takes a shared lock for an instant; a start in that instant must not fail.
@@ -55,12 +54,7 @@ class StateLock:
         self._descriptor = descriptor
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # The file stays: if it were unlinked, two processes could lock two files of one name.
         os.close(self._descriptor)
         self._descriptor = -1

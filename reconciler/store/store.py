@@ -24,7 +24,6 @@ from reconciler.store.writer import DatabaseWorker, Writer
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
-    from types import TracebackType
 
     from reconciler.store.writer import Supervise
 
@@ -142,12 +141,7 @@ class Store(State):
             self._writer.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def supervised_by(self, supervise: Supervise) -> None:
