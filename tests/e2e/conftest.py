@@ -24,7 +24,7 @@ def proxied(world: World, proxy: FaultProxy) -> World:
 
 @pytest.fixture
 def foreign(engine: Docker) -> Iterator[list[str]]:
-    """Names of containers that are not ours; whatever bears them goes in the end."""
+    """Names of foreign containers; containers with these names are removed in the end."""
     names: list[str] = []
     yield names
     for name in names:

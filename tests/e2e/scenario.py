@@ -194,7 +194,7 @@ class Scenario:
         self.world.wait(done)
 
     def await_death(self, death: Death, done: Over) -> None:
-        # Once nobody is connected, whatever the daemon had asked for is done.
+        # Once no connection is open, every request of the daemon is done.
         def came() -> bool:
             return death.came() and self.proxy.idle
 

@@ -122,7 +122,7 @@ def test_a_full_disk_at_any_write_loses_nothing(world: World, disk: Path) -> Non
         mark = world.daemon.mark()
         with full_but(disk, pages):
             world.declare(**records)
-            # Whatever else waits for room, what is to go goes.
+            # Deletions do not wait for room.
             world.wait(lambda wanted=records: set(world.names()) <= set(wanted))
             world.wait(lambda wanted=records: as_far_as_there_was_room(world, wanted))
             world.wait(lambda since=mark: is_written(world) or failures(world, since))

@@ -237,7 +237,7 @@ class Play:
                 assert not self.blamed(daemon), self.told(self.blamed(daemon))
 
     def check_calls(self) -> None:
-        """No loop without a pause, whatever it is that fails."""
+        """No failure leads to a loop without a pause."""
         engines = [daemon.stage.engine for daemon in self.daemons]
         now = asyncio.get_running_loop().time()
         calls = sum(len(engine.calls) for engine in engines)

@@ -30,11 +30,8 @@ def parse(payload):
 
 
 @pytest.fixture
-def journald(tmp_path):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(str(tmp_path / "socket"))
-        listener.settimeout(5)
-        yield listener
+def journald(datagrams):
+    return datagrams
 
 
 @pytest.fixture

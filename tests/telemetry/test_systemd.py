@@ -9,11 +9,8 @@ from reconciler.telemetry.systemd import Notifier, watchdog_interval
 
 
 @pytest.fixture
-def manager(tmp_path):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(5)
-        yield listener
+def manager(datagrams):
+    return datagrams
 
 
 @pytest.fixture

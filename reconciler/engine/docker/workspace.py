@@ -66,7 +66,7 @@ class Workspaces:
             group = await self._accounts(container_id, "/etc/group") if ":" in chosen else ""
             owner = chown.resolve(chosen, passwd, group)
         path, place = await self._find(container_id, workspace.path)
-        # Down to the first link: whatever it leads to has an owner already.
+        # Down to the first link: its target has an owner already.
         modes = {"": place.mode}
         for folder in chown.folders_between(workspace.path, working_dir):
             try:
