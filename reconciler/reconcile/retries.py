@@ -120,6 +120,8 @@ class Retries:
             if source not in before:
                 fault = Fault(source, redactor.clean(error))
                 self._begin(snapshot.key, fault, BEGUN.get(source, "it is not as desired"))
+        if not before:
+            return
         done = is_at_goal(snapshot) or snapshot.desired is None
         for source, fault in before.items():
             if source in now or (source in STEPS and not done):
