@@ -125,8 +125,6 @@ def _locally(settings: Settings, timeout: float, *, allow_mass_delete: bool) -> 
             await manager.engine.ping()
             queries = Queries(manager)
             reading = await Operations(manager).reload(allow_mass_delete=allow_mass_delete)
-            # Read again with the same flag, so that confirmed deletions are not blocked again.
-            await manager.read_manifest(allow_mass_delete=allow_mass_delete)
             await manager.observe()
             deadline = time.monotonic() + timeout
             async with asyncio.TaskGroup() as group:
