@@ -30,6 +30,12 @@ async def begin(stage: Stage, **record: Any) -> None:
     await stage.after(1)
 
 
+async def begin_healthy(stage: Stage, **record: Any) -> None:
+    await begin(stage, **record)
+    stage.host.check(ALICE, HEALTHY)
+    await stage.after(60)
+
+
 async def test_the_images_check_is_the_probe(checked: Stage):
     await begin(checked)
     assert status(checked) == ("STARTING", "the image's HEALTHCHECK has not passed yet")
@@ -59,9 +65,7 @@ async def test_within_the_grace_a_failed_check_restarts_nothing(checked: Stage):
 
 
 async def test_a_check_that_failed_while_paused_restarts_nothing(checked: Stage):
-    await begin(checked)
-    checked.host.check(ALICE, HEALTHY)
-    await checked.after(60)
+    await begin_healthy(checked)
     started = checked.seen("alice").started_at
     for _ in range(3):
         await checked.converge({"alice": {"health": DOCKER, "state": "paused"}})
@@ -81,9 +85,7 @@ async def test_a_check_that_failed_while_paused_restarts_nothing(checked: Stage)
 
 
 async def test_check_that_keeps_failing_after_a_pause_restarts(checked: Stage):
-    await begin(checked)
-    checked.host.check(ALICE, HEALTHY)
-    await checked.after(60)
+    await begin_healthy(checked)
     await checked.converge({"alice": {"health": DOCKER, "state": "paused"}})
     await checked.converge({"alice": {"health": DOCKER}})
     for _ in range(2):
@@ -94,9 +96,7 @@ async def test_check_that_keeps_failing_after_a_pause_restarts(checked: Stage):
 
 
 async def test_lost_event_of_a_check_is_noticed_later(checked: Stage):
-    await begin(checked)
-    checked.host.check(ALICE, HEALTHY)
-    await checked.after(60)
+    await begin_healthy(checked)
     subscribers = dict(checked.host.subscribers)
     checked.host.subscribers.clear()
     checked.host.check(ALICE, UNHEALTHY)
@@ -116,9 +116,7 @@ async def test_without_a_check_in_the_image_health_is_unknown(stage: Stage):
 
 
 async def test_without_a_probe_a_failing_check_is_only_reported(checked: Stage):
-    await begin(checked, health=None)
-    checked.host.check(ALICE, HEALTHY)
-    await checked.after(60)
+    await begin_healthy(checked, health=None)
     assert status(checked) == ("RUNNING", "")
     assert not checked.notes.logged(events.SandboxCheckUnheeded)
     checked.host.check(ALICE, UNHEALTHY)

@@ -28,6 +28,15 @@ def ids(stage: Stage) -> dict[str, str]:
     return {box.seen.name: box.seen.id for box in stage.host.boxes.values()}
 
 
+async def only_a_snapshot_is_left(stage: Stage, name: str) -> str:
+    """Lose the database and the sandbox, and run its snapshot as `name`; return the id."""
+    await stage.converge({"alice": "running"})
+    stage.host.commit(NAME, SNAPSHOT)
+    await stage.lose_database()
+    stage.host.remove(NAME)
+    return stage.host.run_image(name, SNAPSHOT)
+
+
 # --- a snapshot that somebody runs
 
 
@@ -100,11 +109,7 @@ async def test_sandbox_of_a_snapshot_image_is_ours(stage: Stage):
 
 
 async def test_unreadable_image_of_a_lost_database_is_no_proof(stage: Stage):
-    await stage.converge({"alice": "running"})
-    stage.host.commit(NAME, SNAPSHOT)
-    await stage.lose_database()
-    stage.host.remove(NAME)
-    theirs = stage.host.run_image(NAME, SNAPSHOT)
+    theirs = await only_a_snapshot_is_left(stage, NAME)
     stage.engine.fail_next("image_labels", EngineError("500"))
     await stage.start()
     await stage.edit({"alice": "stopped"})
@@ -114,11 +119,7 @@ async def test_unreadable_image_of_a_lost_database_is_no_proof(stage: Stage):
 
 @pytest.mark.parametrize("name", ["my-debug", NAME])
 async def test_with_the_database_lost_a_snapshot_is_still_foreign(stage: Stage, name: str):
-    await stage.converge({"alice": "running"})
-    stage.host.commit(NAME, SNAPSHOT)
-    await stage.lose_database()
-    stage.host.remove(NAME)
-    theirs = stage.host.run_image(name, SNAPSHOT)
+    theirs = await only_a_snapshot_is_left(stage, name)
     await stage.start()
     await long(stage)
     assert ids(stage)[name] == theirs
